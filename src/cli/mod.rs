@@ -1,0 +1,1 @@
+//! Client commands: talk to the control socket, print tables or JSON.

@@ -1,0 +1,1 @@
+//! API server, configuration, persistence, access rules.

@@ -1,0 +1,1 @@
+//! The iSCSI protocol engine, sans-IO.

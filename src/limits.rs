@@ -1,0 +1,35 @@
+//! Every bound of the server, with its derivation. What is full refuses by protocol; nothing grows without a bound here.
+//!
+//! A leaf that every module may use.
+
+/// SCSI commands one session may have outstanding: the CmdSN window (RFC 7143 section 4.2.2.1). Linux asks for 128 by
+/// default, and ESXi and Windows for at most that; a slot costs some 300 bytes.
+pub const COMMANDS_PER_SESSION_MAX: u32 = 128;
+
+/// Immediate requests (task management, NOP-Out, Logout, Text) that may wait beside the window. RFC 7143 section 4.2.2.1 lets a
+/// target refuse more with Reject "too many immediate commands".
+pub const IMMEDIATE_REQUESTS_MAX: u32 = 8;
+
+/// Bytes of one PDU's data segment that we accept (our MaxRecvDataSegmentLength).
+pub const RECEIVE_SEGMENT_LENGTH_MAX: u32 = 256 * 1024;
+
+/// MaxBurstLength that we offer: one R2T's payload, and so one burst buffer of the arena's largest class.
+pub const BURST_LENGTH_MAX: u32 = 1024 * 1024;
+
+/// FirstBurstLength that we offer. A command with its immediate data must fit the largest stream buffer of a connection.
+pub const FIRST_BURST_LENGTH_MAX: u32 = 64 * 1024;
+
+/// R2Ts outstanding for one task that we accept (MaxOutstandingR2T).
+pub const OUTSTANDING_R2T_MAX: u16 = 4;
+
+/// Sessions of one shard, and so connections (one connection a session); login connections share the number.
+pub const SESSIONS_PER_SHARD_MAX: u32 = 4096;
+
+/// A connection that has not finished its login after this long is closed.
+pub const LOGIN_TIMEOUT_MS: u64 = 15_000;
+
+/// Bytes of one text or login negotiation, over all its continued PDUs (RFC 7143 section 6.1 asks for at least 8 KiB).
+pub const NEGOTIATION_BYTES_MAX: usize = 64 * 1024;
+
+const _: () = assert!(FIRST_BURST_LENGTH_MAX <= BURST_LENGTH_MAX);
+const _: () = assert!(RECEIVE_SEGMENT_LENGTH_MAX <= BURST_LENGTH_MAX);

@@ -1,0 +1,2 @@
+//! Lunaring.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Arena, size-classed pools, owned buffers.

@@ -1,0 +1,1 @@
+//! The SCSI engine, sans-IO.

@@ -1,0 +1,1 @@
+//! The loop: reap, dispatch, submit.

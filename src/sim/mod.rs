@@ -1,0 +1,1 @@
+//! Simulated ring, files and network.

@@ -1,0 +1,1 @@
+//! The VHDX format engine, sans-IO.
