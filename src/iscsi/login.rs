@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod admission;
 mod security;
 #[cfg(test)]
 mod tests;
@@ -15,11 +16,14 @@ use super::keys::{self, Key, KeyRow, Kind, Usage};
 use super::names::IscsiName;
 use super::negotiation::{Misuse, Negotiated, Negotiation, Preferences};
 use super::pdu::{BHS_LEN, Bhs, LoginRequest, LoginResponse, LoginStage, LoginStatus, Opcode, Sequence, pad_len};
+use super::session::{SessionParameters, SessionType};
 use super::text::{self, TextBuilder, TextCollector, TextError};
 use crate::limits::LOGIN_REQUESTS_MAX;
 use crate::units::{PortalId, TargetId};
 use core::net::SocketAddr;
 use security::{Security, SecurityKeys};
+
+pub use admission::{Admission, admission};
 
 /// What this server asks of every login.
 #[derive(Clone, Debug)]
@@ -134,6 +138,34 @@ pub struct Established {
     pub stat_sn: u32,
     /// How the connection came in.
     pub arrival: Arrival,
+}
+
+impl Established {
+    /// What [`super::connection::Connection`] starts from. The times are the server's, in ms: how long to wait before a ping (0: never)
+    /// and for its answer.
+    #[must_use]
+    pub fn session_parameters(&self, ping_interval_ms: u64, ping_timeout_ms: u64) -> SessionParameters {
+        let negotiated = &self.negotiated;
+        SessionParameters {
+            session_type: if self.identity.is_discovery() { SessionType::Discovery } else { SessionType::Normal },
+            connection_id: self.identity.connection_id,
+            header_digest: negotiated.header_digest,
+            data_digest: negotiated.data_digest,
+            max_recv_data_segment_length: negotiated.receive_segment_length_max,
+            initiator_max_recv_data_segment_length: negotiated.transmit_segment_length_max,
+            max_burst_length: negotiated.burst_length_max,
+            first_burst_length: negotiated.first_burst_length,
+            initial_r2t: negotiated.initial_r2t,
+            immediate_data: negotiated.immediate_data,
+            max_outstanding_r2t: negotiated.outstanding_r2t_max,
+            default_time2wait: negotiated.time2wait_s,
+            default_time2retain: negotiated.time2retain_s,
+            exp_cmd_sn: self.cmd_sn,
+            stat_sn: self.stat_sn,
+            ping_interval_ms,
+            ping_timeout_ms,
+        }
+    }
 }
 
 /// Why a login ended without a session.
