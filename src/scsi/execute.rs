@@ -1,15 +1,17 @@
 //! From a CDB to what must be done: checks that hold for every command, dispatch through the command table, and [`Action`].
 
+use super::cdb::Cdb;
+use super::command_table::{self, Command, Handler};
 use super::parameter_list::ParameterList;
-use super::sense::{Outcome, Sense, SenseFormat};
+use super::sense::{Outcome, Sense, SenseCode, SenseFormat};
 use super::unit::{BlockLength, NexusUnit, Unit};
 use crate::units::{Lba, Lun};
 
 /// A command as it came from the initiator.
 #[derive(Clone, Copy, Debug)]
 pub struct CommandRequest<'a> {
-    /// The CDB as received: 16 bytes for iSCSI without an AHS; bytes after the command's own length are not looked at.
-    pub cdb: &'a [u8],
+    /// The CDB as it stands in the PDU; bytes after the command's own length are not looked at.
+    pub cdb: &'a [u8; 16],
 }
 
 /// What the commands that look beyond their logical unit (REPORT LUNS, the device identification page) see of the target.
@@ -116,14 +118,27 @@ pub enum Action {
 impl Action {
     /// Bytes of Data-Out that the action consumes.
     pub fn data_out_bytes(&self, block_length: BlockLength) -> u64 {
-        let _ = block_length;
-        todo!()
+        let blocks = match *self {
+            Self::Write { blocks, .. }
+            | Self::WriteAndVerify { blocks, .. }
+            | Self::Verify { blocks, byte_check: ByteCheck::DataOut, .. } => blocks,
+            Self::Verify { byte_check: ByteCheck::Single, .. } => 1,
+            Self::Verify { byte_check: ByteCheck::None, .. }
+            | Self::Done(_)
+            | Self::DataIn
+            | Self::NeedsBuffer { .. }
+            | Self::Read { .. }
+            | Self::Flush { .. } => 0,
+        };
+        u64::from(blocks) << block_length.shift()
     }
 
     /// Bytes of Data-In that the medium gives (a parameter list has its own length).
     pub fn data_in_bytes(&self, block_length: BlockLength) -> u64 {
-        let _ = block_length;
-        todo!()
+        match *self {
+            Self::Read { blocks, .. } => u64::from(blocks) << block_length.shift(),
+            _ => 0,
+        }
     }
 }
 
@@ -149,6 +164,51 @@ pub fn execute(
     unit: Option<LogicalUnit<'_>>,
     out: &mut ParameterList<'_>,
 ) -> Action {
-    let _ = (request, target, unit, out);
-    todo!()
+    let command = command_table::find(request.cdb);
+    if let Some(command) = command
+        && let Handler::Any(handler) = command.handler
+    {
+        return match check_reserved_bits(request, command) {
+            Ok(()) => with_whole_reply(handler(Cdb(request.cdb), target, unit, out), out),
+            Err(sense) => sense.into(),
+        };
+    }
+    let Some(LogicalUnit { unit, nexus }) = unit else {
+        return Sense::new(SenseCode::LOGICAL_UNIT_NOT_SUPPORTED).into();
+    };
+    if let Some(attention) = nexus.attentions_mut().take_first() {
+        return Sense::new(attention.sense_code()).into();
+    }
+    let Some(command) = command else {
+        return Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into();
+    };
+    if let Err(sense) = check_reserved_bits(request, command) {
+        return sense.into();
+    }
+    match command.handler {
+        Handler::Medium(handler) => handler(Cdb(request.cdb), unit),
+        Handler::Reply(handler) => with_whole_reply(handler(Cdb(request.cdb), unit, out), out),
+        Handler::Any(_) => unreachable!("answered above"),
+    }
+}
+
+/// Every bit that the command does not evaluate is zero; the field pointer names the first that is not.
+#[inline]
+fn check_reserved_bits(request: &CommandRequest<'_>, command: &Command) -> Result<(), Sense> {
+    let offending = u128::from_be_bytes(*request.cdb) & command.reserved_bits;
+    if offending == 0 {
+        return Ok(());
+    }
+    let position = offending.leading_zeros();
+    Err(Sense::invalid_field_in_cdb((position / 8) as u8, Some(7 - (position % 8) as u8)))
+}
+
+/// A reply that only the caller's buffer cut short is asked for again.
+fn with_whole_reply(action: Action, out: &ParameterList<'_>) -> Action {
+    match (action, out.bytes_missing()) {
+        (Action::DataIn, Some(bytes)) => {
+            Action::NeedsBuffer { bytes: u32::try_from(bytes).expect("at most ParameterList::BYTES_MAX") }
+        }
+        (action, _) => action,
+    }
 }

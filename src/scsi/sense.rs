@@ -47,6 +47,11 @@ impl Outcome {
     pub const fn check_condition(sense: Sense) -> Self {
         Self { status: Status::CHECK_CONDITION, sense: Some(sense) }
     }
+
+    /// The sense data bytes that go with the status, if any do.
+    pub fn sense_data(self, format: SenseFormat) -> Option<SenseData> {
+        self.sense.map(|sense| sense.encode(format))
+    }
 }
 
 impl From<Sense> for Outcome {
@@ -138,7 +143,7 @@ sense_codes! {
     COMMANDS_CLEARED_BY_ANOTHER_INITIATOR = UNIT_ATTENTION, 0x2f, 0x00, "COMMANDS CLEARED BY ANOTHER INITIATOR";
     MEDIUM_FORMAT_CORRUPTED = MEDIUM_ERROR, 0x31, 0x00, "MEDIUM FORMAT CORRUPTED";
     SAVING_PARAMETERS_NOT_SUPPORTED = ILLEGAL_REQUEST, 0x39, 0x00, "SAVING PARAMETERS NOT SUPPORTED";
-    LOGICAL_UNIT_FAILURE = HARDWARE_ERROR, 0x3e, 0x01, "LOGICAL UNIT FAILURE";
+    LOGICAL_UNIT_FAILURE = MEDIUM_ERROR, 0x3e, 0x01, "LOGICAL UNIT FAILURE";
     INQUIRY_DATA_HAS_CHANGED = UNIT_ATTENTION, 0x3f, 0x03, "INQUIRY DATA HAS CHANGED";
     REPORTED_LUNS_DATA_HAS_CHANGED = UNIT_ATTENTION, 0x3f, 0x0e, "REPORTED LUNS DATA HAS CHANGED";
     INTERNAL_TARGET_FAILURE = HARDWARE_ERROR, 0x44, 0x00, "INTERNAL TARGET FAILURE";
