@@ -244,3 +244,58 @@ pub static COMMANDS: &[Command] = &[
     command("VERIFY(12)", 0xaf, None, &[0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::NoneOrOut, O::Read, R::Read, Medium(read_write::verify_12)),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scsi::fixture::cdb;
+
+    #[test]
+    fn each_row_is_found_by_its_own_cdb() {
+        for command in COMMANDS {
+            let found = find(&cdb(&[command.opcode, command.service_action.unwrap_or(0)]));
+            assert_eq!(found.map(|found| found.name), Some(command.name));
+        }
+        assert!(find(&cdb(&[0x9e, 0x12])).is_none(), "a service action that is not served");
+        assert!(find(&cdb(&[0x42])).is_none());
+        assert!(find(&cdb(&[0xff])).is_none());
+    }
+
+    #[test]
+    fn rows_ascend_and_are_unique() {
+        for pair in COMMANDS.windows(2) {
+            let [earlier, later] = pair else { unreachable!("windows of two") };
+            assert!((earlier.opcode, earlier.service_action) < (later.opcode, later.service_action), "{}", later.name);
+        }
+    }
+
+    #[test]
+    fn the_length_is_that_of_the_group() {
+        for command in COMMANDS {
+            let expected = match command.opcode >> 5 {
+                0 => 6,
+                1 | 2 => 10,
+                4 => 16,
+                5 => 12,
+                group => panic!("group {group} has no length"),
+            };
+            assert_eq!(command.cdb_length, expected, "{}", command.name);
+        }
+    }
+
+    #[test]
+    fn every_bit_outside_the_usage_is_reserved() {
+        for command in COMMANDS {
+            let reserved = command.reserved_bits.to_be_bytes();
+            assert_eq!(reserved[0], 0);
+            for byte in 1..16 {
+                let expected = match byte {
+                    1 if command.service_action.is_some() => 0xe0,
+                    _ if byte < usize::from(command.cdb_length) => !command.cdb_usage[byte],
+                    _ => 0,
+                };
+                assert_eq!(reserved[byte], expected, "{} byte {byte}", command.name);
+            }
+        }
+    }
+}

@@ -62,3 +62,41 @@ fn push_standard(unit: Option<&Unit>, out: &mut ParameterList<'_>) {
     }
     out.push_zeros(usize::from(STANDARD_BYTES).saturating_sub(out.total_len()));
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::scsi::fixture::{DISK, invalid_field, reply, run, run_on};
+    use crate::scsi::{Action, NexusUnit};
+
+    #[test]
+    fn standard_data() {
+        let data = reply(&DISK, &[0x12, 0, 0, 0, 255, 0]);
+        assert_eq!(data.len(), 96);
+        assert_eq!(data[..8], [0, 0, 6, 0x12, 91, 0, 0, 2]);
+        assert_eq!(data[8..36], *b"LUNARINGVHDX disk       0.1 ");
+        assert_eq!(data[36..58], [0; 22]);
+        assert_eq!(data[58..66], [0x00, 0xa0, 0x09, 0x60, 0x04, 0x60, 0x04, 0xc0]);
+        assert_eq!(data[66..], [0; 30]);
+        assert_eq!(reply(&DISK, &[0x12, 0, 0, 0, 36, 0]), data[..36]);
+        assert_eq!(reply(&DISK, &[0x12, 0, 0, 1, 0, 0]), data, "a length of two bytes");
+    }
+
+    #[test]
+    fn where_no_unit_is() {
+        let mut nexus = NexusUnit::default();
+        let (action, data) = run_on(None, &mut nexus, &[0x12, 0, 0, 0, 96, 0]);
+        assert_eq!(action, Action::DataIn);
+        assert_eq!((data[0], data.len(), &data[16..32]), (0x7f, 96, &[b' '; 16][..]));
+        let (_, data) = run_on(None, &mut nexus, &[0x12, 1, 0, 0, 96, 0]);
+        assert_eq!(data, [0x7f, 0, 0, 1, 0]);
+        let (action, _) = run_on(None, &mut nexus, &[0x12, 1, 0x83, 0, 96, 0]);
+        assert_eq!(action, invalid_field(2, None));
+    }
+
+    #[test]
+    fn what_is_refused() {
+        assert_eq!(run(&DISK, &[0x12, 0, 0x80, 0, 255, 0]), invalid_field(2, None), "a page without EVPD");
+        assert_eq!(run(&DISK, &[0x12, 1, 0x84, 0, 255, 0]), invalid_field(2, None), "a page that is not there");
+        assert_eq!(run(&DISK, &[0x12, 2, 0, 0, 255, 0]), invalid_field(1, Some(1)), "CMDDT");
+    }
+}

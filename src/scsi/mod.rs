@@ -10,6 +10,8 @@ mod capacity;
 mod cdb;
 pub mod command_table;
 pub mod execute;
+#[cfg(test)]
+mod fixture;
 mod inquiry;
 pub mod lun;
 pub mod medium_error;

@@ -176,3 +176,79 @@ pub(super) fn mode_sense_10(cdb: Cdb<'_>, unit: &Unit, out: &mut ParameterList<'
     out.set_u16(0, data_length);
     Action::DataIn
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scsi::fixture::{DISK, invalid_field, refused, reply, run};
+    use crate::scsi::{BlockLength, UnitConfig};
+
+    const CACHING: [u8; 20] = [0x08, 0x12, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    const CONTROL: [u8; 12] = [0x0a, 0x0a, 0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0];
+    const EXCEPTIONS: [u8; 12] = [0x1c, 0x0a, 0x08, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+    fn control_extension() -> Vec<u8> {
+        [&[0x4a, 0x01, 0, 0x1c][..], &[0; 28]].concat()
+    }
+
+    #[test]
+    fn one_page_with_its_block_descriptor() {
+        let header = [31, 0, 0x10, 8, 0x01, 0x40, 0, 0, 0, 0, 2, 0];
+        assert_eq!(reply(&DISK, &[0x1a, 0, 0x08, 0, 255, 0]), [&header[..], &CACHING].concat());
+        let header = [0, 26, 0, 0x10, 0, 0, 0, 8, 0x01, 0x40, 0, 0, 0, 0, 2, 0];
+        assert_eq!(reply(&DISK, &[0x5a, 0, 0x0a, 0, 0, 0, 0, 0, 255, 0]), [&header[..], &CONTROL].concat());
+        let header = [0, 34, 0, 0x10, 1, 0, 0, 16, 0, 0, 0, 0, 0x01, 0x40, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0];
+        assert_eq!(reply(&DISK, &[0x5a, 0x10, 0x1c, 0, 0, 0, 0, 0, 255, 0]), [&header[..], &EXCEPTIONS].concat());
+        assert_eq!(reply(&DISK, &[0x5a, 0x18, 0x1c, 0, 0, 0, 0, 0, 6, 0]), [0, 18, 0, 0x10, 0, 0], "DBD, cut");
+    }
+
+    #[test]
+    fn a_large_unit_has_no_short_block_descriptor() {
+        let large = UnitConfig { capacity_blocks: 1 << 33, block_length: BlockLength::B4096, ..DISK };
+        assert_eq!(reply(&large, &[0x1a, 0, 0x0a, 0, 12, 0])[4..], [0xff, 0xff, 0xff, 0xff, 0, 0, 0x10, 0]);
+        let long = reply(&large, &[0x5a, 0x10, 0x0a, 0, 0, 0, 0, 0, 24, 0]);
+        assert_eq!(long[8..], [0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0]);
+    }
+
+    #[test]
+    fn all_pages_come_in_order_with_or_without_subpages() {
+        let pages = [&CACHING[..], &CONTROL, &EXCEPTIONS].concat();
+        let data = reply(&DISK, &[0x1a, 0x08, 0x3f, 0, 255, 0]);
+        assert_eq!(data, [&[47, 0, 0x10, 0][..], &pages].concat());
+        let pages = [&CACHING[..], &CONTROL, &control_extension(), &EXCEPTIONS].concat();
+        let data = reply(&DISK, &[0x1a, 0x08, 0x3f, 0xff, 255, 0]);
+        assert_eq!(data, [&[79, 0, 0x10, 0][..], &pages].concat());
+        let data = reply(&DISK, &[0x1a, 0x08, 0x0a, 0xff, 255, 0]);
+        assert_eq!(data, [&[47, 0, 0x10, 0][..], &CONTROL, &control_extension()].concat());
+        let data = reply(&DISK, &[0x1a, 0x08, 0x0a, 0x01, 255, 0]);
+        assert_eq!(data, [&[35, 0, 0x10, 0][..], &control_extension()].concat());
+    }
+
+    #[test]
+    fn values_follow_the_unit() {
+        let unit =
+            UnitConfig { write_cache_enabled: false, read_only: true, sense_format: SenseFormat::Descriptor, ..DISK };
+        let data = reply(&unit, &[0x1a, 0x08, 0x3f, 0, 255, 0]);
+        assert_eq!((data[2], data[4 + 2], data[24 + 2]), (0x90, 0, 4), "WP, WCE, D_SENSE");
+    }
+
+    #[test]
+    fn nothing_can_be_changed_or_saved() {
+        let changeable = reply(&DISK, &[0x1a, 0x08, 0x7f, 0xff, 255, 0]);
+        let headers =
+            [&[0x08, 0x12][..], &[0; 18], &[0x0a, 0x0a], &[0; 10], &control_extension(), &[0x1c, 0x0a], &[0; 10]];
+        assert_eq!(changeable[4..], headers.concat());
+        let current = reply(&DISK, &[0x1a, 0x08, 0x3f, 0, 255, 0]);
+        assert_eq!(reply(&DISK, &[0x1a, 0x08, 0xbf, 0, 255, 0]), current, "defaults");
+        assert_eq!(run(&DISK, &[0x1a, 0x08, 0xff, 0, 255, 0]), refused(SenseCode::SAVING_PARAMETERS_NOT_SUPPORTED));
+    }
+
+    #[test]
+    fn pages_that_are_not_there() {
+        assert_eq!(run(&DISK, &[0x1a, 0, 0x01, 0, 255, 0]), invalid_field(2, Some(5)));
+        assert_eq!(run(&DISK, &[0x1a, 0, 0x00, 0, 255, 0]), invalid_field(2, Some(5)));
+        assert_eq!(run(&DISK, &[0x1a, 0, 0x08, 1, 255, 0]), invalid_field(3, None));
+        assert_eq!(run(&DISK, &[0x1a, 0, 0x3f, 1, 255, 0]), invalid_field(3, None));
+        assert_eq!(run(&DISK, &[0x1a, 0x10, 0x08, 0, 255, 0]), invalid_field(1, Some(4)), "LLBAA in six bytes");
+    }
+}

@@ -224,3 +224,136 @@ pub(super) fn synchronize_cache_10(cdb: Cdb<'_>, unit: &Unit) -> Action {
 pub(super) fn synchronize_cache_16(cdb: Cdb<'_>, unit: &Unit) -> Action {
     synchronize_cache(cdb, Range::cdb_16(cdb), unit)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scsi::fixture::{DISK, invalid_field, refused, run};
+    use crate::scsi::{BlockLength, UnitConfig};
+
+    const GOOD: Action = Action::Done(Outcome::GOOD);
+
+    fn read(lba: u64, blocks: u32, dpo: bool, fua: bool) -> Action {
+        Action::Read { lba: Lba(lba), blocks, dpo, fua }
+    }
+
+    fn write(lba: u64, blocks: u32, dpo: bool, fua: bool) -> Action {
+        Action::Write { lba: Lba(lba), blocks, dpo, fua }
+    }
+
+    fn out_of_range(lba: u64) -> Action {
+        Sense::new(SenseCode::LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE).with_information(lba).into()
+    }
+
+    #[test]
+    fn every_length_of_read_and_write_names_its_blocks() {
+        assert_eq!(run(&DISK, &[0x08, 0x1f, 0x12, 0x34, 5, 0]), read(0x1f_1234, 5, false, false));
+        assert_eq!(run(&DISK, &[0x0a, 0x01, 0x12, 0x34, 5, 0]), write(0x1_1234, 5, false, false));
+        assert_eq!(run(&DISK, &[0x28, 0x00, 0, 0x11, 0x22, 0x33, 0, 1, 2, 0]), read(0x11_2233, 0x102, false, false));
+        assert_eq!(run(&DISK, &[0x28, 0x10, 0, 0, 0, 1, 0, 0, 1, 0]), read(1, 1, true, false));
+        assert_eq!(run(&DISK, &[0x2a, 0x08, 0, 0, 0, 1, 0, 0, 1, 0]), write(1, 1, false, true));
+        assert_eq!(
+            run(&DISK, &[0xa8, 0x18, 0, 0x11, 0x22, 0x33, 0, 0, 1, 2, 0, 0]),
+            read(0x11_2233, 0x102, true, true)
+        );
+        assert_eq!(run(&DISK, &[0xaa, 0, 0, 0, 0, 9, 0, 0, 0, 1, 0, 0]), write(9, 1, false, false));
+        let large = UnitConfig { capacity_blocks: 1 << 40, ..DISK };
+        let tail = [0, 0, 1, 2, 0, 0];
+        let cdb_16 = |opcode| [&[opcode, 0x18, 0, 0, 0x00, 0x55, 0x66, 0x77, 0x88, 0x99][..], &tail].concat();
+        assert_eq!(run(&large, &cdb_16(0x88)), read(0x55_6677_8899, 0x102, true, true));
+        assert_eq!(run(&large, &cdb_16(0x8a)), write(0x55_6677_8899, 0x102, true, true));
+    }
+
+    #[test]
+    fn no_blocks_is_a_legal_length_except_in_six_bytes_where_it_is_256() {
+        assert_eq!(run(&DISK, &[0x08, 0, 0, 7, 0, 0]), read(7, 256, false, false));
+        assert_eq!(run(&DISK, &[0x0a, 0, 0, 7, 0, 0]), write(7, 256, false, false));
+        for opcode in [0x28, 0x2a, 0x2e, 0x2f, 0x88, 0x8a, 0x8e, 0x8f, 0xa8, 0xaa, 0xae, 0xaf] {
+            assert_eq!(run(&DISK, &[opcode]), GOOD, "{opcode:02x}");
+        }
+        // ... but it must start on the unit: 20,971,520 is 1400000h.
+        assert_eq!(run(&DISK, &[0x28, 0, 0x01, 0x40, 0, 0, 0, 0, 0, 0]), out_of_range(0x140_0000));
+        assert_eq!(run(&DISK, &[0x35, 0, 0x01, 0x40, 0, 0, 0, 0, 0, 0]), out_of_range(0x140_0000));
+    }
+
+    #[test]
+    fn the_last_block_is_there_and_the_next_is_not() {
+        assert_eq!(run(&DISK, &[0x28, 0, 0x01, 0x3f, 0xff, 0xff, 0, 0, 1, 0]), read(0x13f_ffff, 1, false, false));
+        assert_eq!(run(&DISK, &[0x28, 0, 0x01, 0x3f, 0xff, 0xff, 0, 0, 2, 0]), out_of_range(0x140_0000));
+        assert_eq!(run(&DISK, &[0x2a, 0, 0x01, 0x40, 0, 0, 0, 0, 1, 0]), out_of_range(0x140_0000));
+        assert_eq!(run(&DISK, &[0x28, 0, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0]), out_of_range(0xffff_ffff));
+        let top = [0x88, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0];
+        assert_eq!(run(&DISK, &top), out_of_range(u64::MAX));
+    }
+
+    #[test]
+    fn a_transfer_is_at_most_the_maximum_transfer_length() {
+        let cdb = |blocks: u32| {
+            let [a, b, c, d] = blocks.to_be_bytes();
+            [0x88, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d, 0, 0]
+        };
+        assert_eq!(run(&DISK, &cdb(65_536)), read(0, 65_536, false, false));
+        assert_eq!(run(&DISK, &cdb(65_537)), invalid_field(10, None));
+        let long = UnitConfig { block_length: BlockLength::B4096, physical_block_exponent: 0, ..DISK };
+        assert_eq!(run(&long, &[0x28, 0, 0, 0, 0, 0, 0, 0x20, 0x01, 0]), invalid_field(7, None));
+        assert_eq!(run(&long, &[0xa8, 0, 0, 0, 0, 0, 0, 0, 0x20, 0x01, 0, 0]), invalid_field(6, None));
+    }
+
+    #[test]
+    fn protection_groups_and_naca_are_refused() {
+        for opcode in [0x28, 0x2a, 0x2e, 0x2f] {
+            assert_eq!(run(&DISK, &[opcode, 0x20, 0, 0, 0, 0, 0, 0, 1, 0]), invalid_field(1, Some(5)), "{opcode:02x}");
+            assert_eq!(run(&DISK, &[opcode, 0xe0, 0, 0, 0, 0, 0, 0, 1, 0]), invalid_field(1, Some(7)), "{opcode:02x}");
+            assert_eq!(run(&DISK, &[opcode, 0, 0, 0, 0, 0, 3, 0, 1, 0]), invalid_field(6, Some(1)), "{opcode:02x}");
+            assert_eq!(run(&DISK, &[opcode, 0, 0, 0, 0, 0, 0, 0, 1, 4]), invalid_field(9, Some(2)), "{opcode:02x}");
+        }
+    }
+
+    #[test]
+    fn a_read_only_unit_reads_and_refuses_to_write() {
+        let read_only = UnitConfig { read_only: true, ..DISK };
+        for opcode in [0x0a, 0x2a, 0x2e, 0x8a, 0x8e, 0xaa, 0xae] {
+            assert_eq!(run(&read_only, &[opcode]), refused(SenseCode::WRITE_PROTECTED), "{opcode:02x}");
+        }
+        assert_eq!(run(&read_only, &[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0]), read(0, 1, false, false));
+    }
+
+    #[test]
+    fn verify_compares_as_bytchk_says() {
+        let verify = |byte_check, dpo| Action::Verify { lba: Lba(3), blocks: 4, byte_check, dpo };
+        let cdb = |flags| [0x2f, flags, 0, 0, 0, 3, 0, 0, 4, 0];
+        assert_eq!(run(&DISK, &cdb(0x00)), verify(ByteCheck::None, false));
+        assert_eq!(run(&DISK, &cdb(0x12)), verify(ByteCheck::DataOut, true));
+        assert_eq!(run(&DISK, &cdb(0x06)), verify(ByteCheck::Single, false));
+        assert_eq!(run(&DISK, &cdb(0x04)), invalid_field(1, Some(2)));
+        assert_eq!(run(&DISK, &[0xaf, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0]), verify(ByteCheck::DataOut, false));
+        assert_eq!(run(&DISK, &[0x8f, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0]), verify(ByteCheck::DataOut, false));
+
+        assert_eq!(verify(ByteCheck::None, false).data_out_bytes(BlockLength::B512), 0);
+        assert_eq!(verify(ByteCheck::DataOut, false).data_out_bytes(BlockLength::B512), 2048);
+        assert_eq!(verify(ByteCheck::Single, false).data_out_bytes(BlockLength::B512), 512);
+    }
+
+    #[test]
+    fn write_and_verify_compares_if_bytchk_is_one() {
+        let expected = |compare| Action::WriteAndVerify { lba: Lba(3), blocks: 4, compare, dpo: false };
+        assert_eq!(run(&DISK, &[0x2e, 0, 0, 0, 0, 3, 0, 0, 4, 0]), expected(false));
+        assert_eq!(run(&DISK, &[0x2e, 2, 0, 0, 0, 3, 0, 0, 4, 0]), expected(true));
+        assert_eq!(run(&DISK, &[0x2e, 4, 0, 0, 0, 3, 0, 0, 4, 0]), invalid_field(1, Some(2)));
+        assert_eq!(run(&DISK, &[0x2e, 6, 0, 0, 0, 3, 0, 0, 4, 0]), invalid_field(1, Some(2)));
+        assert_eq!(run(&DISK, &[0xae, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0]), expected(true));
+        assert_eq!(run(&DISK, &[0x8e, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0]), expected(true));
+    }
+
+    #[test]
+    fn synchronize_cache_covers_a_range_or_all_that_follows() {
+        let flush = |lba, blocks, immed| Action::Flush { lba: Lba(lba), blocks, immed };
+        assert_eq!(run(&DISK, &[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]), flush(0, 20_971_520, false));
+        assert_eq!(run(&DISK, &[0x35, 2, 0, 0, 0, 16, 0, 0, 8, 0]), flush(16, 8, true));
+        assert_eq!(run(&DISK, &[0x91, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0]), flush(16, 20_971_504, false));
+        // Longer than MAXIMUM TRANSFER LENGTH: nothing is transferred.
+        let all = [0x91, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x01, 0x40, 0, 0, 0, 0];
+        assert_eq!(run(&DISK, &all), flush(0, 20_971_520, false));
+        assert_eq!(run(&DISK, &[0x35, 0, 0x01, 0x3f, 0xff, 0xff, 0, 0, 2, 0]), out_of_range(0x140_0000));
+    }
+}

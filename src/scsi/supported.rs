@@ -110,3 +110,77 @@ pub(super) fn report_supported_task_management_functions(
     }
     Action::DataIn
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::scsi::command_table::COMMANDS;
+    use crate::scsi::fixture::{DISK, invalid_field, reply, run};
+
+    fn cdb(options: u8, opcode: u8, service_action: u16, allocation_length: u32) -> Vec<u8> {
+        let mut cdb = vec![0xa3, 0x0c, options, opcode];
+        cdb.extend(service_action.to_be_bytes());
+        cdb.extend(allocation_length.to_be_bytes());
+        cdb
+    }
+
+    #[test]
+    fn all_commands_are_listed_in_the_order_of_their_codes() {
+        let data = reply(&DISK, &cdb(0, 0, 0, 4096));
+        assert_eq!(data[..4], u32::try_from(COMMANDS.len() * 8).expect("few").to_be_bytes());
+        assert_eq!(data.len(), 4 + COMMANDS.len() * 8);
+        assert_eq!(data[4..12], [0x00, 0, 0, 0, 0, 0, 0, 6]);
+        let capacity = data[4..].chunks_exact(8).find(|descriptor| descriptor[0] == 0x9e);
+        assert_eq!(capacity, Some(&[0x9e, 0, 0, 0x10, 0, 1, 0, 16][..]));
+
+        let timed = reply(&DISK, &cdb(0x80, 0, 0, 4096));
+        assert_eq!(timed.len(), 4 + COMMANDS.len() * 20);
+        assert_eq!(timed[4..24], [0, 0, 0, 0, 0, 2, 0, 6, 0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10]);
+        assert_eq!(reply(&DISK, &cdb(0, 0, 0, 4)), data[..4]);
+    }
+
+    #[test]
+    fn one_command_tells_which_bits_are_looked_at() {
+        let read_10 = [0, 3, 0, 10, 0x28, 0x18, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0];
+        assert_eq!(reply(&DISK, &cdb(1, 0x28, 0, 4096)), read_10);
+        assert_eq!(reply(&DISK, &cdb(3, 0x28, 0, 4096)), read_10);
+        let timed = [&[0, 0x83, 0, 10][..], &read_10[4..], &[0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 30]].concat();
+        assert_eq!(reply(&DISK, &cdb(0x81, 0x28, 0, 4096)), timed);
+
+        let read_capacity_16 = [0, 3, 0, 16, 0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0];
+        assert_eq!(reply(&DISK, &cdb(2, 0x9e, 0x10, 4096)), read_capacity_16);
+        assert_eq!(reply(&DISK, &cdb(3, 0x9e, 0x10, 4096)), read_capacity_16);
+    }
+
+    #[test]
+    fn a_command_that_is_not_served_is_said_not_to_be() {
+        for (options, opcode, service_action) in [
+            (1, 0x42, 0),
+            (3, 0x42, 0),
+            (2, 0x9e, 0x12),
+            (3, 0x9e, 0x12),
+            (3, 0x28, 1),
+            (2, 0x9e, 0x110),
+            (3, 0x9e, 0x30),
+        ] {
+            let data = reply(&DISK, &cdb(options, opcode, service_action, 4096));
+            assert_eq!(data, [0, 1, 0, 0], "{options} {opcode:02x} {service_action:x}");
+        }
+    }
+
+    #[test]
+    fn an_option_that_contradicts_the_operation_code_is_refused() {
+        assert_eq!(run(&DISK, &cdb(1, 0x9e, 0x10, 4096)), invalid_field(3, None));
+        assert_eq!(run(&DISK, &cdb(2, 0x28, 0, 4096)), invalid_field(4, None));
+        for reserved in 4..8 {
+            assert_eq!(run(&DISK, &cdb(reserved, 0x28, 0, 4096)), invalid_field(2, Some(2)));
+        }
+    }
+
+    #[test]
+    fn task_management_functions() {
+        let cdb = |repd: u8, allocation_length: u8| [0xa3, 0x0d, repd, 0, 0, 0, 0, 0, 0, allocation_length, 0, 0];
+        assert_eq!(reply(&DISK, &cdb(0, 255)), [0xd8, 0, 0, 0]);
+        assert_eq!(reply(&DISK, &cdb(0x80, 255)), [0xd8, 0, 0, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(run(&DISK, &cdb(0, 3)), invalid_field(6, None));
+    }
+}

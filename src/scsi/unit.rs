@@ -248,3 +248,42 @@ impl NexusUnit {
         &mut self.attentions
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scsi::fixture::DISK;
+
+    #[test]
+    fn identity_comes_from_the_uuid_alone() {
+        let unit = Unit::new(&DISK).expect("a valid description");
+        assert_eq!(unit.serial_number(), *b"0123456789AB4DEF8EDCBA9876543210");
+        // 6, company id 024C55, and 25 hexadecimal digits of the UUID.
+        let expected = b"\x60\x24\xc5\x57\x89\xab\x4d\xef\x8e\xdc\xba\x98\x76\x54\x32\x10";
+        assert_eq!(unit.naa_identifier(), *expected);
+        let resized = Unit::new(&UnitConfig { capacity_blocks: 1, read_only: true, ..DISK }).expect("valid too");
+        assert_eq!(resized.naa_identifier(), unit.naa_identifier());
+    }
+
+    #[test]
+    fn impossible_descriptions_are_refused() {
+        let error = |config: UnitConfig<'_>| Unit::new(&config).expect_err("refused");
+        assert_eq!(error(UnitConfig { capacity_blocks: 0, ..DISK }), UnitError::Capacity);
+        assert_eq!(error(UnitConfig { capacity_blocks: (1 << 54) + 1, ..DISK }), UnitError::Capacity);
+        let long = UnitConfig { block_length: BlockLength::B4096, capacity_blocks: (1 << 51) + 1, ..DISK };
+        assert_eq!(error(long), UnitError::Capacity);
+        assert_eq!(error(UnitConfig { physical_block_exponent: 16, ..DISK }), UnitError::PhysicalBlockExponent);
+        for product in ["", "seventeen letters", "tab\t", "größe"] {
+            assert_eq!(error(UnitConfig { product, ..DISK }), UnitError::Product, "{product:?}");
+        }
+        assert!(Unit::new(&UnitConfig { capacity_blocks: 1 << 54, ..DISK }).is_ok());
+    }
+
+    #[test]
+    fn one_command_moves_32_mib_at_most() {
+        let unit = Unit::new(&DISK).expect("a valid description");
+        assert_eq!(unit.transfer_blocks_max(), 65_536);
+        let unit = Unit::new(&UnitConfig { block_length: BlockLength::B4096, ..DISK }).expect("a valid description");
+        assert_eq!(unit.transfer_blocks_max(), 8_192);
+    }
+}

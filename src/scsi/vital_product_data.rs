@@ -137,3 +137,80 @@ fn logical_block_provisioning(_target: &TargetView<'_>, unit: &Unit, out: &mut P
     let (flags, provisioning_type) = if unit.thin_provisioned() { (LBPRZ, THIN) } else { (0, 0) };
     out.push(&[0, flags, provisioning_type, 0]);
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::scsi::fixture::{DISK, reply};
+    use crate::scsi::{BlockLength, UnitConfig};
+
+    fn page(config: &UnitConfig<'_>, code: u8) -> Vec<u8> {
+        reply(config, &[0x12, 1, code, 0x10, 0, 0])
+    }
+
+    #[test]
+    fn the_list_of_pages_is_complete_and_true() {
+        let list = page(&DISK, 0x00);
+        assert_eq!(list, [0, 0, 0, 8, 0x00, 0x80, 0x83, 0x86, 0x87, 0xb0, 0xb1, 0xb2]);
+        for code in &list[4..] {
+            let data = page(&DISK, *code);
+            assert_eq!(data[..2], [0, *code]);
+            assert_eq!(usize::from(u16::from_be_bytes([data[2], data[3]])), data.len() - 4);
+        }
+    }
+
+    #[test]
+    fn serial_number() {
+        assert_eq!(page(&DISK, 0x80), [&[0, 0x80, 0, 32][..], b"0123456789AB4DEF8EDCBA9876543210"].concat());
+    }
+
+    #[test]
+    fn designators_of_unit_port_and_device() {
+        let naa = b"\x60\x24\xc5\x57\x89\xab\x4d\xef\x8e\xdc\xba\x98\x76\x54\x32\x10";
+        let expected = [
+            &[0x00, 0x83, 0, 204][..],
+            &[0x01, 0x03, 0, 16],
+            naa,
+            &[0x02, 0x01, 0, 40],
+            b"LUNARING0123456789AB4DEF8EDCBA9876543210",
+            &[0x03, 0x08, 0, 40],
+            b"naa.6024C55789AB4DEF8EDCBA9876543210\0\0\0\0",
+            &[0x51, 0x94, 0, 4, 0, 0, 0, 1],
+            &[0x51, 0x95, 0, 4, 0, 0, 0, 1],
+            &[0x53, 0x98, 0, 40],
+            b"iqn.2026-11.io.lunaring:demo,t,0x0001\0\0\0",
+            &[0x53, 0xa8, 0, 32],
+            b"iqn.2026-11.io.lunaring:demo\0\0\0\0",
+        ]
+        .concat();
+        assert_eq!(page(&DISK, 0x83), expected);
+    }
+
+    #[test]
+    fn extended_inquiry_and_mode_page_policy() {
+        let data = page(&DISK, 0x86);
+        assert_eq!((data.len(), &data[4..7]), (64, &[0, 1, 1][..]));
+        assert_eq!(data[7..], [0; 57]);
+        assert_eq!(page(&UnitConfig { write_cache_enabled: false, ..DISK }, 0x86)[6], 0);
+        assert_eq!(page(&DISK, 0x87), [0, 0x87, 0, 4, 0x3f, 0xff, 0, 0]);
+    }
+
+    #[test]
+    fn limits_count_in_blocks() {
+        let data = page(&DISK, 0xb0);
+        assert_eq!(data.len(), 64);
+        assert_eq!(data[4..16], [0, 0, 0, 8, 0, 1, 0, 0, 0, 0, 8, 0]);
+        assert_eq!(data[16..], [0; 48]);
+        let long = UnitConfig { block_length: BlockLength::B4096, physical_block_exponent: 0, ..DISK };
+        assert_eq!(page(&long, 0xb0)[4..16], [0, 0, 0, 1, 0, 0, 0x20, 0, 0, 0, 1, 0]);
+    }
+
+    #[test]
+    fn characteristics_and_provisioning() {
+        let data = page(&DISK, 0xb1);
+        assert_eq!((data.len(), &data[4..9]), (64, &[0, 1, 0, 0, 2][..]));
+        assert_eq!(data[9..], [0; 55]);
+        assert_eq!(page(&DISK, 0xb2), [0, 0xb2, 0, 4, 0, 0, 0, 0]);
+        let thin = UnitConfig { thin_provisioned: true, ..DISK };
+        assert_eq!(page(&thin, 0xb2), [0, 0xb2, 0, 4, 0, 4, 2, 0]);
+    }
+}
