@@ -288,13 +288,13 @@ mod tests {
         for command in COMMANDS {
             let reserved = command.reserved_bits.to_be_bytes();
             assert_eq!(reserved[0], 0);
-            for byte in 1..16 {
+            for (byte, (reserved, usage)) in reserved.into_iter().zip(command.cdb_usage).enumerate().skip(1) {
                 let expected = match byte {
                     1 if command.service_action.is_some() => 0xe0,
-                    _ if byte < usize::from(command.cdb_length) => !command.cdb_usage[byte],
+                    _ if byte < usize::from(command.cdb_length) => !usage,
                     _ => 0,
                 };
-                assert_eq!(reserved[byte], expected, "{} byte {byte}", command.name);
+                assert_eq!(reserved, expected, "{} byte {byte}", command.name);
             }
         }
     }
