@@ -1,4 +1,4 @@
-//! Every bound of the server, with its derivation. What is full refuses by protocol; nothing grows without a bound here.
+//! Every bound of the server, with its derivation. What is full refuses by protocol; nothing grows without a bound.
 //!
 //! A leaf that every module may use.
 
@@ -6,8 +6,8 @@
 /// default, and ESXi and Windows for at most that; a slot costs some 300 bytes.
 pub const COMMANDS_PER_SESSION_MAX: u32 = 128;
 
-/// Immediate requests (task management, NOP-Out, Logout, Text) that may wait beside the window. RFC 7143 section 4.2.2.1 lets a
-/// target refuse more with Reject "too many immediate commands".
+/// Immediate requests (task management, NOP-Out, Logout, Text) that may wait beside the window. RFC 7143 section
+/// 4.2.2.1 lets a target refuse more with Reject "too many immediate commands".
 pub const IMMEDIATE_REQUESTS_MAX: u32 = 8;
 
 /// Bytes of one PDU's data segment that we accept (our MaxRecvDataSegmentLength).
@@ -16,7 +16,7 @@ pub const RECEIVE_SEGMENT_LENGTH_MAX: u32 = 256 * 1024;
 /// MaxBurstLength that we offer: one R2T's payload, and so one burst buffer of the arena's largest class.
 pub const BURST_LENGTH_MAX: u32 = 1024 * 1024;
 
-/// FirstBurstLength that we offer. A command with its immediate data must fit the largest stream buffer of a connection.
+/// FirstBurstLength that we offer. A command with its immediate data must fit a connection's largest stream buffer.
 pub const FIRST_BURST_LENGTH_MAX: u32 = 64 * 1024;
 
 /// R2Ts outstanding for one task that we accept (MaxOutstandingR2T).
