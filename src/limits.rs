@@ -31,6 +31,14 @@ pub const LOGIN_TIMEOUT_MS: u64 = 15_000;
 /// Bytes of one text or login negotiation, over all its continued PDUs (RFC 7143 section 6.1 asks for at least 8 KiB).
 pub const NEGOTIATION_BYTES_MAX: usize = 64 * 1024;
 
+/// MAXIMUM TRANSFER LENGTH of a unit: bytes that one SCSI command may move. No initiator that we know splits later than here (Linux
+/// stops at 4 MiB unless told otherwise); the shard works through them in bursts, so that it holds no memory for the rest.
+pub const TRANSFER_BYTES_MAX: u32 = 32 * 1024 * 1024;
+
+/// OPTIMAL TRANSFER LENGTH of a unit: one burst.
+pub const TRANSFER_BYTES_OPTIMAL: u32 = BURST_LENGTH_MAX;
+
+const _: () = assert!(TRANSFER_BYTES_OPTIMAL <= TRANSFER_BYTES_MAX);
 const _: () = assert!(FIRST_BURST_LENGTH_MAX <= BURST_LENGTH_MAX);
 const _: () = assert!(RECEIVE_SEGMENT_LENGTH_MAX <= BURST_LENGTH_MAX);
 
