@@ -685,7 +685,7 @@ mod tests {
             random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let choice = random >> 16;
             if choice & 3 != 0 {
-                held.extend(arena.take(BUFFER_ALIGNMENT << (choice >> 4) % 9));
+                held.extend(arena.take(BUFFER_ALIGNMENT << ((choice >> 4) % 9)));
             } else if !held.is_empty() {
                 held.swap_remove(choice as usize % held.len());
             }
