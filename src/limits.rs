@@ -54,3 +54,7 @@ pub const CONTROL_CONNECTIONS_MAX: usize = 64;
 
 const _: () = assert!(FIRST_BURST_LENGTH_MAX <= BURST_LENGTH_MAX);
 const _: () = assert!(RECEIVE_SEGMENT_LENGTH_MAX <= BURST_LENGTH_MAX);
+
+/// Login Requests of one login. The longest text needs eight full ones and the longest answer 128 of the shortest segment length;
+/// no initiator needs more than ten, and one that never comes to an end is refused.
+pub const LOGIN_REQUESTS_MAX: u32 = 256;
