@@ -3,11 +3,13 @@
 //! [`pdu`] is the wire format. [`connection::Connection`] is one connection in full feature phase.
 #![forbid(unsafe_code)]
 
+mod command_window;
 pub mod connection;
 pub mod pdu;
 pub mod receive;
 pub mod refusal;
 pub mod session;
 pub mod task_management;
+mod task_table;
 pub mod transfer;
 pub mod transmit;
