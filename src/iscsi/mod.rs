@@ -4,12 +4,14 @@
 //! [`login::Login`] is what comes before, and [`discovery::TextExchange`] answers its Text Requests.
 #![forbid(unsafe_code)]
 
+mod command_window;
 pub mod connection;
 pub mod pdu;
 pub mod receive;
 pub mod refusal;
 pub mod session;
 pub mod task_management;
+mod task_table;
 pub mod transfer;
 pub mod transmit;
 
