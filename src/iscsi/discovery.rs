@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
 
 use super::directory::{Directory, Target};

@@ -158,7 +158,7 @@ fn a_login_that_never_ends_is_ended() {
 fn an_answer_beyond_every_bound_is_not_built() {
     let mut bench = Bench::open();
     let questions = "X=1|".repeat(2000);
-    bench.reply(&request(OPERATIONAL | CONTINUE, &format!("{WHO}")));
+    bench.reply(&request(OPERATIONAL | CONTINUE, WHO));
     for _ in 0..6 {
         bench.reply(&request(OPERATIONAL | CONTINUE, &questions));
     }
