@@ -336,3 +336,56 @@ fn prove(
     answer.pair("CHAP_R", &text::encode_hex(response.as_bytes()));
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn bytes(hex: &str) -> Vec<u8> {
+        text::parse_binary(&format!("0x{hex}"), CHALLENGE_BYTES_MAX).unwrap()
+    }
+
+    fn secret(text: &str) -> Secret {
+        Secret::new(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn responses_of_other_implementations_are_reproduced() {
+        // libiscsi 1.19 answering tgt, and tgt 1.0.85 answering libiscsi, from a capture.
+        let challenge = bytes(
+            "d3d90e71e3ccbfaa8be1ed788a98a620bfcd41f6681407c713da8ccb46ceb6167e09ff051554dd8b73bed97a2c0def514a90",
+        );
+        let response = Algorithm::Md5.response(1, &secret("secretsecret12"), &challenge);
+        assert_eq!(response.as_bytes(), bytes("81072EC4B190C342EC5D84FCDD472AAF"));
+        let challenge = bytes("06A8DBCA0BC280221ADF7B66BEE21B5B9603429873527042E2457FA392D2CA98");
+        let response = Algorithm::Md5.response(1, &secret("targetsecret34"), &challenge);
+        assert_eq!(response.as_bytes(), bytes("9f614291b290ebe905df5d18e71ce0cc"));
+    }
+
+    #[test]
+    fn each_algorithm_agrees_with_an_independent_digest() {
+        // Made with Python's hashlib: algorithm, identifier, first byte and length of a counting challenge, digest.
+        for (algorithm, identifier, first, len, digest) in [
+            (Algorithm::Md5, 0x27, 0xf0, 16, "dca29c85115897dab7e071700ea85c70"),
+            (Algorithm::Sha1, 0xff, 1, 20, "e3aeec849d13080b4cbe2ca6230dad424c268563"),
+            (Algorithm::Sha256, 0, 0x40, 32, "db74577b99fad6c5927fe8f5c33206ae3bb1f14269e2069b71821d5776dbeac7"),
+            (Algorithm::Sha3_256, 0x80, 0x40, 32, "5938c34d111c8b87153ea2e7ea3d56faa762e6adcd9d41b75845ab733c0c1f04"),
+        ] {
+            let challenge: Vec<u8> = (first..=255).take(len).collect();
+            let response = algorithm.response(identifier, &secret("secretsecret12"), &challenge);
+            assert_eq!(response.as_bytes(), bytes(digest), "{algorithm:?}");
+            assert_eq!(response.as_bytes().len(), algorithm.response_bytes());
+        }
+    }
+
+    #[test]
+    fn secrets_have_a_length_and_do_not_print() {
+        assert_eq!(Secret::new(&[b'x'; 11]), Err(SecretLengthError(11)));
+        assert_eq!(Secret::new(&[b'x'; 256]), Err(SecretLengthError(256)));
+        assert!(Secret::new(&[b'x'; 12]).is_ok());
+        assert!(Secret::new(&[b'x'; 255]).is_ok());
+        assert_ne!(secret("abcdefghijkl"), secret("abcdefghijkm"));
+        assert!(!format!("{:?}", secret("abcdefghijkl")).contains("abc"));
+    }
+}

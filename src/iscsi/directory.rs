@@ -311,6 +311,7 @@ impl ChapCredentials {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

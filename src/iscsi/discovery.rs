@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
 
 use super::directory::{Directory, Target};
@@ -16,8 +17,9 @@ use super::text::{self, TextBuilder, TextCollector};
 use core::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-/// Bytes of text in one Text Response at most, also where the initiator would take more.
-pub const TEXT_RESPONSE_BYTES_MAX: usize = 8192;
+/// Bytes of text in one Text Response at most, also where the initiator would take more. Not less, because libiscsi (as of 1.19) takes 256 KiB
+/// at once but no second piece: that is a listing of some 3,500 targets.
+pub const TEXT_RESPONSE_BYTES_MAX: usize = 256 * 1024;
 
 /// What a Text Request is answered from.
 #[derive(Clone, Copy, Debug)]

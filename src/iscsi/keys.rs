@@ -409,6 +409,7 @@ pub static KEYS: [KeyRow; 35] = {
 const _: () = assert!(KEYS.len() <= 64);
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -8,6 +8,7 @@
 mod admission;
 mod security;
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
 
 use super::chap::{ALGORITHMS, Algorithm, ChapKeys, Entropy};

@@ -237,3 +237,150 @@ impl TextBuilder {
         if self.overflow { Err(TextError::TooLong) } else { Ok(self.bytes) }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn read(text: &[u8]) -> Result<Vec<(&str, &str)>, TextError> {
+        pairs(text).map(|pair| pair.map(|pair| (pair.key, pair.value))).collect()
+    }
+
+    #[test]
+    fn pairs_end_with_a_zero_byte() {
+        assert_eq!(read(b"A=1\0B=\0C=x=y\0"), Ok(vec![("A", "1"), ("B", ""), ("C", "x=y")]));
+        assert_eq!(read(b""), Ok(vec![]));
+        assert_eq!(read(b"\0\0A=1\0\0\0B=2"), Ok(vec![("A", "1"), ("B", "2")]));
+        assert_eq!(read("A=\u{e9}\0".as_bytes()), Ok(vec![("A", "\u{e9}")]));
+    }
+
+    #[test]
+    fn what_is_not_a_pair_is_named() {
+        assert_eq!(read(b"A\0"), Err(TextError::NoEqualsSign));
+        assert_eq!(read(b"=1\0"), Err(TextError::Key));
+        assert_eq!(read(b"9=1\0"), Err(TextError::Key));
+        assert_eq!(read(b"A b=1\0"), Err(TextError::Key));
+        assert_eq!(read(b"A\xff=1\0"), Err(TextError::Key));
+        assert_eq!(read(b"A=\xff\0"), Err(TextError::Value));
+        let mut long = vec![b'K'; KEY_BYTES_MAX];
+        long.push(b'=');
+        assert!(read(&long).is_ok());
+        long.insert(0, b'K');
+        assert_eq!(read(&long), Err(TextError::Key));
+    }
+
+    #[test]
+    fn numbers_are_written_in_one_way_in_each_base() {
+        for (text, number) in [
+            ("0", 0),
+            ("7", 7),
+            ("18446744073709551615", u64::MAX),
+            ("0x0", 0),
+            ("0X1f", 31),
+            ("0x00ff", 255),
+            ("0xFFFFffffFFFFffff", u64::MAX),
+        ] {
+            assert_eq!(parse_number(text), Some(number), "{text}");
+        }
+        for text in [
+            "",
+            "00",
+            "07",
+            "+7",
+            "-7",
+            " 7",
+            "7 ",
+            "7a",
+            "0x",
+            "0x+1",
+            "0xg",
+            "x1",
+            "18446744073709551616",
+            "0x10000000000000000",
+            "\u{664}",
+        ] {
+            assert_eq!(parse_number(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn ranges_rise() {
+        assert_eq!(parse_range("1~5"), Some((1, 5)));
+        assert_eq!(parse_range("0x10~16"), Some((16, 16)));
+        for text in ["5~1", "1~", "~1", "1", "1~2~3", ""] {
+            assert_eq!(parse_range(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn booleans_are_yes_and_no() {
+        assert_eq!((parse_boolean("Yes"), parse_boolean("No")), (Some(true), Some(false)));
+        for text in ["", "yes", "NO", "Yes ", "True"] {
+            assert_eq!(parse_boolean(text), None);
+        }
+    }
+
+    #[test]
+    fn binary_values_come_in_three_writings() {
+        let binary = |text: &str| parse_binary(text, 8);
+        assert_eq!(binary("0x0aFF"), Some(vec![0x0a, 0xff]));
+        assert_eq!(binary("0Xabc"), Some(vec![0x0a, 0xbc]));
+        assert_eq!(binary("0x0000"), Some(vec![0, 0]));
+        assert_eq!(binary("0bAAEC"), Some(vec![0, 1, 2]));
+        assert_eq!(binary("0BAAE="), Some(vec![0, 1]));
+        assert_eq!(binary("0b+/8="), Some(vec![0xfb, 0xff]));
+        assert_eq!(binary("0bAA=="), Some(vec![0]));
+        assert_eq!(binary("258"), Some(vec![1, 2]));
+        assert_eq!(binary("0"), Some(vec![0]));
+        assert_eq!(binary("0x1122334455667788"), Some(vec![0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88]));
+        for text in [
+            "",
+            "0x",
+            "0b",
+            "0xg0",
+            "0x112233445566778899",
+            "0bA",
+            "0bAAA",
+            "0bA===",
+            "0b====",
+            "0bAA=A",
+            "0b=AAA",
+            "0bAAAA=",
+            "0bAA-_",
+            "0bAAAAAAAAAAAAAAAA",
+            "x",
+            "0x1 ",
+        ] {
+            assert_eq!(binary(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn hexadecimal_round_trips() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        assert_eq!(parse_binary(&encode_hex(&bytes), 256), Some(bytes.clone()));
+        assert_eq!(parse_binary(&encode_hex(&bytes), 255), None);
+    }
+
+    #[test]
+    fn a_collector_takes_one_negotiation_and_no_more() {
+        let mut collector = TextCollector::default();
+        collector.push(b"A=").unwrap();
+        collector.push(b"1\0").unwrap();
+        assert_eq!(collector.take(), b"A=1\0");
+        assert!(collector.is_empty());
+        // What was taken counts on: the bound is the whole negotiation's.
+        collector.push(&vec![0; NEGOTIATION_BYTES_MAX - 4]).unwrap();
+        assert_eq!(collector.push(b"x"), Err(TextError::TooLong));
+    }
+
+    #[test]
+    fn a_builder_never_grows_beyond_its_bound() {
+        let mut builder = TextBuilder::default();
+        builder.pair("A", &"x".repeat(NEGOTIATION_BYTES_MAX - 3));
+        assert_eq!(builder.clone().finish().map(|text| text.len()), Ok(NEGOTIATION_BYTES_MAX));
+        builder.pair("B", "");
+        assert_eq!(builder.finish(), Err(TextError::TooLong));
+    }
+}

@@ -34,6 +34,7 @@ pub fn admission(identity: &SessionIdentity, living_tsih: Option<u16>) -> Admiss
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::iscsi::names::IscsiName;
