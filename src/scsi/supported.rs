@@ -61,7 +61,8 @@ fn all_commands(timeouts: bool, allocation_length: u32, out: &mut ParameterList<
     out.set_u32(0, data_bytes);
 }
 
-/// The one_command parameter data. SUPPORT is 011b for a command that works as its standard says, and 001b for one that is not served.
+/// The one_command parameter data. SUPPORT is 011b for a command that works as its standard says, and 001b for one that
+/// is not served.
 fn one_command(command: Option<&Command>, timeouts: bool, allocation_length: u32, out: &mut ParameterList<'_>) {
     out.begin(allocation_length);
     out.push_u8(0);
