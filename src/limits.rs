@@ -39,5 +39,30 @@ pub const TRANSFER_BYTES_MAX: u32 = 32 * 1024 * 1024;
 pub const TRANSFER_BYTES_OPTIMAL: u32 = BURST_LENGTH_MAX;
 
 const _: () = assert!(TRANSFER_BYTES_OPTIMAL <= TRANSFER_BYTES_MAX);
+/// Targets of one server: what Windows Server publishes as its limit is 256.
+pub const TARGETS_MAX: usize = 4096;
+
+/// Disks of one server.
+pub const DISKS_MAX: usize = 16_384;
+
+/// Logical units of one target: all numbers of the 14-bit flat addressing method (SAM-5 clause 4.7.7.5).
+pub const LUNS_PER_TARGET_MAX: usize = 16_384;
+
+/// Listening portals of one server.
+pub const PORTALS_MAX: usize = 256;
+
+/// Access rules of one target: one for every session that a target can have.
+pub const ACCESS_RULES_PER_TARGET_MAX: usize = 4096;
+
+/// Bytes of one request's body on the control socket: names, a path and two secrets fit many times over.
+pub const CONTROL_BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// Connections to the control socket that are served at once; more wait in its backlog.
+pub const CONTROL_CONNECTIONS_MAX: usize = 64;
+
 const _: () = assert!(FIRST_BURST_LENGTH_MAX <= BURST_LENGTH_MAX);
 const _: () = assert!(RECEIVE_SEGMENT_LENGTH_MAX <= BURST_LENGTH_MAX);
+
+/// Login Requests of one login. The longest text needs eight full ones and the longest answer 128 of the shortest segment length;
+/// no initiator needs more than ten, and one that never comes to an end is refused.
+pub const LOGIN_REQUESTS_MAX: u32 = 256;
