@@ -98,9 +98,10 @@ pub fn find(cdb: &[u8; 16]) -> Option<&'static Command> {
     rows.into_iter().find(|command| command.service_action == service_action)
 }
 
-/// The operation code has service actions (and at least one is served).
-pub(super) fn has_service_actions(opcode: u8) -> bool {
-    COMMANDS.get(usize::from(FIRST_ROW[usize::from(opcode)])).is_some_and(|command| command.service_action.is_some())
+/// Whether an operation code has service actions; `None` for one that is not served at all.
+pub(super) fn has_service_actions(opcode: u8) -> Option<bool> {
+    let first = COMMANDS.get(usize::from(FIRST_ROW[usize::from(opcode)]))?;
+    Some(first.service_action.is_some())
 }
 
 /// No command of this operation code is served.

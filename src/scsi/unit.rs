@@ -78,7 +78,7 @@ pub enum UnitError {
     Product,
 }
 
-/// Description of a logical unit. Immutable; sizes about 100 bytes.
+/// Description of a logical unit. Immutable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unit {
     block_length: BlockLength,
@@ -175,7 +175,7 @@ impl Unit {
     }
 
     /// An NAA IEEE Registered Extended identifier (SPC-5 clause 7.7.6.6.5) with a locally administered company id: the
-    /// nibble 6, 24 bits of [`COMPANY_ID`], and the last 100 bits of the disk's UUID.
+    /// nibble 6, 24 bits of `COMPANY_ID`, and the last 100 bits of the disk's UUID.
     pub fn naa_identifier(&self) -> [u8; 16] {
         const KEPT_BITS: u32 = 100;
         let prefix = 0x6 << 24 | COMPANY_ID;

@@ -144,7 +144,8 @@ fn logical_block_provisioning(_target: &TargetView<'_>, unit: &Unit, out: &mut P
 
 #[cfg(test)]
 mod tests {
-    use crate::scsi::fixture::{DISK, reply};
+    use super::*;
+    use crate::scsi::fixture::{DISK, TARGET, reply, unit};
     use crate::scsi::{BlockLength, UnitConfig};
 
     fn page(config: &UnitConfig<'_>, code: u8) -> Vec<u8> {
@@ -187,6 +188,22 @@ mod tests {
         ]
         .concat();
         assert_eq!(page(&DISK, 0x83), expected);
+    }
+
+    /// RFC 7143 section 4.2.7.1 allows a name of 223 bytes; its port name is the longest designator.
+    #[test]
+    fn the_longest_name_fits_and_ends_with_zero() {
+        let name = "n".repeat(223);
+        let target = TargetView { name: &name, portal_group_tag: 0xbeef, ..TARGET };
+        let mut buffer = [0xee; ParameterList::BYTES_MIN];
+        let mut out = ParameterList::new(&mut buffer);
+        out.begin(4096);
+        assert!(push_page(0x83, &target, Some(&unit(&DISK)), &mut out));
+        let designators = &out.bytes()[4..];
+        let port_name = 20 + 44 + 44 + 8 + 8;
+        assert_eq!(designators[port_name..port_name + 4], [0x53, 0x98, 0, 236]);
+        assert_eq!(designators[port_name + 4 + 223..port_name + 4 + 236], *b",t,0xBEEF\0\0\0\0");
+        assert_eq!(designators.len(), port_name + 240 + 4 + 224);
     }
 
     #[test]
