@@ -150,6 +150,8 @@ pub struct RecordedFile {
     /// Flushes so far, and the one that the fault hook makes do nothing.
     pub flushes: usize,
     pub flush_ignored: Option<usize>,
+    /// Length of the history where that was.
+    pub ignored_at: Option<usize>,
     /// No extension past this size.
     pub len_max: Option<u64>,
     /// The next operations that fail: counts down.
@@ -170,6 +172,7 @@ impl RecordedFile {
             Change::Flush => {
                 self.flushes += 1;
                 if self.flush_ignored == Some(self.flushes - 1) {
+                    self.ignored_at = Some(self.history.len());
                     return;
                 }
             }
@@ -183,7 +186,7 @@ impl RecordedFile {
         let mut file = durable.clone();
         // One draw decides how much survives, so that nothing, nearly nothing and nearly everything are all seen.
         let odds = random.as_mut().map_or(0, |random| random.below(5));
-        let mut survives = |random: &mut Option<&mut Random>| random.as_mut().is_none_or(|r| r.below(4) < odds);
+        let survives = |random: &mut Option<&mut Random>| random.as_mut().is_none_or(|r| r.below(4) < odds);
         for change in &self.history[from..cut] {
             match change {
                 Change::Write { offset, bytes } => {
