@@ -3,6 +3,9 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use lunaring::vhdx::{
@@ -35,7 +38,7 @@ impl Random {
 /// Bytes of a file; pages that were never written are absent and read as zeros. Cloning is cheap.
 #[derive(Clone, Default)]
 pub struct SparseFile {
-    pages: BTreeMap<u64, Arc<[u8; PAGE as usize]>>,
+    pub pages: BTreeMap<u64, Arc<[u8; PAGE as usize]>>,
     pub len: u64,
 }
 
@@ -67,7 +70,7 @@ impl SparseFile {
             let within = (at % PAGE) as usize;
             let len = (PAGE as usize - within).min(bytes.len() - done);
             let part = &bytes[done..done + len];
-            if part.iter().any(|byte| *byte != 0) || self.pages.contains_key(&(at / PAGE)) {
+            if part != &[0; PAGE as usize][..len] || self.pages.contains_key(&(at / PAGE)) {
                 let page = self.pages.entry(at / PAGE).or_insert_with(|| Arc::new([0; PAGE as usize]));
                 Arc::make_mut(page)[within..within + len].copy_from_slice(part);
             }
@@ -97,6 +100,58 @@ impl SparseFile {
             self.zero(len, self.len - len);
         }
         self.len = len;
+    }
+}
+
+impl SparseFile {
+    /// Store the bytes as a sparse file on the host.
+    pub fn save(&self, path: &Path) {
+        let file = File::create(path).expect("the temporary directory can be written");
+        file.set_len(self.len).expect("sparse files are possible");
+        for (page, bytes) in &self.pages {
+            let len = (self.len - page * PAGE).min(PAGE) as usize;
+            file.write_all_at(&bytes[..len], page * PAGE).expect("the temporary directory has space");
+        }
+    }
+
+    pub fn load(path: &Path) -> Self {
+        let file = File::open(path).expect("the file exists");
+        let mut sparse = Self { len: file.metadata().expect("a file has a size").len(), ..Self::default() };
+        let (mut bytes, len) = (vec![0; MIB as usize], sparse.len);
+        for offset in (0..len).step_by(MIB as usize) {
+            let part = &mut bytes[..(len - offset).min(MIB) as usize];
+            file.read_exact_at(part, offset).expect("the file can be read");
+            sparse.write(offset, part);
+        }
+        sparse
+    }
+}
+
+/// A file of the host.
+pub struct HostFile(pub File);
+
+impl Storage for HostFile {
+    fn len_bytes(&mut self) -> Result<u64, StorageError> {
+        self.0.metadata().map(|metadata| metadata.len()).map_err(|error| StorageError::Failed(error.to_string()))
+    }
+
+    fn read_at(&mut self, offset_bytes: u64, into: &mut [u8]) -> Result<(), StorageError> {
+        self.0.read_exact_at(into, offset_bytes).map_err(|error| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => StorageError::UnexpectedEnd(offset_bytes + into.len() as u64),
+            _ => StorageError::Failed(error.to_string()),
+        })
+    }
+
+    fn write_at(&mut self, offset_bytes: u64, bytes: &[u8]) -> Result<(), StorageError> {
+        self.0.write_all_at(bytes, offset_bytes).map_err(|error| StorageError::Failed(error.to_string()))
+    }
+
+    fn flush(&mut self) -> Result<(), StorageError> {
+        self.0.sync_data().map_err(|error| StorageError::Failed(error.to_string()))
+    }
+
+    fn set_len(&mut self, len_bytes: u64) -> Result<(), StorageError> {
+        self.0.set_len(len_bytes).map_err(|error| StorageError::Failed(error.to_string()))
     }
 }
 

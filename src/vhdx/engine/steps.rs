@@ -352,7 +352,9 @@ impl Engine {
             tail: self.log.tail,
             sequence_number: self.log.sequence_number,
             log_guid: self.log.log_guid,
-            flushed_file_offset: self.file_len_durable_bytes / MIB * MIB,
+            // Never above LastFileOffset: space that is held ahead is no part of the promise, and other readers refuse
+            // an entry that says so.
+            flushed_file_offset: self.file_len_durable_bytes.min(self.next_block_bytes) / MIB * MIB,
             last_file_offset: self.next_block_bytes,
         };
         let len = (1 + pages) * PAGE;
