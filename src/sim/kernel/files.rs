@@ -31,12 +31,7 @@ const FILE_LEN_MAX: u64 = i64::MAX as u64;
 impl Kernel {
     pub(in crate::sim) fn file_create(&mut self, name: &str, len_bytes: u64) {
         assert!(self.file_index(name).is_none(), "the file '{name}' exists already");
-        self.files.push(FileEntry {
-            name: name.to_owned(),
-            state: FileState::new(len_bytes),
-            options: FileOptions::default(),
-            faults: None,
-        });
+        self.files.push(FileEntry { name: name.to_owned(), state: FileState::new(len_bytes), faults: None });
     }
 
     pub(in crate::sim) fn file_index(&self, name: &str) -> Option<usize> {
@@ -45,8 +40,7 @@ impl Kernel {
 
     pub(in crate::sim) fn file_open(&mut self, index: usize, options: FileOptions) -> Fd {
         assert!(options.alignment_bytes > 0);
-        self.files[index].options = options;
-        self.open_descriptor(Thing::File(index))
+        self.open_descriptor(Thing::File { index, options })
     }
 
     pub(in crate::sim) fn file_state(&mut self, index: usize) -> &mut FileState {
@@ -68,19 +62,21 @@ impl Kernel {
     /// Take over another world's files.
     pub(in crate::sim) fn copy_files(&mut self, from: &Kernel) {
         for file in &from.files {
-            self.files.push(FileEntry {
-                name: file.name.clone(),
-                state: file.state.clone(),
-                options: FileOptions::default(),
-                faults: None,
-            });
+            self.files.push(FileEntry { name: file.name.clone(), state: file.state.clone(), faults: None });
         }
     }
 
     pub(super) fn file_of(&self, fd: Fd) -> Option<usize> {
         match self.descriptor(fd)?.thing {
-            Thing::File(index) => Some(index),
+            Thing::File { index, .. } => Some(index),
             Thing::Listener(_) | Thing::Socket(_) => None,
+        }
+    }
+
+    fn file_with_options(&self, fd: Fd) -> Result<(usize, FileOptions), i32> {
+        match self.descriptor(fd).map(|descriptor| &descriptor.thing) {
+            Some(&Thing::File { index, options }) => Ok((index, options)),
+            _ => Err(libc::EBADF),
         }
     }
 
@@ -101,21 +97,19 @@ impl Kernel {
 
     /// The file, if the range is one that the kernel would look at.
     fn file_for(&self, fd: Fd, offset_bytes: u64, len_bytes: u64, address: usize) -> Result<usize, i32> {
-        let file = self.file_of(fd).ok_or(libc::EBADF)?;
+        let (file, options) = self.file_with_options(fd)?;
         let end = offset_bytes.checked_add(len_bytes).ok_or(libc::EINVAL)?;
         if end > FILE_LEN_MAX {
             return Err(libc::EFBIG);
         }
-        let alignment = u64::from(self.files[file].options.alignment_bytes);
+        let alignment = u64::from(options.alignment_bytes);
         let is_aligned = [offset_bytes, len_bytes, address as u64].iter().all(|n| n.is_multiple_of(alignment));
         if is_aligned { Ok(file) } else { Err(libc::EINVAL) }
     }
 
     fn writable(&self, fd: Fd) -> Result<(), i32> {
-        match self.file_of(fd) {
-            Some(file) if !self.files[file].options.read_only => Ok(()),
-            _ => Err(libc::EBADF),
-        }
+        let (_, options) = self.file_with_options(fd)?;
+        if options.read_only { Err(libc::EBADF) } else { Ok(()) }
     }
 
     pub(super) fn read(&mut self, fd: Fd, offset_bytes: u64, into: &mut Window) -> Result<u32, i32> {

@@ -94,7 +94,6 @@ pub(super) struct RingState {
 struct FileEntry {
     name: String,
     state: FileState,
-    options: FileOptions,
     faults: Option<FileFaults>,
 }
 
@@ -107,7 +106,7 @@ struct Listener {
 
 #[derive(Debug)]
 enum Thing {
-    File(usize),
+    File { index: usize, options: FileOptions },
     Listener(Listener),
     Socket(ConnectionId),
 }
@@ -358,7 +357,7 @@ impl Kernel {
     fn schedule(&mut self, at: Nanos, due: Due) -> u64 {
         self.event_number += 1;
         let number = self.event_number;
-        let lot = self.random.next();
+        let lot = self.random.word();
         self.events.push(Reverse(Scheduled { at, lot, number, due }));
         number
     }

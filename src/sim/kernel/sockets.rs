@@ -110,14 +110,14 @@ impl Kernel {
     fn listener(&mut self, fd: Fd) -> Option<&mut Listener> {
         match &mut self.descriptor_mut(fd)?.thing {
             Thing::Listener(listener) => Some(listener),
-            Thing::File(_) | Thing::Socket(_) => None,
+            Thing::File { .. } | Thing::Socket(_) => None,
         }
     }
 
     fn socket(&self, fd: Fd) -> Option<ConnectionId> {
         match self.descriptor(fd)?.thing {
             Thing::Socket(id) => Some(id),
-            Thing::File(_) | Thing::Listener(_) => None,
+            Thing::File { .. } | Thing::Listener(_) => None,
         }
     }
 
@@ -272,7 +272,7 @@ impl Kernel {
 
     pub(super) fn close_thing(&mut self, thing: Thing, is_power_cut: bool) {
         match thing {
-            Thing::File(_) => {}
+            Thing::File { .. } => {}
             Thing::Listener(listener) => {
                 for id in listener.backlog {
                     self.reset(id);
