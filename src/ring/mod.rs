@@ -12,14 +12,17 @@
 //!
 //! **May know:** `mem`, `bounded` and the kernel. Nothing of iSCSI, SCSI or disks.
 #![allow(unsafe_code)]
-#![allow(clippy::todo)]
 
 pub mod batch;
 pub mod file;
+mod fixed;
+mod kernel;
 pub mod net;
+mod prepare;
 pub mod probe;
 mod slots;
 pub mod uring;
+mod waker;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -28,7 +31,8 @@ use crate::mem::{Buf, Slice};
 
 pub use batch::{BatchFull, SendBatch};
 pub use probe::{FeatureLimit, Features, RingError};
-pub use uring::{UringConfig, UringRing, UringWaker};
+pub use uring::{UringConfig, UringRing};
+pub use waker::UringWaker;
 
 /// A file or socket descriptor (in the simulator: a handle of the same shape). Copyable; who opened it closes it, a
 /// socket that came from [`Op::Accept`] by [`Op::Close`] after everything on it has completed.
