@@ -16,9 +16,6 @@ pub(in crate::sim) const SERVER: usize = 1;
 /// What a piece of a stream takes when nothing is wrong.
 const NETWORK_LATENCY: Nanos = Nanos(20_000);
 
-/// After a short receive, this much of the window's rest is filled with noise, so that nobody relies on it.
-const NOISE_BYTES_MAX: usize = 64;
-
 /// Connections are numbered and never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::sim) struct ConnectionId(pub(super) u64);
@@ -213,9 +210,6 @@ impl Kernel {
             let take = target.len().min(left);
             pipe.read(&mut target[..take]);
             left -= take;
-            let noise = &mut target[take..];
-            let noise_len = noise.len().min(NOISE_BYTES_MAX);
-            self.random.fill(&mut noise[..noise_len]);
         }
         Some(Ok(received as u32))
     }
