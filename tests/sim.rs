@@ -413,7 +413,11 @@ fn files_fail_as_told_and_by_name() {
     let read_only = world.open("good", FileOptions { read_only: true, ..options });
     let mut ring = world.ring(8);
     let arena = arena();
-    let full = FileFaults { enospc: Chance::ALWAYS, bad_ranges: vec![8192..12288], ..FileFaults::default() };
+    let full = FileFaults {
+        enospc: Chance::ALWAYS,
+        bad_ranges: std::iter::once(8192..12288).collect(),
+        ..FileFaults::default()
+    };
     world.set_faults_of("bad", Some(full));
     let eio = Err(Errno(libc::EIO));
     let enospc = Err(Errno(libc::ENOSPC));

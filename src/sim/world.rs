@@ -148,6 +148,13 @@ impl World {
         self.kernel.borrow_mut().file_open(file, options)
     }
 
+    /// Let operations on `real`, a descriptor of the real kernel, go to `own`, a file or listener of this world. A disk or
+    /// a listener that was opened outside can so be served inside; until it is closed or adopted anew, `real` itself is not
+    /// touched.
+    pub fn adopt(&self, real: Fd, own: Fd) {
+        self.kernel.borrow_mut().adopt(real, own);
+    }
+
     /// A file's size in bytes.
     pub fn file_len(&self, name: &str) -> u64 {
         let file = self.file(name);

@@ -13,6 +13,8 @@ mod contents;
 mod login;
 mod pdu;
 mod session;
+#[cfg(test)]
+mod small_target;
 
 use std::net::SocketAddr;
 

@@ -149,6 +149,7 @@ impl Kernel {
         } else {
             state.write(offset_bytes, &from[..count]);
         }
+        let fd = self.own(fd);
         self.record(What::Wrote { file: fd, content: hash_bytes(&from[..count]) });
         Ok(count as u32)
     }

@@ -31,8 +31,9 @@ const ENTER_COST: Nanos = Nanos(100);
 /// What an operation that has nothing to wait for takes.
 const SYSCALL_LATENCY: Nanos = Nanos(2_000);
 
-/// The first descriptor, after those that every process has.
-const FD_FIRST: usize = 3;
+/// The first descriptor that this kernel gives out: above those that the test's process has of the real kernel, which may
+/// be adopted.
+const FD_FIRST: i32 = 10_000;
 
 /// Which operation: ring, slot, and the slot's generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +148,9 @@ pub(super) struct Kernel {
     event_number: u64,
     op_number: u64,
     rings: Vec<RingState>,
-    descriptors: Vec<Option<Descriptor>>,
+    descriptors: BTreeMap<i32, Descriptor>,
+    /// Descriptors of the real kernel that stand for simulated ones.
+    adopted: BTreeMap<i32, Fd>,
     files: Vec<FileEntry>,
     connections: BTreeMap<ConnectionId, Connection>,
     connection_next: u64,
@@ -169,7 +172,8 @@ impl Kernel {
             event_number: 0,
             op_number: 0,
             rings: Vec::new(),
-            descriptors: Vec::new(),
+            descriptors: BTreeMap::new(),
+            adopted: BTreeMap::new(),
             files: Vec::new(),
             connections: BTreeMap::new(),
             connection_next: 0,
@@ -578,7 +582,7 @@ impl Kernel {
             Op::Close { fd } => (OpKind::Close, *fd, 0, 0),
             Op::Timeout { after } => (OpKind::Timeout, Fd(-1), 0, after.0),
         };
-        OpNote { ring, number: self.op_number, kind, fd, offset_bytes, len }
+        OpNote { ring, number: self.op_number, kind, fd: self.own(fd), offset_bytes, len }
     }
 
     /// The caller's duties: a breach is a bug of the program under test, and stops it here.
@@ -608,23 +612,34 @@ impl Kernel {
 
     // ---- descriptors -------------------------------------------------------------------------------------------
 
+    /// What a descriptor stands for.
+    fn own(&self, fd: Fd) -> Fd {
+        self.adopted.get(&fd.0).copied().unwrap_or(fd)
+    }
+
     fn descriptor(&self, fd: Fd) -> Option<&Descriptor> {
-        self.descriptors.get(usize::try_from(fd.0).ok()?)?.as_ref()
+        self.descriptors.get(&self.own(fd).0)
     }
 
     fn descriptor_mut(&mut self, fd: Fd) -> Option<&mut Descriptor> {
-        self.descriptors.get_mut(usize::try_from(fd.0).ok()?)?.as_mut()
+        let own = self.own(fd);
+        self.descriptors.get_mut(&own.0)
     }
 
     /// The lowest free number, as the kernel gives: a stale descriptor soon means somebody else.
     fn open_descriptor(&mut self, thing: Thing) -> Fd {
-        let free = (FD_FIRST..self.descriptors.len()).find(|&fd| self.descriptors[fd].is_none());
-        let fd = free.unwrap_or_else(|| self.descriptors.len().max(FD_FIRST));
-        if fd >= self.descriptors.len() {
-            self.descriptors.resize_with(fd + 1, || None);
-        }
-        self.descriptors[fd] = Some(Descriptor { thing, users: 0 });
-        Fd(i32::try_from(fd).expect("a simulation has few descriptors"))
+        let free = (FD_FIRST..).find(|fd| !self.descriptors.contains_key(fd));
+        let fd = free.expect("a simulation has few descriptors");
+        self.descriptors.insert(fd, Descriptor { thing, users: 0 });
+        Fd(fd)
+    }
+
+    /// From now on operations on `real`, a descriptor of the real kernel, go to `own`.
+    pub(super) fn adopt(&mut self, real: Fd, own: Fd) {
+        assert!(real.0 < FD_FIRST && own.0 >= FD_FIRST);
+        let users = self.descriptor(real).map_or(0, |descriptor| descriptor.users);
+        assert_eq!(users, 0, "{real:?} is used anew while operations on what it stood for are in flight");
+        self.adopted.insert(real.0, own);
     }
 
     // ---- the end -----------------------------------------------------------------------------------------------
@@ -637,10 +652,9 @@ impl Kernel {
                 self.rings[ring].alive = false;
             }
         }
-        for fd in 0..self.descriptors.len() {
-            if let Some(descriptor) = self.descriptors[fd].take() {
-                self.close_thing(descriptor.thing, is_power_cut);
-            }
+        self.adopted.clear();
+        while let Some((_, descriptor)) = self.descriptors.pop_first() {
+            self.close_thing(descriptor.thing, is_power_cut);
         }
     }
 

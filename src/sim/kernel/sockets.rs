@@ -66,16 +66,14 @@ impl Kernel {
 
     /// Connect to one of the listeners on `to`, drawn by chance where several share the address.
     pub(in crate::sim) fn connect(&mut self, from: SocketAddr, to: SocketAddr) -> Result<ConnectionId, StreamError> {
-        let listens = |slot: &Option<super::Descriptor>| match slot {
-            Some(super::Descriptor { thing: Thing::Listener(listener), .. }) => listener.address == to,
-            _ => false,
-        };
-        let listeners: Vec<usize> = (0..self.descriptors.len()).filter(|&fd| listens(&self.descriptors[fd])).collect();
+        let listens = |thing: &Thing| matches!(thing, Thing::Listener(listener) if listener.address == to);
+        let listeners: Vec<i32> =
+            self.descriptors.iter().filter(|(_, descriptor)| listens(&descriptor.thing)).map(|(&fd, _)| fd).collect();
         if listeners.is_empty() {
             return Err(StreamError::Refused);
         }
         let chosen = listeners[self.random.index(listeners.len())];
-        self.connect_to(from, Fd(chosen as i32))
+        self.connect_to(from, Fd(chosen))
     }
 
     /// Connect to one listener.
@@ -258,8 +256,9 @@ impl Kernel {
     }
 
     pub(super) fn close(&mut self, fd: Fd) -> Result<u32, i32> {
-        let slot = usize::try_from(fd.0).ok().and_then(|at| self.descriptors.get_mut(at));
-        let Some(descriptor) = slot.and_then(Option::take) else { return Err(libc::EBADF) };
+        let own = self.own(fd);
+        self.adopted.remove(&fd.0);
+        let Some(descriptor) = self.descriptors.remove(&own.0) else { return Err(libc::EBADF) };
         self.close_thing(descriptor.thing, false);
         Ok(0)
     }
