@@ -204,6 +204,11 @@ impl World {
         self.kernel.borrow_mut().listen(address)
     }
 
+    /// Where a listener listens.
+    pub fn listener_address(&self, listener: Fd) -> Option<SocketAddr> {
+        self.kernel.borrow_mut().listener_address(listener)
+    }
+
     /// Connect from some address of another computer.
     pub fn connect(&self, to: SocketAddr) -> Result<Stream, StreamError> {
         let port = 1024 + self.kernel.borrow_mut().random.below(60_000) as u16;
@@ -218,8 +223,9 @@ impl World {
     }
 
     /// Connect from some address to one listener among those that may share its address.
-    pub fn connect_to_listener(&self, listener: Fd, to: SocketAddr) -> Result<Stream, StreamError> {
+    pub fn connect_to_listener(&self, listener: Fd) -> Result<Stream, StreamError> {
         let _inside = Inside::enter();
+        let to = self.listener_address(listener).ok_or(StreamError::Refused)?;
         let from = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 1024);
         let id = self.kernel.borrow_mut().connect_to(from, listener)?;
         Ok(Stream::new(self.kernel.clone(), id, from, to))

@@ -77,6 +77,8 @@ struct Slot {
     cancelled: bool,
     /// For syncs: the file's changes below this number are covered.
     covers: u64,
+    /// For sends: bytes that the socket has taken so far.
+    sent: usize,
 }
 
 #[derive(Debug)]
@@ -206,6 +208,7 @@ impl Kernel {
             note: None,
             cancelled: false,
             covers: 0,
+            sent: 0,
         };
         self.rings.push(RingState {
             slots: (0..slots).map(empty).collect(),
@@ -258,6 +261,7 @@ impl Kernel {
         slot.op = Some(op);
         slot.note = Some(note);
         slot.cancelled = false;
+        slot.sent = 0;
         self.rings[ring].queued.push_back(key);
         Ok(key.token())
     }
@@ -476,11 +480,11 @@ impl Kernel {
     fn effect(&mut self, key: OpKey) {
         let slot = &mut self.rings[key.ring].slots[key.index as usize];
         let mut op = slot.op.take().expect("a scheduled operation is there");
+        let (covers, sent) = (slot.covers, slot.sent);
         if slot.cancelled {
             slot.op = Some(op);
-            return self.finish(key, Err(libc::ECANCELED));
+            return self.finish(key, if sent > 0 { Ok(sent as u32) } else { Err(libc::ECANCELED) });
         }
-        let covers = slot.covers;
         let result = match &mut op {
             Op::Accept { listener } => {
                 let listener = *listener;
@@ -488,7 +492,7 @@ impl Kernel {
                 return self.accept(key, listener);
             }
             Op::Recv { socket, bulk, stream } => self.recv(*socket, bulk.as_mut(), stream),
-            Op::Send { socket, batch, .. } => self.send(*socket, batch),
+            Op::Send { socket, batch, .. } => self.send(key, *socket, batch, sent),
             Op::Timeout { .. } => Some(Ok(0)),
             Op::Shutdown { socket } => Some(self.shutdown(*socket)),
             Op::Close { fd } => Some(self.close(*fd)),
@@ -503,7 +507,11 @@ impl Kernel {
         let zero_copy = matches!(op, Op::Send { zero_copy: true, .. });
         self.rings[key.ring].slots[key.index as usize].op = Some(op);
         match result {
-            None => self.park(key),
+            None => {
+                self.park(key);
+                // What it did itself (a reset under its own bytes) may already have ended its wait.
+                self.look_again(key);
+            }
             Some(Ok(sent)) if zero_copy && sent > 0 => self.sent_zero_copy(key, sent),
             Some(result) => self.finish(key, result),
         }

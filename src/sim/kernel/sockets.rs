@@ -102,6 +102,10 @@ impl Kernel {
         Ok(id)
     }
 
+    pub(in crate::sim) fn listener_address(&mut self, fd: Fd) -> Option<SocketAddr> {
+        self.listener(fd).map(|listener| listener.address)
+    }
+
     fn listener(&mut self, fd: Fd) -> Option<&mut Listener> {
         match &mut self.descriptor_mut(fd)?.thing {
             Thing::Listener(listener) => Some(listener),
@@ -212,35 +216,42 @@ impl Kernel {
         Some(Ok(received as u32))
     }
 
-    /// `None` when there is no room yet.
-    pub(super) fn send(&mut self, fd: Fd, batch: &SendBatch) -> Option<Result<u32, i32>> {
+    /// Send what comes after the first `sent` bytes. `None` while the batch is not all taken: like the kernel with MSG_WAITALL,
+    /// a send waits for room, and answers a short count only sometimes.
+    pub(super) fn send(&mut self, key: OpKey, fd: Fd, batch: &SendBatch, sent: usize) -> Option<Result<u32, i32>> {
         let Some(id) = self.socket(fd) else { return Some(Err(libc::EBADF)) };
+        let failed = |errno| Some(if sent > 0 { Ok(sent as u32) } else { Err(errno) });
         let connection = self.connection(id);
         if connection.is_reset || connection.sides[SERVER].shut {
             let side = &mut connection.sides[SERVER];
-            let was_told = side.shut || std::mem::replace(&mut side.told, true);
-            return Some(Err(if was_told { libc::EPIPE } else { libc::ECONNRESET }));
+            let was_told = side.shut || (sent == 0 && std::mem::replace(&mut side.told, true));
+            return failed(if was_told { libc::EPIPE } else { libc::ECONNRESET });
         }
         if connection.sides[CLIENT].closed {
             self.reset(id);
-            return Some(Err(libc::ECONNRESET));
+            return failed(libc::ECONNRESET);
         }
         let room = connection.pipes[SERVER].room();
         if room == 0 {
             return None;
         }
-        let mut count = room.min(batch.len_bytes());
-        if self.random.happens(self.network_faults.short_send) {
+        let mut count = room.min(batch.len_bytes() - sent);
+        let is_short = self.random.happens(self.network_faults.short_send);
+        if is_short {
             count = 1 + self.random.index(count);
         }
-        let mut left = count;
+        let (mut skip, mut left) = (sent, count);
         for segment in batch.segments() {
-            let take = segment.len().min(left);
-            self.connection(id).pipes[SERVER].write(&segment[..take]);
+            let from = segment.len().min(skip);
+            let take = (segment.len() - from).min(left);
+            self.connection(id).pipes[SERVER].write(&segment[from..from + take]);
+            skip -= from;
             left -= take;
         }
         self.dispatch(id, SERVER, count);
-        Some(Ok(count as u32))
+        let sent = sent + count;
+        self.rings[key.ring].slots[key.index as usize].sent = sent;
+        (is_short || sent == batch.len_bytes()).then_some(Ok(sent as u32))
     }
 
     pub(super) fn shutdown(&mut self, fd: Fd) -> Result<u32, i32> {
@@ -330,6 +341,14 @@ impl Kernel {
     pub(super) fn end_arrives(&mut self, id: ConnectionId, side: usize) {
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.pipes[side].arrive_end();
+            self.wake_side(id);
+        }
+    }
+
+    /// Let what is parked on the operation's socket look again.
+    pub(super) fn look_again(&mut self, key: OpKey) {
+        let fd = self.rings[key.ring].slots[key.index as usize].note.map(|note| note.fd);
+        if let Some(id) = fd.and_then(|fd| self.socket(fd)) {
             self.wake_side(id);
         }
     }
