@@ -12,7 +12,7 @@ macro_rules! shard_stats {
         }
 
         /// What a shard's counters showed at one moment.
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
         pub struct ShardSummary {
             $($(#[doc = $help])+ pub $name: u64,)*
         }
