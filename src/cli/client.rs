@@ -65,16 +65,19 @@ impl Client {
         let shown = self.socket.display();
         let hint = match self.socket == Path::new(SOCKET_DEFAULT) {
             true => {
-                "name another socket with --socket or LUNARING_SOCKET (a server's default is control.sock in its state folder)"
+                "name another socket with --socket or LUNARING_SOCKET (a server's default is control.sock in its state \
+                 folder)"
             }
             false => "is the path right?",
         };
         ClientError::new(match error.kind() {
             io::ErrorKind::NotFound => format!(
-                "there is no control socket {shown}; start a server with 'lunaring serve --state DIR --socket {shown}', or {hint}"
+                "there is no control socket {shown}; start a server with \
+                 'lunaring serve --state DIR --socket {shown}', or {hint}"
             ),
             io::ErrorKind::ConnectionRefused => format!(
-                "no server listens on the control socket {shown}; start it again with 'lunaring serve --state DIR --socket {shown}'"
+                "no server listens on the control socket {shown}; start it again with \
+                 'lunaring serve --state DIR --socket {shown}'"
             ),
             io::ErrorKind::PermissionDenied => format!(
                 "the control socket {shown} is not yours; give commands as the user who runs the server, or as root"
@@ -157,6 +160,7 @@ pub fn segment(text: &str) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use std::io::{Read, Write};

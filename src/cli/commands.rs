@@ -221,6 +221,7 @@ pub fn stats(arguments: StatsArguments) -> Printed {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -1,7 +1,7 @@
 //! Client commands: talk to the control socket, print tables or JSON.
 //!
-//! **May know:** only the HTTP API's JSON. A client works with any server that speaks the same version of it, so nothing
-//! here shares types with the server.
+//! **May know:** only the HTTP API's JSON. A client works with any server that speaks the same version of it, so
+//! nothing here shares types with the server.
 
 pub mod arguments;
 pub mod banner;
@@ -21,7 +21,8 @@ use clap::Parser;
 /// Where a server's control socket is when nobody says otherwise.
 pub const SOCKET_DEFAULT: &str = "/run/lunaring/control.sock";
 
-/// Read the command line. Help and version are printed and end the process, as does a usage error: one line and status 2.
+/// Read the command line. Help and version are printed and end the process, as does a usage error: one line and
+/// status 2.
 pub fn parse() -> Arguments {
     match Arguments::try_parse() {
         Ok(arguments) => arguments,
@@ -82,6 +83,7 @@ impl fmt::Display for ClientError {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

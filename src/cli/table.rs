@@ -48,6 +48,7 @@ pub fn properties(rows: &[(&str, String)]) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

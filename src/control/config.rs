@@ -331,7 +331,8 @@ pub fn check_portal(portal: SocketAddr) -> Result<(), Refused> {
 pub fn parse_portal(text: &str) -> Result<SocketAddr, Refused> {
     let portal: SocketAddr = text.parse().map_err(|_| {
         Refused::invalid(format!(
-            "'{}' is not a portal; write ADDRESS:PORT, for example 192.0.2.10:3260, 0.0.0.0:3260 or [2001:db8::10]:3260",
+            "'{}' is not a portal; write ADDRESS:PORT, for example 192.0.2.10:3260, 0.0.0.0:3260 or \
+             [2001:db8::10]:3260",
             text.escape_debug()
         ))
     })?;

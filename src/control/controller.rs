@@ -1,8 +1,8 @@
 //! The one place where commands change anything, one after another.
 //!
 //! The order of every command: check the whole new configuration; do what can fail and can be undone (create a file,
-//! bind a socket); replace `config.json`, which is the moment the command counts; apply it to the running shards; answer.
-//! What readers see is a [`View`], replaced as a whole after each command, so that they never wait for one.
+//! bind a socket); replace `config.json`, which is the moment the command counts; apply it to the running shards;
+//! answer. What readers see is a [`View`], replaced as a whole after each command, so that they never wait for one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;

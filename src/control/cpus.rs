@@ -24,6 +24,7 @@ pub fn place(usable: &[usize], wanted: Option<Vec<usize>>) -> Placement {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -21,4 +21,5 @@ mod targets;
 mod views;
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;

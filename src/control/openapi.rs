@@ -9,8 +9,9 @@ pub fn document() -> Value {
         "info": {
             "title": "Lunaring control API",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Controls a running Lunaring server over its unix control socket. Changes are durable when they \
-                            are answered. A refusal changes nothing and says in one line what is wrong and what to do."
+            "description": "Controls a running Lunaring server over its unix control socket. Changes are durable when \
+                            they are answered. A refusal changes nothing and says in one line what is wrong and what \
+                            to do."
         },
         "paths": paths(),
         "components": { "schemas": schemas() }
@@ -31,7 +32,10 @@ fn server_paths() -> Value {
     json!({
         "/metrics": { "get": {
             "summary": "Everything that is counted, as Prometheus text",
-            "responses": { "200": { "description": "Metrics", "content": { "text/plain": { "schema": { "type": "string" } } } } }
+            "responses": { "200": {
+                "description": "Metrics",
+                "content": { "text/plain": { "schema": { "type": "string" } } },
+            } },
         } },
         "/v1/openapi.json": { "get": operation("This document", &[], None, ("200", None)) },
         "/v1/version": { "get": operation("What this server is", &[], None, ("200", Some("Version"))) },
@@ -48,11 +52,15 @@ fn disk_paths() -> Value {
     json!({
         "/v1/disks": {
             "get": operation("All disks", &[], None, ("200", Some("Disks"))),
-            "post": operation("Create a disk, or serve an image that exists", &[], Some("NewDisk"), ("201", Some("Disk"))),
+            "post": operation(
+                "Create a disk, or serve an image that exists", &[], Some("NewDisk"), ("201", Some("Disk")),
+            ),
         },
         "/v1/disks/{disk}": {
             "get": operation("One disk", &[disk()], None, ("200", Some("Disk"))),
-            "delete": operation("Delete a disk that no target maps", &[disk(), keep()], None, ("200", Some("DeletedDisk"))),
+            "delete": operation(
+                "Delete a disk that no target maps", &[disk(), keep()], None, ("200", Some("DeletedDisk")),
+            ),
         },
     })
 }
@@ -71,7 +79,9 @@ fn target_paths() -> Value {
             "delete": operation("Delete a target and drop its sessions", &[target()], None, ("204", None)),
         },
         "/v1/targets/{target}/luns": {
-            "post": operation("Put a disk behind a logical unit number", &[target()], Some("NewLun"), ("201", Some("TargetLun"))),
+            "post": operation(
+                "Put a disk behind a logical unit number", &[target()], Some("NewLun"), ("201", Some("TargetLun")),
+            ),
         },
         "/v1/targets/{target}/luns/{lun}": {
             "delete": operation("Take a logical unit away", &[target(), lun()], None, ("204", None)),
@@ -104,7 +114,8 @@ fn portal_and_session_paths() -> Value {
 }
 
 fn operation(summary: &str, parameters: &[Value], body: Option<&str>, (status, answer): (&str, Option<&str>)) -> Value {
-    let content = |schema: &str| json!({ "application/json": { "schema": { "$ref": format!("#/components/schemas/{schema}") } } });
+    let reference = |schema: &str| json!({ "$ref": format!("#/components/schemas/{schema}") });
+    let content = |schema: &str| json!({ "application/json": { "schema": reference(schema) } });
     let mut good = json!({ "description": "Done" });
     if let Some(schema) = answer {
         good["content"] = content(schema);
@@ -129,7 +140,7 @@ fn in_query(name: &str, description: &str, kind: &str, required: bool) -> Value 
     json!({ "name": name, "in": "query", "required": required, "description": description, "schema": { "type": kind } })
 }
 
-/// An object's schema from lines of `name type`; a `?` after the name: may be absent or null; `[]` after the type: a list;
+/// An object's schema from `name type` pairs; a `?` after the name: may be absent or null; `[]` after the type: a list;
 /// a capital letter: another schema; `a|b`: one of these words.
 fn object(fields: &str) -> Value {
     let mut properties = serde_json::Map::new();
@@ -165,9 +176,9 @@ fn schemas() -> Value {
              io_uring string",
         ),
         "Disk": object(
-            "name string, format vhdx|raw|memory|null, kind? dynamic|fixed, size_bytes integer, allocated_bytes integer, \
-             sector_size_bytes integer, block_size_bytes? integer, file? string, uuid string, cache direct|buffered, \
-             read_only boolean, added boolean, state online|offline|failed, reason? string, notes string[], \
+            "name string, format vhdx|raw|memory|null, kind? dynamic|fixed, size_bytes integer, \
+             allocated_bytes integer, sector_size_bytes integer, block_size_bytes? integer, file? string, uuid string, \
+             cache direct|buffered, read_only boolean, added boolean, state online|offline|failed, reason? string, notes string[], \
              mapped DiskMapping[]",
         ),
         "DiskMapping": object("target string, lun integer"),
@@ -208,6 +219,7 @@ fn schemas() -> Value {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::control::routes::ROUTES;

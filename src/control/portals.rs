@@ -96,7 +96,8 @@ fn cannot_listen(address: SocketAddr, error: &io::Error) -> Refused {
             "cannot listen on {address}: the port is in use by another program; stop it, or choose another port"
         )),
         io::ErrorKind::AddrNotAvailable => Refused::conflict(format!(
-            "cannot listen on {address}: this machine does not have that address; choose one of its own, or 0.0.0.0 or [::]"
+            "cannot listen on {address}: this machine does not have that address; choose one of its own, or \
+             0.0.0.0 or [::]"
         )),
         io::ErrorKind::PermissionDenied => Refused::failed(format!(
             "cannot listen on {address}: not permitted; use a port from 1024 on, or run the server as root"

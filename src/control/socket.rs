@@ -1,9 +1,8 @@
 //! The control socket: who may connect, and HTTP over what connects.
 //!
-//! A thread waits in `accept`, asks the kernel who the peer is (which glommio's sockets cannot), and hands the connection
-//! to the executor. Idle costs nothing.
+//! A thread waits in `accept`, asks the kernel who the peer is (which glommio's sockets cannot), and hands the
+//! connection to the executor. Idle costs nothing.
 
-use std::convert::Infallible;
 use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -42,8 +41,8 @@ impl ControlSocket {
         let shown = path.display();
         if path.as_os_str().len() > PATH_BYTES_MAX {
             return Err(Refused::invalid(format!(
-                "the control socket's path {shown} is too long for the system ({PATH_BYTES_MAX} bytes); choose a shorter \
-                 one with --socket"
+                "the control socket's path {shown} is too long for the system ({PATH_BYTES_MAX} bytes); choose a \
+                 shorter one with --socket"
             )));
         }
         clear(path)?;
@@ -204,7 +203,7 @@ fn turn_away(mut connection: &UnixStream, refused: &Refused) {
 async fn converse(connection: UnixStream, router: Router) {
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let mut router = router.clone();
-        async move { Ok::<_, Infallible>(router.call(request.map(Body::new)).await.unwrap_or_else(|never| match never {})) }
+        async move { router.call(request.map(Body::new)).await }
     });
     // A client that goes away in the middle is its own affair.
     let _ = hyper::server::conn::http1::Builder::new()
@@ -214,6 +213,7 @@ async fn converse(connection: UnixStream, router: Router) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use std::io::Read;

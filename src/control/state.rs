@@ -9,8 +9,9 @@
 //!   control.sock the default control socket
 //! ```
 //!
-//! A command is done once `config.json` has been replaced. A file that was created before that moment, or must be deleted
-//! after it, is named in `change.json` first, so that [`StateDir::recover`] finishes or undoes it after a crash.
+//! A command is done once `config.json` has been replaced. A file that was created before that moment, or must be
+//! deleted after it, is named in `change.json` first, so that [`StateDir::recover`] finishes or undoes it after a
+//! crash.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -290,6 +291,7 @@ fn sync_folder_of(path: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::control::config::TargetConfig;

@@ -67,8 +67,8 @@ impl View {
                     Health::Poisoned => (
                         api::DiskState::Failed,
                         Some(
-                            "a write to its file failed, so it refuses writes; see that the file system is sound and has \
-                             space, then restart the server"
+                            "a write to its file failed, so it refuses writes; see that the file system is sound and \
+                             has space, then restart the server"
                                 .to_owned(),
                         ),
                     ),

@@ -1,4 +1,5 @@
-//! A crash between any two steps of any command: the next start finds the state before or after it, and the files agree.
+//! A crash between any two steps of any command: the next start finds the state before or after it, and the files
+//! agree.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -86,13 +87,12 @@ fn crash_everywhere(command: impl AsyncFn(&mut Controller, &Path) -> Result<(), 
     let (before, after, crashed, passed) = run(None);
     assert!(!crashed && before != after && !passed.is_empty(), "the command does something, in steps");
     let mut seen_before = 0;
-    for step in 0..passed.len() {
+    for (step, name) in passed.iter().enumerate() {
         let (_, found, crashed, _) = run(Some(step));
         assert!(crashed);
         assert!(
             found == before || found == after,
-            "after a crash at '{}' the state is neither the one before nor the one after:\n{found:#?}",
-            passed[step]
+            "after a crash at '{name}' the state is neither the one before nor the one after:\n{found:#?}"
         );
         seen_before += usize::from(found == before);
     }
