@@ -204,15 +204,8 @@ const STAT_SN_FIRST: u32 = 1;
 #[derive(Debug)]
 pub struct Login {
     arrival: Arrival,
-    progress: Progress,
-}
-
-#[derive(Debug)]
-enum Progress {
-    /// No Login Request has come.
-    Fresh,
-    /// The first Login Request has come.
-    Begun(Box<Begun>),
+    /// `None` while no Login Request has come.
+    begun: Option<Box<Begun>>,
 }
 
 /// What is known since the first Login Request.
@@ -291,7 +284,7 @@ impl Login {
     /// A login that has not begun.
     #[must_use]
     pub fn new(arrival: Arrival) -> Login {
-        Login { arrival, progress: Progress::Fresh }
+        Login { arrival, begun: None }
     }
 
     /// Look at the bytes at the head of the stream. What cannot become a legal Login Request is refused without waiting for the
@@ -313,21 +306,14 @@ impl Login {
 
     /// Handle one whole PDU: its header and its data segment without padding.
     pub fn handle(&mut self, bhs: &Bhs, data: &[u8], environment: &mut Environment<'_>) -> LoginStep {
-        if matches!(self.progress, Progress::Fresh) && bhs.opcode() != Opcode::LOGIN_REQUEST {
+        if self.begun.is_none() && bhs.opcode() != Opcode::LOGIN_REQUEST {
             // RFC 7143 section 6.3: before the login phase has begun the connection is ended without a word.
             let reason = "the connection does not begin with a Login Request".into();
             let failure = LoginFailure { status: LoginStatus::INVALID_DURING_LOGIN, reason, initiator_name: None };
             return LoginStep::Close { reply: None, failure };
         }
         let request = LoginRequest::parse(bhs);
-        let begun = match &mut self.progress {
-            Progress::Begun(begun) => begun,
-            Progress::Fresh => {
-                self.progress = Progress::Begun(Box::new(Begun::new(request, environment.policy)));
-                let Progress::Begun(begun) = &mut self.progress else { unreachable!() };
-                begun
-            }
-        };
+        let begun = self.begun.get_or_insert_with(|| Box::new(Begun::new(request, environment.policy)));
         match begun.advance(bhs, &request, data, &self.arrival, environment) {
             Ok(step) => step,
             Err(Refused { status, reason }) => {
@@ -345,7 +331,7 @@ impl Login {
     #[must_use]
     pub fn granted(self, tsih: u16) -> (LoginReply, Established) {
         assert_ne!(tsih, 0);
-        let Progress::Begun(mut begun) = self.progress else { panic!("granted before a Login Request") };
+        let mut begun = self.begun.expect("granted before a Login Request");
         let identity = begun.identity(&self.arrival).expect("granted before LoginStep::Establish");
         let reply = begun.reply(Some(LoginStage::FULL_FEATURE_PHASE), tsih);
         assert_eq!(begun.outgoing.remaining(), 0);
@@ -366,8 +352,7 @@ impl Login {
     /// When no Login Request has come.
     #[must_use]
     pub fn refused(self, status: LoginStatus) -> LoginReply {
-        let Progress::Begun(begun) = self.progress else { panic!("refused before a Login Request") };
-        begun.refusal(status)
+        self.begun.expect("refused before a Login Request").refusal(status)
     }
 }
 
@@ -486,7 +471,8 @@ impl Begun {
             let target = environment.directory.target(name);
             let target = target.ok_or_else(|| Refused::new(LoginStatus::NOT_FOUND, format!("no target {name:?}")))?;
             if !target.allows(&initiator_name, arrival.peer.ip()) {
-                let reason = format!("no access rule of {} allows it from {}", target.name, arrival.peer.ip());
+                let address = arrival.peer.ip().to_canonical();
+                let reason = format!("no access rule of {} allows it from {address}", target.name);
                 return Err(Refused::new(LoginStatus::AUTHORIZATION_FAILURE, reason));
             }
             self.session = Some(Session { initiator_name, target: Some((target.id, target.name.clone())) });
