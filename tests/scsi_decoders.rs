@@ -1,4 +1,5 @@
-//! Replies of the SCSI engine as other people's decoders read them. Needs the package sg3-utils; without it these tests fail.
+//! Replies of the SCSI engine as other people's decoders read them. Needs the package sg3-utils; without it these tests
+//! fail.
 
 use std::io::Write;
 use std::process::{Command, Stdio};

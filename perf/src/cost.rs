@@ -1,4 +1,5 @@
-//! What a process has used so far, from the kernel's own accounting in `/proc`: CPU time, memory, descriptors, wake-ups.
+//! What a process has used so far, from the kernel's own accounting in `/proc`: CPU time, memory, descriptors,
+//! wake-ups.
 
 use std::fs;
 use std::io;

@@ -1,4 +1,5 @@
-//! The way into full feature phase (RFC 7143 section 6.3), discovery, and plain request-and-answer over a blocking socket.
+//! The way into full feature phase (RFC 7143 section 6.3), discovery, and plain request-and-answer over a blocking
+//! socket.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -1,8 +1,9 @@
 //! Writes that are remembered, and reads that must find them.
 //!
-//! A [`Verifier`] owns a region of a logical unit and keeps a journal of which generation of each unit was acknowledged.
-//! A write that was acknowledged must be found; one that was in flight when the connection broke may or may not be, and
-//! what it turned out to be is found by reading and must then stay. The server may be killed and restarted at any time.
+//! A [`Verifier`] owns a region of a logical unit and keeps a journal of which generation of each unit was
+//! acknowledged. A write that was acknowledged must be found; one that was in flight when the connection broke may or
+//! may not be, and what it turned out to be is found by reading and must then stay. The server may be killed and
+//! restarted at any time.
 
 use std::collections::HashMap;
 use std::fmt;

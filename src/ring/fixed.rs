@@ -41,6 +41,11 @@ impl FixedBuffers {
         there.then_some(chunk as u16)
     }
 
+    #[cfg(test)]
+    pub(super) fn registered_count(&self) -> usize {
+        self.registered.len()
+    }
+
     #[cold]
     fn register(&mut self, chunk: u32, submitter: &io_uring::Submitter<'_>) -> bool {
         let (start, len) = self.arena.chunk_area(chunk);

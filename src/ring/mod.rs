@@ -241,7 +241,7 @@ pub trait Wake: Clone + Send + Sync + 'static {
 /// Duties of the implementation: every submitted operation completes exactly once with `more == false`; buffers come
 /// back with it; operations may complete in any order. Duties of the caller: no two receives and no two sends at once on
 /// one socket (a zero-copy send that waits only for its buffers does not count); a socket is closed only after all its
-/// operations have completed; after every return of [`Ring::enter`], look at whatever the waker may have announced.
+/// operations have completed (the same exception; closing it is what ends such a wait on a dead peer); after every return of [`Ring::enter`], look at whatever the waker may have announced.
 pub trait Ring {
     /// Wakes this ring from other threads.
     type Waker: Wake;

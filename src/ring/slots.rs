@@ -70,6 +70,8 @@ pub(super) struct Slots {
     slots: Box<[Slot]>,
     free_first: u32,
     in_flight: usize,
+    /// Of those in flight.
+    held: usize,
 }
 
 /// A key of the ring's own, for `kind` 0, 1, …
@@ -91,11 +93,16 @@ impl Slots {
     pub(super) fn new(count: u32) -> Slots {
         assert!(count > 0 && count <= SLOTS_MAX, "a ring of {count} slots");
         let slots = (0..count).map(|i| Slot { generation: 0, state: State::Free { next: i + 1 } }).collect();
-        Slots { slots, free_first: 0, in_flight: 0 }
+        Slots { slots, free_first: 0, in_flight: 0, held: 0 }
     }
 
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight
+    }
+
+    /// Nothing is in flight but zero-copy sends that the peer has not acknowledged.
+    pub(super) fn only_held(&self) -> bool {
+        self.in_flight == self.held
     }
 
     #[inline]
@@ -152,6 +159,7 @@ impl Slots {
                     unreachable!("just seen in flight")
                 };
                 slot.state = State::Held { tag, op, result };
+                self.held += 1;
                 if result < 0 {
                     return None;
                 }
@@ -163,6 +171,7 @@ impl Slots {
             State::InFlight { tag, op, .. } if !notification => (tag, op),
             State::Held { tag, op, result: sent } if notification => {
                 result = sent;
+                self.held -= 1;
                 (tag, op)
             }
             state => panic!("a completion of a slot that does not expect it: {entry:?}, {state:?}"),
@@ -232,7 +241,7 @@ mod tests {
         let (token, _) = slots.insert(Tag(1), send(), Lifetime::ZeroCopy);
         let sent = slots.complete(entry(token, 100, F_MORE)).unwrap();
         assert_eq!((sent.result, sent.more, sent.op.is_some()), (Ok(100), true, false));
-        assert_eq!(slots.in_flight(), 1);
+        assert_eq!((slots.in_flight(), slots.only_held()), (1, true));
         let released = slots.complete(entry(token, NOTIF_COPIED, F_NOTIF)).unwrap();
         assert_eq!((released.result, released.more, released.copied), (Ok(100), false, true));
         assert!(matches!(released.op, Some(Op::Send { .. })));

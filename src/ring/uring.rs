@@ -20,6 +20,8 @@ use crate::mem::Arena;
 const TAKE_COUNT: usize = 64;
 /// How long a dropped ring waits for what is in flight: longer than any disk that is not broken.
 const DRAIN_LIMIT: Nanos = Nanos(10_000_000_000);
+/// How long it waits for zero-copy sends alone, whose peers may never answer.
+const DRAIN_HELD_LIMIT: Nanos = Nanos(1_000_000_000);
 
 const KEY_WAKE: u64 = slots::internal_key(0);
 const KEY_CANCEL: u64 = slots::internal_key(1);
@@ -189,9 +191,9 @@ impl UringRing {
         }
     }
 
-    /// Cancel everything and wait until the kernel has let go of it all, at most this long.
-    fn drain(&mut self, limit: Nanos) -> bool {
-        let end = self.now().0.saturating_add(limit.0);
+    /// Cancel everything and wait until the kernel has let go of it all, but not for ever.
+    fn drain(&mut self) -> bool {
+        let start = self.now().0;
         let tokens: Vec<Token> = self.slots.tokens().collect();
         for token in tokens {
             self.cancel(token);
@@ -207,10 +209,11 @@ impl UringRing {
                     drop(unsafe { OwnedFd::from_raw_fd(socket.cast_signed()) });
                 }
             }
-            let now = self.now().0;
             if self.slots.in_flight() == 0 && !self.wake_armed {
                 return true;
             }
+            let limit = if self.slots.only_held() { DRAIN_HELD_LIMIT } else { DRAIN_LIMIT };
+            let (now, end) = (self.now().0, start.saturating_add(limit.0));
             let wait = KernelWait::For(Nanos(end.saturating_sub(now).min(100_000_000)));
             if now >= end || self.kernel.enter(wait).is_err() {
                 return false;
@@ -221,7 +224,7 @@ impl UringRing {
 
 impl Drop for UringRing {
     fn drop(&mut self) {
-        if self.drain(DRAIN_LIMIT) {
+        if self.drain() {
             return;
         }
         // The kernel may still write to the buffers: leak them with all that it may look at. The buffers in turn keep
@@ -340,5 +343,110 @@ impl Ring for UringRing {
 
     fn addresses(&self, socket: Fd) -> Option<(SocketAddr, SocketAddr)> {
         net::addresses(socket)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::mem::ArenaConfig;
+    use crate::ring::{FeatureLimit, SendBatch, Window};
+    use std::fs::File;
+    use std::io::Read;
+    use std::net::TcpStream;
+    use std::os::fd::{AsFd, AsRawFd};
+
+    fn ring(limit: FeatureLimit, slots: u32) -> (UringRing, Arena) {
+        let arena = Arena::new(ArenaConfig { bytes_max: 16 << 20, hugepages: false }).unwrap();
+        let features = Features::probe(limit).unwrap();
+        (UringRing::new(UringConfig { slots, submissions: 8, features }, &arena).unwrap(), arena)
+    }
+
+    fn run(ring: &mut UringRing, op: Op) -> Completion {
+        ring.submit(Tag(1), op).unwrap();
+        ring.enter(Wait::Forever).unwrap();
+        ring.reap().unwrap()
+    }
+
+    #[test]
+    fn chunks_become_fixed_buffers_when_file_operations_use_them() {
+        let file = File::open("/dev/zero").unwrap();
+        for limit in [FeatureLimit::Full, FeatureLimit::Baseline] {
+            let (mut ring, arena) = ring(limit, 4);
+            let foreign = Arena::new(ArenaConfig { bytes_max: 1 << 21, hugepages: false }).unwrap();
+            for from in [&arena, &foreign, &arena] {
+                let mut into = Window::whole(from.take(8192).unwrap());
+                into.bytes_mut().fill(1);
+                let done = run(&mut ring, Op::Read { file: Fd(file.as_raw_fd()), offset_bytes: 0, into });
+                assert_eq!(done.result, Ok(8192));
+                let Some(Op::Read { into, .. }) = done.op else { panic!("{done:?}") };
+                assert!(into.bytes().iter().all(|byte| *byte == 0));
+            }
+            assert_eq!(ring.fixed.registered_count(), usize::from(ring.features().fixed_buffers));
+        }
+    }
+
+    #[test]
+    fn zero_copy_over_loopback_is_reported_as_copied() {
+        let options = net::ListenOptions { reuse_port: false, backlog: 4, incoming_cpu: None };
+        let listener = net::listen("127.0.0.1:0".parse().unwrap(), options).unwrap();
+        let mut peer = TcpStream::connect(net::local_address(listener.as_fd()).unwrap()).unwrap();
+        for limit in [FeatureLimit::Full, FeatureLimit::Baseline] {
+            let (mut ring, arena) = ring(limit, 4);
+            let accepted = run(&mut ring, Op::Accept { listener: Fd(listener.as_raw_fd()) });
+            let socket = Fd(accepted.result.unwrap().cast_signed());
+            let mut batch = SendBatch::new(&arena, 2).unwrap();
+            batch.push_slice(arena.zeros(65_536)).unwrap();
+            let in_flight = ring.in_flight();
+            ring.submit(Tag(2), Op::Send { socket, batch, zero_copy: true }).unwrap();
+            ring.enter(Wait::Poll).unwrap();
+            peer.read_exact(&mut vec![1; 65_536]).unwrap();
+            let mut seen = Vec::new();
+            while seen.last() != Some(&(false, ring.features().zero_copy_send)) {
+                ring.enter(Wait::Until(Nanos(ring.now().0 + 10_000_000))).unwrap();
+                while let Some(done) = ring.reap() {
+                    assert_eq!(done.result, Ok(65_536));
+                    seen.push((done.more, done.copied));
+                }
+            }
+            let expected = if ring.features().zero_copy_send { 2 } else { 1 };
+            assert_eq!((seen.len(), ring.in_flight()), (expected, in_flight));
+            peer = TcpStream::connect(net::local_address(listener.as_fd()).unwrap()).unwrap();
+        }
+    }
+
+    #[test]
+    fn many_cancellations_wait_for_room_and_none_is_lost() {
+        let (mut ring, _arena) = ring(FeatureLimit::Full, 64);
+        for _ in 0..3 {
+            let after = Nanos(3_600_000_000_000);
+            let tokens: Vec<Token> = (0..64).map(|_| ring.submit(Tag(1), Op::Timeout { after }).unwrap()).collect();
+            for token in tokens.iter().chain(&tokens) {
+                ring.cancel(*token);
+            }
+            let mut ended = 0;
+            while ended < 64 {
+                ring.enter(Wait::Forever).unwrap();
+                while let Some(done) = ring.reap() {
+                    assert_eq!(done.result, Err(Errno(libc::ECANCELED)));
+                    ended += 1;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_poll_without_work_costs_no_system_call() {
+        let (mut ring, _arena) = ring(FeatureLimit::Full, 4);
+        ring.submit(Tag(1), Op::Timeout { after: Nanos(50_000_000) }).unwrap();
+        ring.enter(Wait::Poll).unwrap();
+        assert!(!ring.kernel.has_work(), "nothing to submit and nothing to bring in");
+        let mut polls = 0u64;
+        while ring.reap().is_none() {
+            ring.enter(Wait::Poll).unwrap();
+            polls += 1;
+        }
+        assert!(polls > 1000, "only {polls} polls in 50 ms");
     }
 }

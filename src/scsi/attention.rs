@@ -1,4 +1,5 @@
-//! Unit attention conditions (SAM-5 clause 5.14): which are pending for one initiator on one unit, and which is told first.
+//! Unit attention conditions (SAM-5 clause 5.14): which are pending for one initiator on one unit, and which is told
+//! first.
 
 use super::sense::SenseCode;
 
@@ -74,8 +75,8 @@ impl Attentions {
         self.0 & attention.bit() != 0
     }
 
-    /// Establish a condition. A reset hides nothing else, but POWER ON says all that the other resets say (SAM-5 clause 5.14.2), so
-    /// those are not added to it, and it takes their place.
+    /// Establish a condition. A reset hides nothing else, but POWER ON says all that the other resets say (SAM-5 clause
+    /// 5.14.2), so those are not added to it, and it takes their place.
     pub fn raise(&mut self, attention: Attention) {
         const RESETS: u8 = Attention::DeviceReset.bit() | Attention::NexusLoss.bit() | Attention::CommandsCleared.bit();
         if self.contains(Attention::PowerOn) && attention.bit() & RESETS != 0 {

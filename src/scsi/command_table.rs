@@ -1,4 +1,5 @@
-//! Every command that is served, one row each. Dispatch, REPORT SUPPORTED OPERATION CODES and the tests read these rows.
+//! Every command that is served, one row each. Dispatch, REPORT SUPPORTED OPERATION CODES and the tests read these
+//! rows.
 
 use super::cdb::Cdb;
 use super::execute::{Action, LogicalUnit, TargetView};
@@ -32,7 +33,8 @@ pub enum Ordering {
     Flush,
 }
 
-/// How the command meets a persistent reservation that another I_T nexus holds (SPC-5 and SBC-4 tables of allowed commands).
+/// How the command meets a persistent reservation that another I_T nexus holds (SPC-5 and SBC-4 tables of allowed
+/// commands).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReservationRule {
     /// Never in conflict.
@@ -83,8 +85,8 @@ pub struct Command {
     pub(super) reserved_bits: u128,
 }
 
-/// The command for a CDB, if it is served. One load from a table of 256 and, for an operation code with service actions, a look
-/// at its few neighbours.
+/// The command for a CDB, if it is served. One load from a table of 256 and, for an operation code with service
+/// actions, a look at its few neighbours.
 pub fn find(cdb: &[u8; 16]) -> Option<&'static Command> {
     let row = FIRST_ROW[usize::from(cdb[0])];
     let first = COMMANDS.get(usize::from(row))?;
@@ -96,9 +98,10 @@ pub fn find(cdb: &[u8; 16]) -> Option<&'static Command> {
     rows.into_iter().find(|command| command.service_action == service_action)
 }
 
-/// The operation code has service actions (and at least one is served).
-pub(super) fn has_service_actions(opcode: u8) -> bool {
-    COMMANDS.get(usize::from(FIRST_ROW[usize::from(opcode)])).is_some_and(|command| command.service_action.is_some())
+/// Whether an operation code has service actions; `None` for one that is not served at all.
+pub(super) fn has_service_actions(opcode: u8) -> Option<bool> {
+    let first = COMMANDS.get(usize::from(FIRST_ROW[usize::from(opcode)]))?;
+    Some(first.service_action.is_some())
 }
 
 /// No command of this operation code is served.
@@ -181,8 +184,9 @@ use ReservationRule as R;
 
 /// Every command, by operation code and service action.
 ///
-/// The CONTROL byte is zero in every row: NACA is refused because NORMACA is zero (SAM-5 clause 5.2), and its other bits are
-/// obsolete. GROUP NUMBER and the protection fields are refused because neither grouping nor protection is offered.
+/// The CONTROL byte is zero in every row: NACA is refused because NORMACA is zero (SAM-5 clause 5.2), and its other
+/// bits are obsolete. GROUP NUMBER and the protection fields are refused because neither grouping nor protection is
+/// offered.
 #[rustfmt::skip]
 pub static COMMANDS: &[Command] = &[
     command("TEST UNIT READY", 0x00, None, &[0, 0, 0, 0, 0],
@@ -215,14 +219,17 @@ pub static COMMANDS: &[Command] = &[
         D::None, O::Flush, R::Write, Medium(read_write::synchronize_cache_10)),
     command("MODE SENSE(10)", 0x5a, None, &[0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0],
         D::In, O::Immediate, R::Read, Reply(mode::mode_sense_10)),
-    command("READ(16)", 0x88, None, &[0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+    command("READ(16)", 0x88, None,
+        &[0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::In, O::Read, R::Read, Medium(read_write::read_16)),
-    command("WRITE(16)", 0x8a, None, &[0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+    command("WRITE(16)", 0x8a, None,
+        &[0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::Out, O::Write, R::Write, Medium(read_write::write_16)),
     command("WRITE AND VERIFY(16)", 0x8e, None,
         &[0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::Out, O::Write, R::Write, Medium(read_write::write_and_verify_16)),
-    command("VERIFY(16)", 0x8f, None, &[0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+    command("VERIFY(16)", 0x8f, None,
+        &[0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::NoneOrOut, O::Read, R::Read, Medium(read_write::verify_16)),
     command("SYNCHRONIZE CACHE(16)", 0x91, None,
         &[0x06, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
@@ -231,9 +238,11 @@ pub static COMMANDS: &[Command] = &[
         D::In, O::Immediate, R::Allowed, Reply(capacity::read_capacity_16)),
     command("REPORT LUNS", 0xa0, None, &[0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::In, O::Immediate, R::Allowed, Any(report_luns::report_luns)),
-    command("REPORT SUPPORTED OPERATION CODES", 0xa3, Some(0x0c), &[0x1f, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+    command("REPORT SUPPORTED OPERATION CODES", 0xa3, Some(0x0c),
+        &[0x1f, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::In, O::Immediate, R::Read, Reply(supported::report_supported_operation_codes)),
-    command("REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", 0xa3, Some(0x0d), &[0x1f, 0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
+    command("REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", 0xa3, Some(0x0d),
+        &[0x1f, 0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::In, O::Immediate, R::Read, Reply(supported::report_supported_task_management_functions)),
     command("READ(12)", 0xa8, None, &[0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::In, O::Read, R::Read, Medium(read_write::read_12)),

@@ -1,4 +1,5 @@
-//! From a CDB to what must be done: checks that hold for every command, dispatch through the command table, and [`Action`].
+//! From a CDB to what must be done: checks that hold for every command, dispatch through the command table, and
+//! [`Action`].
 
 use super::cdb::Cdb;
 use super::command_table::{self, Command, Handler};
@@ -14,7 +15,8 @@ pub struct CommandRequest<'a> {
     pub cdb: &'a [u8; 16],
 }
 
-/// What the commands that look beyond their logical unit (REPORT LUNS, the device identification page) see of the target.
+/// What the commands that look beyond their logical unit (REPORT LUNS, the device identification page) see of the
+/// target.
 #[derive(Clone, Copy, Debug)]
 pub struct TargetView<'a> {
     /// The iSCSI name of the target, at most 223 bytes.
@@ -54,8 +56,8 @@ pub enum Action {
     Done(Outcome),
     /// The command is complete with GOOD; the parameter list is its Data-In.
     DataIn,
-    /// The reply is longer than the buffer: nothing was done, call again with a parameter list over at least `bytes`. Only for REPORT
-    /// LUNS, and never with a buffer of [`ParameterList::BYTES_MAX`].
+    /// The reply is longer than the buffer: nothing was done, call again with a parameter list over at least `bytes`.
+    /// Only for REPORT LUNS, and never with a buffer of [`ParameterList::BYTES_MAX`].
     NeedsBuffer {
         /// The size that is needed.
         bytes: u32,
@@ -155,9 +157,9 @@ pub fn sense_format(unit: Option<&Unit>) -> SenseFormat {
 
 /// Check a command and finish it, or say what the medium must do.
 ///
-/// `unit` is `None` when the LUN field is not one that [`lun::decode`](super::lun::decode) knows, or no unit is mapped there for this
-/// initiator. `out` is filled exactly when the answer is [`Action::DataIn`]; a buffer of [`ParameterList::BYTES_MIN`] is enough for
-/// all but long REPORT LUNS.
+/// `unit` is `None` when the LUN field is not one that [`lun::decode`](super::lun::decode) knows, or no unit is mapped
+/// there for this initiator. `out` is filled exactly when the answer is [`Action::DataIn`]; a buffer of
+/// [`ParameterList::BYTES_MIN`] is enough for all but long REPORT LUNS.
 pub fn execute(
     request: &CommandRequest<'_>,
     target: &TargetView<'_>,
@@ -305,7 +307,8 @@ mod tests {
             (self.next() % end as u64) as usize
         }
 
-        /// Half of the time a served operation code and mostly zero fields, so that the handlers behind the checks are reached.
+        /// Half of the time a served operation code and mostly zero fields, so that the handlers behind the checks are
+        /// reached.
         fn cdb(&mut self) -> [u8; 16] {
             let (high, low) = (u128::from(self.next()), u128::from(self.next()));
             let mut bytes = (high << 64 | low).to_be_bytes();

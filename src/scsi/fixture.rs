@@ -1,4 +1,5 @@
-//! What the tests of the command handlers start from: a described disk, a target with three units, and one call per command.
+//! What the tests of the command handlers start from: a described disk, a target with three units, and one call per
+//! command.
 
 use super::attention::Attentions;
 use super::{Action, BlockLength, CommandRequest, LogicalUnit, NexusUnit, Outcome, ParameterList, Sense, SenseFormat};

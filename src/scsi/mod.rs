@@ -1,8 +1,9 @@
 //! The SCSI engine, sans-IO: what a direct-access block device answers to a command (SPC-5, SBC-4, SAM-5).
 //!
-//! The caller decodes the LUN ([`lun::decode`]), finds the logical unit, and calls [`execute`]. The engine checks the command and
-//! either finishes it (status and sense, or a parameter list as Data-In) or says what the medium has to do ([`Action`]); the
-//! caller does that and turns a [`MediumError`] into an [`Outcome`]. Nothing here allocates, blocks, reads a clock or sees payload.
+//! The caller decodes the LUN ([`lun::decode`]), finds the logical unit, and calls [`execute`]. The engine checks the
+//! command and either finishes it (status and sense, or a parameter list as Data-In) or says what the medium has to do
+//! ([`Action`]); the caller does that and turns a [`MediumError`] into an [`Outcome`]. Nothing here allocates, blocks,
+//! reads a clock or sees payload.
 #![forbid(unsafe_code)]
 
 pub mod attention;

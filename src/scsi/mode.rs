@@ -1,5 +1,5 @@
-//! MODE SENSE (SPC-5 clauses 6.13 and 6.14, pages of SPC-5 clause 7.5 and SBC-4 clause 6.5). Nothing can be changed by MODE SELECT,
-//! so changeable values are zero, defaults are the current values, and no values are saved.
+//! MODE SENSE (SPC-5 clauses 6.13 and 6.14, pages of SPC-5 clause 7.5 and SBC-4 clause 6.5). Nothing can be changed by
+//! MODE SELECT, so changeable values are zero, defaults are the current values, and no values are saved.
 
 use super::cdb::Cdb;
 use super::execute::Action;
@@ -37,7 +37,8 @@ fn caching(unit: &Unit, body: &mut [u8]) {
     body[0] = u8::from(unit.write_cache_enabled()) << 2;
 }
 
-/// Control (SPC-5 clause 7.5.9): D_SENSE, and QUEUE ALGORITHM MODIFIER 1, since commands in flight are not kept in order.
+/// Control (SPC-5 clause 7.5.9): D_SENSE, and QUEUE ALGORITHM MODIFIER 1, since commands in flight are not kept in
+/// order.
 fn control(unit: &Unit, body: &mut [u8]) {
     body[0] = u8::from(unit.sense_format() == SenseFormat::Descriptor) << 2;
     body[1] = 1 << 4;

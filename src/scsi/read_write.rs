@@ -1,6 +1,7 @@
 //! The commands that move blocks: READ, WRITE, VERIFY, WRITE AND VERIFY, SYNCHRONIZE CACHE (SBC-4 clause 5).
 //!
-//! A CDB of any length becomes a [`Range`], is checked against the unit, and leaves as an [`Action`]; the medium is not known here.
+//! A CDB of any length becomes a [`Range`], is checked against the unit, and leaves as an [`Action`]; the medium is not
+//! known here.
 
 use super::cdb::Cdb;
 use super::execute::{Action, ByteCheck};
@@ -40,7 +41,8 @@ impl Range {
         Self { lba: cdb.be64(2), blocks: cdb.be32(10), length_byte: 10 }
     }
 
-    /// The range lies on the unit and is no longer than MAXIMUM TRANSFER LENGTH. A range of no blocks must still start on the unit.
+    /// The range lies on the unit and is no longer than MAXIMUM TRANSFER LENGTH. A range of no blocks must still start
+    /// on the unit.
     #[inline]
     fn check(self, unit: &Unit) -> Result<(), Sense> {
         self.check_addresses(unit)?;

@@ -1,6 +1,8 @@
-//! TEST UNIT READY, REQUEST SENSE, START STOP UNIT and PREVENT ALLOW MEDIUM REMOVAL: the unit's condition and how to change it.
+//! TEST UNIT READY, REQUEST SENSE, START STOP UNIT and PREVENT ALLOW MEDIUM REMOVAL: the unit's condition and how to
+//! change it.
 //!
-//! A unit is always active and its medium never leaves, so that asking for just that succeeds and asking for anything else is refused.
+//! A unit is always active and its medium never leaves, so that asking for just that succeeds and asking for anything
+//! else is refused.
 
 use super::cdb::Cdb;
 use super::execute::{Action, LogicalUnit, TargetView};
@@ -32,8 +34,8 @@ pub(super) fn request_sense(
     Action::DataIn
 }
 
-/// SBC-4 clause 5.31. Only START is accepted: power conditions and stopping would have to change what later commands answer, and
-/// there is nothing to eject.
+/// SBC-4 clause 5.31. Only START is accepted: power conditions and stopping would have to change what later commands
+/// answer, and there is nothing to eject.
 pub(super) fn start_stop_unit(cdb: Cdb<'_>, _unit: &Unit) -> Action {
     // The first field that asks for more than START, by its byte and most significant bit.
     let refused = if cdb.byte(3) != 0 {

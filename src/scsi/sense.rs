@@ -1,4 +1,5 @@
-//! Status codes and sense data (SAM-5 clause 5.3, SPC-5 clause 4.4): one table of named conditions, and their two encodings.
+//! Status codes and sense data (SAM-5 clause 5.3, SPC-5 clause 4.4): one table of named conditions, and their two
+//! encodings.
 //!
 //! Nothing else in the server builds sense bytes.
 
@@ -122,7 +123,8 @@ macro_rules! sense_codes {
 
 sense_codes! {
     NO_ADDITIONAL_SENSE_INFORMATION = NO_SENSE, 0x00, 0x00, "NO ADDITIONAL SENSE INFORMATION";
-    LOGICAL_UNIT_NOT_READY_MANUAL_INTERVENTION_REQUIRED = NOT_READY, 0x04, 0x03, "LOGICAL UNIT NOT READY, MANUAL INTERVENTION REQUIRED";
+    LOGICAL_UNIT_NOT_READY_MANUAL_INTERVENTION_REQUIRED =
+        NOT_READY, 0x04, 0x03, "LOGICAL UNIT NOT READY, MANUAL INTERVENTION REQUIRED";
     LOGICAL_UNIT_COMMUNICATION_TIME_OUT = ABORTED_COMMAND, 0x08, 0x01, "LOGICAL UNIT COMMUNICATION TIME-OUT";
     WRITE_ERROR = MEDIUM_ERROR, 0x0c, 0x00, "WRITE ERROR";
     WRITE_ERROR_UNEXPECTED_UNSOLICITED_DATA = ABORTED_COMMAND, 0x0c, 0x0c, "WRITE ERROR - UNEXPECTED UNSOLICITED DATA";
@@ -191,7 +193,8 @@ impl Sense {
         Self { code, detail: Detail::None }
     }
 
-    /// INVALID FIELD IN CDB for the field that starts at `byte`; `bit` is its most significant bit if it is not a whole byte.
+    /// INVALID FIELD IN CDB for the field that starts at `byte`; `bit` is its most significant bit if it is not a whole
+    /// byte.
     pub const fn invalid_field_in_cdb(byte: u8, bit: Option<u8>) -> Self {
         Self { code: SenseCode::INVALID_FIELD_IN_CDB, detail: Detail::CdbField { byte, bit } }
     }
@@ -277,7 +280,8 @@ impl From<SenseCode> for Sense {
     }
 }
 
-/// Sense-key-specific bytes of ILLEGAL REQUEST (SPC-5 clause 4.4.2.4.2): SKSV, C/D one for the CDB, BPV, bit and field pointer.
+/// Sense-key-specific bytes of ILLEGAL REQUEST (SPC-5 clause 4.4.2.4.2): SKSV, C/D one for the CDB, BPV, bit and field
+/// pointer.
 fn field_pointer(byte: u8, bit: Option<u8>) -> [u8; 3] {
     let bit_pointer = bit.map_or(0, |bit| 0x08 | (bit & 0x07));
     [0xc0 | bit_pointer, 0, byte]

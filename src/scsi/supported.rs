@@ -21,11 +21,11 @@ pub(super) fn report_supported_operation_codes(cdb: Cdb<'_>, _unit: &Unit, out: 
             all_commands(timeouts, cdb.be32(6), out);
             return Action::DataIn;
         }
-        1 if has_service_actions => return Sense::invalid_field_in_cdb(3, None).into(),
+        1 if has_service_actions == Some(true) => return Sense::invalid_field_in_cdb(3, None).into(),
         1 => served(opcode, 0),
-        2 if !has_service_actions => return Sense::invalid_field_in_cdb(4, None).into(),
+        2 if has_service_actions == Some(false) => return Sense::invalid_field_in_cdb(4, None).into(),
         2 => served(opcode, service_action),
-        3 if !has_service_actions && service_action != 0 => None,
+        3 if has_service_actions == Some(false) && service_action != 0 => None,
         3 => served(opcode, service_action),
         _ => return Sense::invalid_field_in_cdb(2, Some(2)).into(),
     };
@@ -61,7 +61,8 @@ fn all_commands(timeouts: bool, allocation_length: u32, out: &mut ParameterList<
     out.set_u32(0, data_bytes);
 }
 
-/// The one_command parameter data. SUPPORT is 011b for a command that works as its standard says, and 001b for one that is not served.
+/// The one_command parameter data. SUPPORT is 011b for a command that works as its standard says, and 001b for one that
+/// is not served.
 fn one_command(command: Option<&Command>, timeouts: bool, allocation_length: u32, out: &mut ParameterList<'_>) {
     out.begin(allocation_length);
     out.push_u8(0);
@@ -155,6 +156,7 @@ mod tests {
     fn a_command_that_is_not_served_is_said_not_to_be() {
         for (options, opcode, service_action) in [
             (1, 0x42, 0),
+            (2, 0x7f, 9),
             (3, 0x42, 0),
             (2, 0x9e, 0x12),
             (3, 0x9e, 0x12),

@@ -1,7 +1,7 @@
 //! A logical unit as the command handlers see it: its description, and what one initiator has pending on it.
 //!
-//! A [`Unit`] is plain shared data, replaced (never changed in place) when a disk is resized or changes its caching; whoever replaces
-//! it raises the matching [`Attention`](super::Attention) for every I_T nexus.
+//! A [`Unit`] is plain shared data, replaced (never changed in place) when a disk is resized or changes its caching;
+//! whoever replaces it raises the matching [`Attention`](super::Attention) for every I_T nexus.
 
 use super::attention::{Attention, Attentions};
 use super::sense::SenseFormat;
@@ -78,7 +78,7 @@ pub enum UnitError {
     Product,
 }
 
-/// Description of a logical unit. Immutable; sizes about 100 bytes.
+/// Description of a logical unit. Immutable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unit {
     block_length: BlockLength,
@@ -174,8 +174,8 @@ impl Unit {
         upper_hex(self.disk_uuid)
     }
 
-    /// An NAA IEEE Registered Extended identifier (SPC-5 clause 7.7.6.6.5) with a locally administered company id: the nibble 6, 24
-    /// bits of [`COMPANY_ID`], and the last 100 bits of the disk's UUID.
+    /// An NAA IEEE Registered Extended identifier (SPC-5 clause 7.7.6.6.5) with a locally administered company id: the
+    /// nibble 6, 24 bits of `COMPANY_ID`, and the last 100 bits of the disk's UUID.
     pub fn naa_identifier(&self) -> [u8; 16] {
         const KEPT_BITS: u32 = 100;
         let prefix = 0x6 << 24 | COMPANY_ID;
@@ -188,7 +188,8 @@ impl Unit {
         &self.product
     }
 
-    /// OPTIMAL TRANSFER LENGTH GRANULARITY: a physical block, and at least the 4 KiB that the host's file systems work in.
+    /// OPTIMAL TRANSFER LENGTH GRANULARITY: a physical block, and at least the 4 KiB that the host's file systems work
+    /// in.
     pub(super) fn optimal_granularity_blocks(&self) -> u16 {
         (1 << self.physical_block_exponent).max(4096 >> self.block_length.shift())
     }
@@ -201,7 +202,8 @@ pub(super) const VENDOR: &str = "LUNARING";
 pub(super) const REVISION: &str = concat!(env!("CARGO_PKG_VERSION_MAJOR"), ".", env!("CARGO_PKG_VERSION_MINOR"));
 const _: () = assert!(REVISION.len() <= 4);
 
-/// A company id that nobody can be assigned: its first byte has the "locally administered" bit (02h) set, followed by "LU".
+/// A company id that nobody can be assigned: its first byte has the "locally administered" bit (02h) set, followed by
+/// "LU".
 const COMPANY_ID: u128 = 0x02_4c55;
 
 /// Two upper-case hexadecimal digits for each byte, left-aligned in what is left as spaces.

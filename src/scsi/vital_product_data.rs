@@ -24,7 +24,8 @@ const PAGES: [Page; 8] = [
     Page { code: 0xb2, push_body: logical_block_provisioning },
 ];
 
-/// Write the page, or say that there is none of this code. A LUN without a unit has the list of pages only, which says so.
+/// Write the page, or say that there is none of this code. A LUN without a unit has the list of pages only, which says
+/// so.
 pub(super) fn push_page(code: u8, target: &TargetView<'_>, unit: Option<&Unit>, out: &mut ParameterList<'_>) -> bool {
     let Some(unit) = unit else {
         if code == 0 {
@@ -65,7 +66,8 @@ const TARGET_DEVICE: u8 = 0x80 | 2 << 4;
 /// PROTOCOL IDENTIFIER of iSCSI, in its place.
 const ISCSI: u8 = 5 << 4;
 
-/// Device Identification: the most specific designator of the unit first, since some initiators take the first that they know.
+/// Device Identification: the most specific designator of the unit first, since some initiators take the first that
+/// they know.
 fn device_identification(target: &TargetView<'_>, unit: &Unit, out: &mut ParameterList<'_>) {
     let naa = unit.naa_identifier();
     out.push(&[BINARY, LOGICAL_UNIT | 3, 0, 16]);
@@ -85,8 +87,8 @@ fn device_identification(target: &TargetView<'_>, unit: &Unit, out: &mut Paramet
     push_name(ISCSI | UTF_8, TARGET_DEVICE, &[target.name.as_bytes()], out);
 }
 
-/// A SCSI name string (SPC-5 clause 7.7.6.11): ended by zero and padded with zeros to a multiple of four. A name that does not fit
-/// the one-byte length, which no iSCSI name is long enough for, is left out.
+/// A SCSI name string (SPC-5 clause 7.7.6.11): ended by zero and padded with zeros to a multiple of four. A name that
+/// does not fit the one-byte length, which no iSCSI name is long enough for, is left out.
 fn push_name(code_set: u8, association: u8, parts: &[&[u8]], out: &mut ParameterList<'_>) {
     let name_bytes: usize = parts.iter().map(|part| part.len()).sum();
     let padded = (name_bytes + 1).next_multiple_of(4);
@@ -112,7 +114,8 @@ fn mode_page_policy(_target: &TargetView<'_>, _unit: &Unit, out: &mut ParameterL
     out.push(&[0x3f, 0xff, 0, 0]);
 }
 
-/// Block Limits. Zero stands for every command that is not served: COMPARE AND WRITE, PRE-FETCH, UNMAP, WRITE SAME, atomic writes.
+/// Block Limits. Zero stands for every command that is not served: COMPARE AND WRITE, PRE-FETCH, UNMAP, WRITE SAME,
+/// atomic writes.
 fn block_limits(_target: &TargetView<'_>, unit: &Unit, out: &mut ParameterList<'_>) {
     out.push_zeros(2);
     out.push_u16(unit.optimal_granularity_blocks());
@@ -130,7 +133,8 @@ fn block_device_characteristics(_target: &TargetView<'_>, _unit: &Unit, out: &mu
     out.push_zeros(60 - 5);
 }
 
-/// Logical Block Provisioning: no command to unmap is served; a thin unit says that it is, and that unmapped blocks read as zeros.
+/// Logical Block Provisioning: no command to unmap is served; a thin unit says that it is, and that unmapped blocks
+/// read as zeros.
 fn logical_block_provisioning(_target: &TargetView<'_>, unit: &Unit, out: &mut ParameterList<'_>) {
     const LBPRZ: u8 = 1 << 2;
     const THIN: u8 = 2;
@@ -140,7 +144,8 @@ fn logical_block_provisioning(_target: &TargetView<'_>, unit: &Unit, out: &mut P
 
 #[cfg(test)]
 mod tests {
-    use crate::scsi::fixture::{DISK, reply};
+    use super::*;
+    use crate::scsi::fixture::{DISK, TARGET, reply, unit};
     use crate::scsi::{BlockLength, UnitConfig};
 
     fn page(config: &UnitConfig<'_>, code: u8) -> Vec<u8> {
@@ -183,6 +188,22 @@ mod tests {
         ]
         .concat();
         assert_eq!(page(&DISK, 0x83), expected);
+    }
+
+    /// RFC 7143 section 4.2.7.1 allows a name of 223 bytes; its port name is the longest designator.
+    #[test]
+    fn the_longest_name_fits_and_ends_with_zero() {
+        let name = "n".repeat(223);
+        let target = TargetView { name: &name, portal_group_tag: 0xbeef, ..TARGET };
+        let mut buffer = [0xee; ParameterList::BYTES_MIN];
+        let mut out = ParameterList::new(&mut buffer);
+        out.begin(4096);
+        assert!(push_page(0x83, &target, Some(&unit(&DISK)), &mut out));
+        let designators = &out.bytes()[4..];
+        let port_name = 20 + 44 + 44 + 8 + 8;
+        assert_eq!(designators[port_name..port_name + 4], [0x53, 0x98, 0, 236]);
+        assert_eq!(designators[port_name + 4 + 223..port_name + 4 + 236], *b",t,0xBEEF\0\0\0\0");
+        assert_eq!(designators.len(), port_name + 240 + 4 + 224);
     }
 
     #[test]

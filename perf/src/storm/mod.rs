@@ -1,8 +1,8 @@
 //! Mutated PDUs in every phase, from a seed, while a healthy session does verified I/O beside them.
 //!
-//! A PDU counts once it was delivered: it was answered, a ping behind it was answered, the target closed the connection,
-//! or the target came to the end of the stream. After the storm the server must live, hold no descriptor more than
-//! before, and not have grown without bound.
+//! A PDU counts once it was delivered: it was answered, a ping behind it was answered, the target closed the
+//! connection, or the target came to the end of the stream. After the storm the server must live, hold no descriptor
+//! more than before, and not have grown without bound.
 
 mod mutate;
 
