@@ -124,7 +124,8 @@ pub enum AccessRuleError {
 }
 
 impl Directory {
-    /// A directory of these targets, reached at these portals; `discovery` is asked of initiators in discovery sessions.
+    /// A directory of these targets, reached at these portals; `discovery` is asked of initiators in discovery
+    /// sessions.
     ///
     /// # Errors
     /// What is wrong with the data.
@@ -188,8 +189,8 @@ impl Target {
 }
 
 impl Portal {
-    /// The address to tell an initiator that came in at `local`: a wildcard stands for the address that it already reaches.
-    /// `None` when the portal cannot be reached by that address family.
+    /// The address to tell an initiator that came in at `local`: a wildcard stands for the address that it already
+    /// reaches. `None` when the portal cannot be reached by that address family.
     #[must_use]
     pub fn advertised(&self, local: IpAddr) -> Option<SocketAddr> {
         let listen = self.listen.ip().to_canonical();
@@ -203,7 +204,8 @@ impl Portal {
 }
 
 impl Network {
-    /// The addresses that agree with `address` in their first `prefix_bits` bits; `None` when there are not so many bits.
+    /// The addresses that agree with `address` in their first `prefix_bits` bits; `None` when there are not so many
+    /// bits.
     #[must_use]
     pub fn new(address: IpAddr, prefix_bits: u8) -> Option<Network> {
         let bits_max = if address.is_ipv4() { 32 } else { 128 };

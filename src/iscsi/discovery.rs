@@ -1,4 +1,5 @@
-//! Text Requests of the full feature phase: SendTargets (RFC 7143 appendix C) and the few keys that may still be negotiated.
+//! Text Requests of the full feature phase: SendTargets (RFC 7143 appendix C) and the few keys that may still be
+//! negotiated.
 //!
 //! The connection hands in complete Text Requests in CmdSN order and sends what comes out; one exchange runs at a time.
 
@@ -17,8 +18,8 @@ use super::text::{self, TextBuilder, TextCollector};
 use core::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-/// Bytes of text in one Text Response at most, also where the initiator would take more. Not less, because libiscsi (as of 1.19) takes 256 KiB
-/// at once but no second piece: that is a listing of some 3,500 targets.
+/// Bytes of text in one Text Response at most, also where the initiator would take more. Not less, because libiscsi (as
+/// of 1.19) takes 256 KiB at once but no second piece: that is a listing of some 3,500 targets.
 pub const TEXT_RESPONSE_BYTES_MAX: usize = 256 * 1024;
 
 /// What a Text Request is answered from.

@@ -1,7 +1,8 @@
 //! The login phase of a connection (RFC 7143 section 6.3), sans-IO: Login Requests in, Login Responses out.
 //!
-//! The order of calls: [`Login::receive`] until it gives [`LoginStep::Establish`]; then, when the registrar of sessions has
-//! decided, [`Login::granted`] or [`Login::refused`]. After [`LoginStep::Close`] the connection is closed when the reply has left.
+//! The order of calls: [`Login::receive`] until it gives [`LoginStep::Establish`]; then, when the registrar of sessions
+//! has decided, [`Login::granted`] or [`Login::refused`]. After [`LoginStep::Close`] the connection is closed when the
+//! reply has left.
 
 #![forbid(unsafe_code)]
 
@@ -141,9 +142,15 @@ pub struct Established {
     pub arrival: Arrival,
 }
 
+impl LoginFailure {
+    fn who(&self) -> &str {
+        self.initiator_name.as_ref().map_or("an unnamed initiator", IscsiName::as_str)
+    }
+}
+
 impl Established {
-    /// What [`super::connection::Connection`] starts from. The times are the server's, in ms: how long to wait before a ping (0: never)
-    /// and for its answer.
+    /// What [`super::connection::Connection`] starts from. The times are the server's, in ms: how long to wait before a
+    /// ping (0: never) and for its answer.
     #[must_use]
     pub fn session_parameters(&self, ping_interval_ms: u64, ping_timeout_ms: u64) -> SessionParameters {
         let negotiated = &self.negotiated;
@@ -171,9 +178,10 @@ impl Established {
 
 /// Why a login ended without a session.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("login of {} refused with status {:04x}: {reason}", initiator_name.as_ref().map_or("an unnamed initiator", |name| name.as_str()), status.0)]
+#[error("login of {} refused with status {:04x}: {reason}", self.who(), status.0)]
 pub struct LoginFailure {
-    /// The status that the initiator was told; it is told nothing when the connection did not begin with a Login Request.
+    /// The status that the initiator was told; it is told nothing when the connection did not begin with a Login
+    /// Request.
     pub status: LoginStatus,
     /// The rule that was broken.
     pub reason: String,
@@ -287,8 +295,8 @@ impl Login {
         Login { arrival, begun: None }
     }
 
-    /// Look at the bytes at the head of the stream. What cannot become a legal Login Request is refused without waiting for the
-    /// rest of it.
+    /// Look at the bytes at the head of the stream. What cannot become a legal Login Request is refused without waiting
+    /// for the rest of it.
     pub fn receive(&mut self, bytes: &[u8], environment: &mut Environment<'_>) -> LoginReceive {
         let Some(bhs) = Bhs::from_prefix(bytes) else {
             return LoginReceive::NeedBytes(BHS_LEN);
@@ -530,7 +538,8 @@ impl Begun {
         Ok(())
     }
 
-    /// Send the next piece of the answer, and agree to the transition that the initiator wants when nothing is left to say.
+    /// Send the next piece of the answer, and agree to the transition that the initiator wants when nothing is left to
+    /// say.
     fn respond(&mut self, request: &LoginRequest, arrival: &Arrival) -> LoginStep {
         let ready = self.stage == LoginStage::OPERATIONAL_NEGOTIATION || self.security.is_passed();
         if self.outgoing.remaining() > self.piece_bytes_max() || !request.transit || !ready {
@@ -545,7 +554,8 @@ impl Begun {
         LoginStep::Reply(reply)
     }
 
-    /// How much text the initiator takes in one response: the default of the login phase, or less if it has declared less.
+    /// How much text the initiator takes in one response: the default of the login phase, or less if it has declared
+    /// less.
     fn piece_bytes_max(&self) -> usize {
         let declared = self.negotiation.negotiated().transmit_segment_length_max;
         usize::try_from(declared).unwrap_or(usize::MAX).min(LOGIN_SEGMENT_BYTES_MAX)
