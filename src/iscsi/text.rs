@@ -232,6 +232,16 @@ impl TextBuilder {
         self.bytes.push(0);
     }
 
+    /// Append pairs that are written already, each with its zero byte.
+    pub fn pairs(&mut self, text: &[u8]) {
+        debug_assert!(text.last().is_none_or(|&byte| byte == 0));
+        if self.bytes.len() + text.len() > NEGOTIATION_BYTES_MAX {
+            self.overflow = true;
+        } else {
+            self.bytes.extend_from_slice(text);
+        }
+    }
+
     /// The text.
     ///
     /// # Errors
