@@ -13,3 +13,6 @@ pub mod task_management;
 mod task_table;
 pub mod transfer;
 pub mod transmit;
+
+#[cfg(test)]
+mod tests;
