@@ -126,7 +126,7 @@ impl Session {
     pub fn command(&mut self, unit: usize, lun: u8, work: Work, block_bytes: usize, random: &mut Random) {
         assert!(self.is_open());
         let mut data_out = Vec::new();
-        if let Work::Write { unit, count, version } = work {
+        if let Work::Write { unit, count, version, .. } = work {
             fill(unit, count, version, &mut data_out);
         }
         // Now and then a read announces more than its CDB asks for: the answer must tell the residual.
