@@ -66,3 +66,10 @@ const _: () = assert!(RECEIVE_SEGMENT_LENGTH_MAX <= BURST_LENGTH_MAX);
 /// Login Requests of one login. The longest text needs eight full ones and the longest answer 128 of the shortest segment length;
 /// no initiator needs more than ten, and one that never comes to an end is refused.
 pub const LOGIN_REQUESTS_MAX: u32 = 256;
+
+/// A session whose initiator has been silent this long is asked whether it lives (NOP-In). Deadlines are looked at in common, so
+/// idle sessions do not wake a shard more than once in a while.
+pub const PING_INTERVAL_MS: u64 = 30_000;
+
+/// A session whose initiator does not answer a ping within this is dropped.
+pub const PING_TIMEOUT_MS: u64 = 30_000;
