@@ -31,6 +31,7 @@ mod kernel;
 mod network;
 mod random;
 mod ring;
+pub mod scenario;
 mod stream;
 mod world;
 

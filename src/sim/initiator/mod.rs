@@ -189,6 +189,11 @@ impl Initiator {
         }
     }
 
+    /// From now on commands to this logical unit may fail with medium and space errors.
+    pub fn expect_failures(&mut self, lun: usize) {
+        self.units[lun].plan.may_fail = true;
+    }
+
     /// The server has ended and will come back. Commands without an answer may have happened.
     pub fn server_ended(&mut self, end: End) {
         if self.is_satisfied() {
