@@ -273,6 +273,10 @@ impl Link {
 
     /// A send has completed. False: the connection is at its end.
     pub(crate) fn sent<R: Ring>(&mut self, core: &mut Core<R>, completion: Completion) -> bool {
+        if completion.more {
+            // The socket has taken the bytes; the batch comes back when the kernel needs its buffers no longer.
+            return true;
+        }
         self.operations -= 1;
         if completion.copied {
             // Loopback always copies; then plain sends cost less.
