@@ -692,7 +692,7 @@ mod tests {
             if held.len() > 200 {
                 held.clear();
             }
-            assert_eq!(arena.stats().bytes_taken, held.iter().map(Buf::slot_len).sum());
+            assert_eq!(arena.stats().bytes_taken, held.iter().map(Buf::slot_len).sum::<usize>());
         }
         drop(held);
         assert_eq!(take_all(&arena, 1 << 20).len(), 8, "everything came back");
