@@ -160,7 +160,8 @@ impl Features {
         self.zero_copy_send = probe.is_supported(opcode::SendMsgZc::CODE) && reports_copies;
         self.truncate = probe.is_supported(opcode::Ftruncate::CODE);
         self.fixed_buffers = ring.submitter().register_buffers_sparse(1).is_ok();
-        self.registered_ring = ring.submitter().register_ring_fd().is_ok();
+        let mut submitter = ring.submitter();
+        self.registered_ring = submitter.register_ring_fd().is_ok() && submitter.unregister_ring_fd().is_ok();
         self.no_iowait = ring.params().is_feature_no_iowait();
     }
 

@@ -438,15 +438,47 @@ mod tests {
 
     #[test]
     fn a_poll_without_work_costs_no_system_call() {
-        let (mut ring, _arena) = ring(FeatureLimit::Full, 4);
-        ring.submit(Tag(1), Op::Timeout { after: Nanos(50_000_000) }).unwrap();
-        ring.enter(Wait::Poll).unwrap();
-        assert!(!ring.kernel.has_work(), "nothing to submit and nothing to bring in");
-        let mut polls = 0u64;
-        while ring.reap().is_none() {
+        for limit in [FeatureLimit::Full, FeatureLimit::Baseline] {
+            let (mut ring, _arena) = ring(limit, 4);
+            ring.submit(Tag(1), Op::Timeout { after: Nanos(50_000_000) }).unwrap();
             ring.enter(Wait::Poll).unwrap();
-            polls += 1;
+            assert!(!ring.kernel.has_work(), "nothing to submit and nothing to bring in");
+            let mut polls = 0u64;
+            while ring.reap().is_none() {
+                ring.enter(Wait::Poll).unwrap();
+                polls += 1;
+            }
+            assert!(polls > 1000, "only {polls} polls in 50 ms");
         }
-        assert!(polls > 1000, "only {polls} polls in 50 ms");
+    }
+
+    #[test]
+    fn a_thread_can_make_rings_without_end() {
+        for _ in 0..40 {
+            let (ring, _arena) = ring(FeatureLimit::Full, 4);
+            assert_eq!(ring.kernel.is_registered(), ring.features().registered_ring);
+        }
+    }
+
+    #[test]
+    fn direct_io_goes_through_fixed_buffers_and_through_plain_ones() {
+        use std::os::unix::fs::OpenOptionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let mut options = File::options();
+        let options = options.read(true).write(true).create(true).custom_flags(libc::O_DIRECT);
+        let file = options.open(directory.path().join("file")).unwrap();
+        let fd = Fd(file.as_raw_fd());
+        for (limit, byte) in [(FeatureLimit::Full, 3), (FeatureLimit::Baseline, 4)] {
+            let (mut ring, arena) = ring(limit, 4);
+            let mut buf = arena.take(65_536).unwrap();
+            buf.fill(byte);
+            let write = Op::Write { file: fd, offset_bytes: 4096, from: buf.freeze(), durable: true };
+            assert_eq!(run(&mut ring, write).result, Ok(65_536));
+            let into = Window::part(arena.take(131_072).unwrap(), 8192, 65_536);
+            let done = run(&mut ring, Op::Read { file: fd, offset_bytes: 0, into });
+            assert_eq!(done.result, Ok(65_536));
+            let Some(Op::Read { into, .. }) = done.op else { panic!("{done:?}") };
+            assert!(into.bytes()[..4096].iter().all(|b| *b == 0) && into.bytes()[4096..].iter().all(|b| *b == byte));
+        }
     }
 }
