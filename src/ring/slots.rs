@@ -285,6 +285,15 @@ mod tests {
     }
 
     #[test]
+    #[should_panic(expected = "does not expect it")]
+    fn a_held_send_does_not_end_without_its_notification() {
+        let mut slots = slots();
+        let (token, _) = slots.insert(Tag(1), send(), Lifetime::ZeroCopy);
+        slots.complete(entry(token, 100, F_MORE));
+        slots.complete(entry(token, 100, 0));
+    }
+
+    #[test]
     fn the_rings_own_keys_are_no_slots() {
         let mut slots = Slots::new(SLOTS_MAX);
         let (token, _) = slots.insert(Tag(1), Op::Sync { file: Fd(3) }, Lifetime::Single);
