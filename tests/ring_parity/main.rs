@@ -1,12 +1,13 @@
 //! The simulator must not lie: one body of tests for every implementation of the ring.
 //!
 //! `exercise` is the body, `harness` what it needs of an implementation, `kernel` the io_uring side on real sockets and
-//! files, with all features and with those of the oldest supported kernel only.
+//! files, with all features and with those of the oldest supported kernel only, `simulated` the simulator's side.
 #![allow(clippy::unwrap_used)]
 
 mod exercise;
 mod harness;
 mod kernel;
+mod simulated;
 
 /// Every exercise as a test of its own, on harnesses made by an expression.
 macro_rules! parity_tests {
@@ -44,3 +45,5 @@ macro_rules! parity_tests {
 
 parity_tests!(io_uring, crate::kernel::KernelHarness::new(lunaring::ring::FeatureLimit::Full));
 parity_tests!(io_uring_baseline, crate::kernel::KernelHarness::new(lunaring::ring::FeatureLimit::Baseline));
+parity_tests!(simulated_calm, crate::simulated::SimulatedHarness::calm());
+parity_tests!(simulated_late, crate::simulated::SimulatedHarness::late());
