@@ -147,8 +147,9 @@ impl Kernel {
             KernelWait::None | KernelWait::Completion => (flags, std::ptr::null(), 0),
         };
         let minimum = libc::c_uint::from(wait != KernelWait::None);
-        // SAFETY: the descriptor is our ring's, or its registered index with the flag that says so. The argument and the
-        // time it points to live until the call returns. What the submissions name is kept valid by whoever pushed them.
+        // SAFETY: the descriptor is our ring's, or its registered index with the flag that says so. The argument and
+        // the time it points to live until the call returns. What the submissions name is kept valid by whoever pushed
+        // them.
         let result = unsafe {
             libc::syscall(libc::SYS_io_uring_enter, self.enter_fd, submit, minimum, flags.bits(), pointer, size)
         };

@@ -1,9 +1,9 @@
 //! The table of operations in flight: who owns an operation between submission and its last completion.
 //!
-//! A slot ends in one place, [`Slots::complete`], on the final entry of the completion queue, and then gives its operation
-//! back. There are three lifetimes: one entry; a multishot, until an entry without `F_MORE`; a zero-copy send, whose
-//! buffers are held until the entry with `F_NOTIF`. Keys carry the slot's generation, so that an entry which is stale or
-//! comes twice trips an assertion here, before it could end a stranger.
+//! A slot ends in one place, [`Slots::complete`], on the final entry of the completion queue, and then gives its
+//! operation back. There are three lifetimes: one entry; a multishot, until an entry without `F_MORE`; a zero-copy
+//! send, whose buffers are held until the entry with `F_NOTIF`. Keys carry the slot's generation, so that an entry
+//! which is stale or comes twice trips an assertion here, before it could end a stranger.
 //!
 //! Knows no ring and makes no system call.
 

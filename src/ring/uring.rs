@@ -257,10 +257,10 @@ impl Ring for UringRing {
         let submitter = self.kernel.submitter();
         match prepare::entry(op, headers, &mut self.fixed, &self.features, &submitter) {
             Some(entry) => {
-                // SAFETY: the entry names memory of the operation's buffers, which the slot now owns and gives back only
-                // on the last completion, and of the slot's headers, which nothing else touches until then. None of it
-                // moves: buffers lie in the arena, a batch's ranges and the headers in boxes. `drop` waits for the
-                // kernel or leaks all three.
+                // SAFETY: the entry names memory of the operation's buffers, which the slot now owns and gives back
+                // only on the last completion, and of the slot's headers, which nothing else touches until then. None
+                // of it moves: buffers lie in the arena, a batch's ranges and the headers in boxes. `drop` waits for
+                // the kernel or leaks all three.
                 unsafe { self.kernel.push(&entry.user_data(token.0)) };
             }
             None => self.own.push(token).expect("there are as many places as slots"),
