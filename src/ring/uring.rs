@@ -492,6 +492,35 @@ mod tests {
     }
 
     #[test]
+    fn completions_beyond_the_queue_are_not_lost() {
+        let options = net::ListenOptions { reuse_port: false, backlog: 64, incoming_cpu: None };
+        let listener = net::listen("127.0.0.1:0".parse().unwrap(), options).unwrap();
+        let address = net::local_address(listener.as_fd()).unwrap();
+        for limit in [FeatureLimit::Full, FeatureLimit::Baseline] {
+            // A completion queue of 16 entries.
+            let (mut ring, _arena) = ring(limit, 4);
+            ring.submit(Tag(1), Op::Accept { listener: Fd(listener.as_raw_fd()) }).unwrap();
+            let peers: Vec<TcpStream> = (0..40).map(|_| TcpStream::connect(address).unwrap()).collect();
+            // Not reaping: the kernel has to keep what does not fit.
+            for _ in 0..5 {
+                ring.enter(Wait::Poll).unwrap();
+            }
+            let mut accepted = 0;
+            while accepted < peers.len() {
+                ring.enter(Wait::Forever).unwrap();
+                while let Some(done) = ring.reap() {
+                    // SAFETY: the kernel has just made this socket for us.
+                    drop(unsafe { OwnedFd::from_raw_fd(done.result.unwrap().cast_signed()) });
+                    accepted += 1;
+                    if !done.more {
+                        ring.submit(Tag(1), Op::Accept { listener: Fd(listener.as_raw_fd()) }).unwrap();
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn direct_io_goes_through_fixed_buffers_and_through_plain_ones() {
         use std::os::unix::fs::OpenOptionsExt;
         let directory = tempfile::tempdir().unwrap();
