@@ -76,9 +76,8 @@ fn requests_join_the_group_that_has_their_block() {
     let mut host = open_host(100);
     assert_eq!(host.engine.allocate(1, Ticket(1)), Ok(Allocate::Queued));
     let mut ids = Vec::new();
-    loop {
-        // Everything in front of the log entry is carried out; the entry stays in flight.
-        let Some(io) = host.engine.poll_io() else { break };
+    // Everything in front of the log entry is carried out; the entry stays in flight.
+    while let Some(io) = host.engine.poll_io() {
         let (id, is_entry) = (io.id, matches!(io.kind, MetadataIoKind::Write { .. }));
         if let MetadataIoKind::Extend { to_bytes, .. } = io.kind {
             host.file.apply(Change::SetLen { len: to_bytes });

@@ -8,7 +8,7 @@ use lunaring::vhdx::format::{
     Guid, ITEM_FILE_PARAMETERS, ITEM_INCOMPLETE_FILE, ITEM_LOGICAL_SECTOR_SIZE, ITEM_PHYSICAL_SECTOR_SIZE,
     ITEM_VIRTUAL_DISK_SIZE,
 };
-use lunaring::vhdx::{Access, DiskKind, OpenError, OpenErrorKind, Warning, create};
+use lunaring::vhdx::{Access, BlockCounts, DiskKind, OpenError, OpenErrorKind, Warning, check, create};
 use vhdx_support::{Host, MIB, Random, RecordedFile, SparseFile, create_options, open_with, read_disk};
 
 const HEADERS: [u64; 2] = [64 << 10, 128 << 10];
@@ -345,6 +345,31 @@ fn a_log_that_changes_payload_needs_a_writable_open() {
     assert_eq!(content[..8], (FIRST_BLOCK | 6).to_le_bytes(), "the logged page is the block's content now");
 }
 
+/// What a check tells of a disk that is sound: where the bytes are, and what is left over.
+#[test]
+fn a_check_accounts_for_every_byte() {
+    let counts = |fully_present, zero, unmapped, not_present| BlockCounts {
+        fully_present,
+        zero,
+        unmapped,
+        not_present,
+        ..BlockCounts::default()
+    };
+    let report = check(&mut written_disk(true)).expect("sound");
+    assert_eq!(report.blocks, counts(3, 0, 0, 5));
+    assert_eq!((report.unreferenced_bytes, report.tail_bytes, report.file_len_bytes), (0, 0, FIRST_BLOCK + 3 * MIB));
+    let report = check(&mut written_disk(false)).expect("sound");
+    assert_eq!((report.pending_replay.map(|replay| replay.entries), report.blocks), (Some(4), counts(3, 0, 0, 5)));
+    assert_eq!(report.tail_bytes, 5 * MIB, "held ahead for the five blocks that are absent");
+    let mut file = written_disk(true);
+    file.write(BAT, &2u64.to_le_bytes());
+    file.write(BAT + 8, &3u64.to_le_bytes());
+    let report = check(&mut file).expect("sound");
+    assert_eq!((report.blocks, report.unreferenced_bytes), (counts(1, 1, 1, 5), 2 * MIB));
+    file.write(BAT, &4u64.to_le_bytes());
+    assert!(matches!(check(&mut file), Err(OpenError::Block { block: 0, .. })));
+}
+
 /// Change a few bytes where structures are, and make most checksums right again so that the change is looked at.
 fn mutate(file: &mut SparseFile, random: &mut Random) {
     for _ in 0..1 + random.below(4) {
@@ -384,7 +409,7 @@ fn mutate(file: &mut SparseFile, random: &mut Random) {
 
 /// Open, read everything, write, close: whatever the file says, nothing panics, and memory stays in bounds.
 fn exercise(file: &SparseFile) -> bool {
-    let _ = open_with(&mut file.clone(), Access::ReadOnly, 1);
+    let _ = (open_with(&mut file.clone(), Access::ReadOnly, 1), check(&mut file.clone()));
     let mut recorded = RecordedFile::new(file.clone());
     let Ok(disk) = open_with(&mut recorded, Access::ReadWrite, 1) else {
         assert!(recorded.history.is_empty() || recorded.now.len >= 1 << 40, "a refused file is not changed");
