@@ -93,6 +93,7 @@ impl<T> Queue<T> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -1,1 +1,25 @@
-//! The iSCSI protocol engine, sans-IO.
+//! The iSCSI protocol engine (RFC 7143), sans-IO: no sockets, files, clocks or threads; time is an argument.
+//!
+//! [`pdu`] is the wire format. [`connection::Connection`] is one connection in full feature phase;
+//! [`login::Login`] is what comes before, and [`discovery::TextExchange`] answers its Text Requests.
+#![forbid(unsafe_code)]
+
+mod command_window;
+pub mod connection;
+pub mod pdu;
+pub mod receive;
+pub mod refusal;
+pub mod session;
+pub mod task_management;
+mod task_table;
+pub mod transfer;
+pub mod transmit;
+
+pub mod chap;
+pub mod directory;
+pub mod discovery;
+pub mod keys;
+pub mod login;
+pub mod names;
+pub mod negotiation;
+pub mod text;

@@ -560,3 +560,147 @@ impl fmt::Debug for Slice {
         write!(f, "Slice({} bytes in slot {})", self.len, self.page)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn arena(chunks: usize) -> Arena {
+        Arena::new(ArenaConfig { bytes_max: chunks * CHUNK_LENGTH, hugepages: false }).unwrap()
+    }
+
+    /// Everything of one class until the arena is full.
+    fn take_all(arena: &Arena, len: usize) -> Vec<Buf> {
+        std::iter::from_fn(|| arena.take(len)).collect()
+    }
+
+    #[test]
+    fn a_buffer_has_the_length_asked_for_in_the_smallest_slot_that_holds_it() {
+        let arena = arena(1);
+        for (len, slot) in [(1, 4096), (4096, 4096), (4097, 8192), (70_000, 131_072), (1 << 20, 1 << 20)] {
+            let buf = arena.take(len).unwrap();
+            assert_eq!((buf.len(), buf.slot_len(), buf.as_ptr().addr() % BUFFER_ALIGNMENT), (len, slot, 0));
+            assert_eq!(arena.stats().bytes_taken, slot);
+        }
+        assert_eq!(arena.stats().bytes_taken, 0);
+    }
+
+    #[test]
+    fn buffers_are_disjoint_and_the_bound_is_kept() {
+        let arena = arena(2);
+        let mut buffers = take_all(&arena, 256 * 1024);
+        assert_eq!(buffers.len(), 16);
+        assert_eq!((arena.stats().bytes_taken, arena.stats().refusals), (2 * CHUNK_LENGTH, 1));
+        for (number, buf) in buffers.iter_mut().enumerate() {
+            buf[0] = number as u8;
+            *buf.last_mut().unwrap() = number as u8;
+        }
+        assert!(buffers.iter().enumerate().all(|(n, buf)| buf[0] == n as u8 && *buf.last().unwrap() == n as u8));
+        assert!(arena.take(4096).is_none(), "no chunk is left for another class");
+        buffers.truncate(15);
+        assert_eq!(take_all(&arena, 256 * 1024).len(), 1, "the freed slot is used again");
+    }
+
+    #[test]
+    fn free_chunks_change_class() {
+        let arena = arena(3);
+        for _ in 0..3 {
+            for len in [4096, 1 << 20, 65_536] {
+                let buffers = take_all(&arena, len);
+                assert_eq!(buffers.len() * len, 3 * CHUNK_LENGTH);
+            }
+        }
+        let small: Vec<Buf> = [4096, 8192, 16_384].map(|len| arena.take(len).unwrap()).into();
+        assert!(arena.take(32_768).is_none(), "each chunk holds a buffer of another class");
+        drop(small);
+        assert_eq!(take_all(&arena, 32_768).len(), 3 * CHUNK_LENGTH / 32_768);
+    }
+
+    #[test]
+    fn parts_of_a_slot_are_disjoint_and_free_it_together() {
+        let arena = arena(1);
+        let mut head = arena.take(8192).unwrap();
+        head.fill(1);
+        let mut tail = head.split_off(5000);
+        tail.fill(2);
+        assert_eq!((head.len(), tail.len()), (5000, 3192));
+        assert!(head.iter().all(|b| *b == 1) && tail.iter().all(|b| *b == 2));
+        let head = head.freeze();
+        drop(tail);
+        assert_eq!(arena.stats().bytes_taken, 8192);
+        let head = head.try_thaw().unwrap().into_whole_slot().unwrap();
+        assert_eq!((head.len(), head[4999], head[5000]), (8192, 1, 2));
+        drop(head);
+        assert_eq!(arena.stats().bytes_taken, 0);
+    }
+
+    #[test]
+    fn a_slice_thaws_only_when_it_is_the_last_handle() {
+        let arena = arena(1);
+        let mut buf = arena.take(4096).unwrap();
+        buf[..5].copy_from_slice(b"hello");
+        let whole = buf.freeze();
+        let part = whole.slice(1..4);
+        assert_eq!((&*part, &*part.slice(1..2), part.slice(3..3).is_empty()), (&b"ell"[..], &b"l"[..], true));
+        let whole = whole.try_thaw().unwrap_err();
+        drop(whole);
+        let thawed = part.try_thaw().unwrap();
+        assert_eq!((&*thawed, arena.stats().bytes_taken), (&b"ell"[..], 4096));
+    }
+
+    #[test]
+    fn zeros_are_zero_and_stay_so() {
+        let arena = arena(1);
+        let zeros = arena.zeros(BUFFER_LENGTH_MAX);
+        assert!(zeros.iter().all(|b| *b == 0));
+        assert_eq!(zeros.len(), BUFFER_LENGTH_MAX);
+        let again = arena.zeros(10);
+        drop(zeros);
+        assert!(again.try_thaw().is_err(), "nobody may write to the zero area");
+        assert!(take_all(&arena, 4096).iter().all(|buf| arena.chunk_of_buf(buf) != Some(ZERO_CHUNK)));
+    }
+
+    #[test]
+    fn buffers_keep_the_memory_alive_and_know_their_arena() {
+        let (first, second) = (arena(1), arena(1));
+        let mut buf = first.take(4096).unwrap();
+        assert_eq!((first.chunk_of_buf(&buf), second.chunk_of_buf(&buf)), (Some(1), None));
+        let (start, len) = first.chunk_area(1);
+        assert!((start.addr()..start.addr() + len).contains(&buf.as_ptr().addr()));
+        drop(first);
+        buf.fill(7);
+        let slice = buf.freeze();
+        assert!(slice.iter().all(|b| *b == 7));
+        assert_eq!(second.chunk_of_slice(&slice), None);
+    }
+
+    #[test]
+    fn any_order_of_taking_and_dropping_keeps_the_books() {
+        let arena = arena(4);
+        let mut held: Vec<Buf> = Vec::new();
+        let mut random = 12345u32;
+        let rounds = if cfg!(miri) { 300 } else { 20_000 };
+        for _ in 0..rounds {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let choice = random >> 16;
+            if choice & 3 != 0 {
+                held.extend(arena.take(BUFFER_ALIGNMENT << ((choice >> 4) % 9)));
+            } else if !held.is_empty() {
+                held.swap_remove(choice as usize % held.len());
+            }
+            if held.len() > 200 {
+                held.clear();
+            }
+            assert_eq!(arena.stats().bytes_taken, held.iter().map(Buf::slot_len).sum());
+        }
+        drop(held);
+        assert_eq!(take_all(&arena, 1 << 20).len(), 8, "everything came back");
+    }
+
+    #[test]
+    fn handles_are_small() {
+        assert_eq!(size_of::<Option<Buf>>(), 24);
+        assert_eq!(size_of::<Option<Slice>>(), 24);
+    }
+}

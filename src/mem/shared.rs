@@ -1,14 +1,14 @@
 //! Memory that all shards read and write at once: the memory disk.
 //!
 //! **Why concurrent access is sound.** No reference into the area ever exists; every access goes through
-//! [`copy_bytes`] and [`zero_bytes`], which act like loops of relaxed atomic byte loads and stores: on x86-64 they are
+//! [`copy_in`], [`copy_out`] and [`zero_bytes`], which act like loops of relaxed atomic byte loads and stores: on x86-64 they are
 //! opaque string instructions, elsewhere they are such loops. Two commands that overlap may therefore see each other's
 //! bytes in any mixture, as on a disk, and nothing worse.
 
 use std::io;
 use std::ptr::NonNull;
 #[cfg(any(miri, not(target_arch = "x86_64")))]
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::mapping::Mapping;
 use crate::units::HumanBytes;
@@ -51,7 +51,7 @@ impl SharedMemory {
         let from = self.at(offset, into.len());
         // SAFETY: `at` checked that the source lies in the mapping; `into` is a unique reference, so the ranges are
         // disjoint.
-        unsafe { copy_bytes(from.as_ptr(), into.as_mut_ptr(), into.len()) }
+        unsafe { copy_out(from.as_ptr(), into.as_mut_ptr(), into.len()) }
     }
 
     /// Copy bytes in. The range must lie inside the area.
@@ -59,7 +59,7 @@ impl SharedMemory {
         let to = self.at(offset, from.len());
         // SAFETY: `at` checked that the target lies in the mapping, into which no reference exists; so the ranges are
         // disjoint.
-        unsafe { copy_bytes(from.as_ptr(), to.as_ptr(), from.len()) }
+        unsafe { copy_in(from.as_ptr(), to.as_ptr(), from.len()) }
     }
 
     /// Make a range read as zeros, giving whole pages back to the system. The range must lie inside the area.
@@ -92,12 +92,30 @@ impl SharedMemory {
     }
 }
 
-/// Copy as if byte by byte with relaxed atomics.
+/// Copy out as if byte by byte with relaxed atomics on the shared side.
 ///
 /// # Safety
-/// Both ranges are valid memory and disjoint; one of them may be accessed by other threads, through these functions only.
+/// Both ranges are valid memory and disjoint; `from` may be accessed by other threads, through these functions only.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
-unsafe fn copy_bytes(from: *const u8, to: *mut u8, len: usize) {
+unsafe fn copy_out(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { move_string(from, to, len) }
+}
+
+/// Copy in as if byte by byte with relaxed atomics on the shared side.
+///
+/// # Safety
+/// Both ranges are valid memory and disjoint; `to` may be accessed by other threads, through these functions only.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+unsafe fn copy_in(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { move_string(from, to, len) }
+}
+
+/// # Safety
+/// Both ranges are valid memory and disjoint; accesses by other threads are atomic or are this instruction.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+unsafe fn move_string(from: *const u8, to: *mut u8, len: usize) {
     // SAFETY: the instruction reads `len` bytes at `from` and writes them at `to` (the ABI keeps the direction flag
     // clear); both are valid by the caller's promise. What it does could be written as a loop of relaxed atomic loads
     // and stores, so a racing access is no data race.
@@ -113,35 +131,38 @@ unsafe fn copy_bytes(from: *const u8, to: *mut u8, len: usize) {
 /// The range is valid memory; other threads may access it, through these functions only.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 unsafe fn zero_bytes(to: *mut u8, len: usize) {
-    // SAFETY: as in `copy_bytes`.
+    // SAFETY: as in `move_string`.
     unsafe {
         std::arch::asm!("rep stosb", inout("rcx") len => _, in("al") 0u8, inout("rdi") to => _,
             options(nostack, preserves_flags));
     }
 }
 
-/// Copy by relaxed atomics, in words where the shared side is aligned.
+/// Copy byte by byte, with relaxed atomics on the shared side.
 ///
 /// # Safety
-/// Both ranges are valid memory and disjoint; one of them may be accessed by other threads, through these functions only.
+/// Both ranges are valid memory and disjoint; `from` may be accessed by other threads, through these functions only.
 #[cfg(any(miri, not(target_arch = "x86_64")))]
-unsafe fn copy_bytes(from: *const u8, to: *mut u8, len: usize) {
-    let mut done = 0;
-    let words = from.addr().is_multiple_of(8) && to.addr().is_multiple_of(8);
-    while words && len - done >= 8 {
-        // SAFETY: eight bytes inside both ranges, aligned; atomics may race with each other.
-        let (source, target) = unsafe {
-            (AtomicU64::from_ptr(from.add(done).cast_mut().cast()), AtomicU64::from_ptr(to.add(done).cast()))
-        };
-        target.store(source.load(Ordering::Relaxed), Ordering::Relaxed);
-        done += 8;
+unsafe fn copy_out(from: *const u8, to: *mut u8, len: usize) {
+    for at in 0..len {
+        // SAFETY: one byte inside the shared range; atomics may race with each other.
+        let byte = unsafe { AtomicU8::from_ptr(from.add(at).cast_mut()) }.load(Ordering::Relaxed);
+        // SAFETY: one byte inside the caller's own range.
+        unsafe { to.add(at).write(byte) };
     }
-    while done < len {
-        // SAFETY: one byte inside both ranges; atomics may race with each other.
-        let (source, target) =
-            unsafe { (AtomicU8::from_ptr(from.add(done).cast_mut()), AtomicU8::from_ptr(to.add(done))) };
-        target.store(source.load(Ordering::Relaxed), Ordering::Relaxed);
-        done += 1;
+}
+
+/// Copy byte by byte, with relaxed atomics on the shared side.
+///
+/// # Safety
+/// Both ranges are valid memory and disjoint; `to` may be accessed by other threads, through these functions only.
+#[cfg(any(miri, not(target_arch = "x86_64")))]
+unsafe fn copy_in(from: *const u8, to: *mut u8, len: usize) {
+    for at in 0..len {
+        // SAFETY: one byte inside the caller's own range.
+        let byte = unsafe { from.add(at).read() };
+        // SAFETY: one byte inside the shared range; atomics may race with each other.
+        unsafe { AtomicU8::from_ptr(to.add(at)) }.store(byte, Ordering::Relaxed);
     }
 }
 
@@ -153,7 +174,75 @@ unsafe fn copy_bytes(from: *const u8, to: *mut u8, len: usize) {
 unsafe fn zero_bytes(to: *mut u8, len: usize) {
     for at in 0..len {
         // SAFETY: one byte inside the range; atomics may race with each other.
-        let target = unsafe { AtomicU8::from_ptr(to.add(at)) };
-        target.store(0, Ordering::Relaxed);
+        unsafe { AtomicU8::from_ptr(to.add(at)) }.store(0, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const LEN: u64 = 16 * PAGE as u64;
+
+    fn content(memory: &SharedMemory) -> Vec<u8> {
+        let mut bytes = vec![1; memory.len() as usize];
+        memory.read(0, &mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_the_rest_is_zero() {
+        let memory = SharedMemory::new(LEN).unwrap();
+        let data: Vec<u8> = (0..5000u32).map(|n| n as u8 | 1).collect();
+        memory.write(3000, &data);
+        let mut expected = vec![0; LEN as usize];
+        expected[3000..8000].copy_from_slice(&data);
+        assert_eq!(content(&memory), expected);
+    }
+
+    #[test]
+    fn punching_zeroes_exactly_the_range() {
+        for (offset, len) in
+            [(0, LEN), (1, 10), (4095, 2), (4096, 4096), (100, 20_000), (4096, 5000), (0, 0), (7, 4089)]
+        {
+            let memory = SharedMemory::new(LEN).unwrap();
+            memory.write(0, &[0xA5; LEN as usize]);
+            memory.punch(offset, len);
+            let mut expected = vec![0xA5; LEN as usize];
+            expected[offset as usize..(offset + len) as usize].fill(0);
+            assert_eq!(content(&memory), expected, "{offset}+{len}");
+        }
+    }
+
+    #[test]
+    fn threads_may_overlap() {
+        let memory = SharedMemory::new(LEN).unwrap();
+        std::thread::scope(|scope| {
+            for byte in 1..4u8 {
+                let memory = &memory;
+                scope.spawn(move || {
+                    for offset in 0..10 {
+                        memory.write(offset, &[byte; 100]);
+                        memory.punch(50, 100);
+                        let mut back = [0; 100];
+                        memory.read(offset, &mut back);
+                        assert!(back.iter().all(|b| *b < 4));
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "of a memory disk of")]
+    fn nothing_outside_is_reached() {
+        SharedMemory::new(LEN).unwrap().write(LEN - 1, &[0; 2]);
+    }
+
+    #[test]
+    fn an_absurd_size_is_an_error_that_names_it() {
+        let message = SharedMemory::new(u64::MAX).unwrap_err().to_string();
+        assert!(message.contains("for a memory disk"), "{message}");
     }
 }

@@ -214,3 +214,108 @@ impl fmt::Debug for SendBatch {
         write!(f, "SendBatch({} bytes in {} segments)", inner.len_bytes, inner.end - inner.first)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::mem::ArenaConfig;
+
+    fn arena() -> Arena {
+        Arena::new(ArenaConfig { bytes_max: 4 << 20, hugepages: false }).unwrap()
+    }
+
+    fn slice(arena: &Arena, bytes: &[u8]) -> Slice {
+        let mut buf = arena.take(bytes.len()).unwrap();
+        buf.copy_from_slice(bytes);
+        buf.freeze()
+    }
+
+    fn content(batch: &SendBatch) -> Vec<u8> {
+        batch.segments().flatten().copied().collect()
+    }
+
+    /// What the kernel would send.
+    fn kernel_view(batch: &mut SendBatch) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for iovec in batch.iovecs() {
+            // SAFETY: the batch promises that its ranges are valid while it is not changed.
+            bytes.extend_from_slice(unsafe { std::slice::from_raw_parts(iovec.iov_base.cast::<u8>(), iovec.iov_len) });
+        }
+        bytes
+    }
+
+    #[test]
+    fn headers_next_to_each_other_become_one_segment() {
+        let arena = arena();
+        let mut batch = SendBatch::new(&arena, 4).unwrap();
+        batch.push_bytes(b"ab").unwrap();
+        batch.push_bytes(b"cd").unwrap();
+        batch.push_slice(slice(&arena, b"payload")).unwrap();
+        batch.push_bytes(b"ef").unwrap();
+        assert_eq!((batch.segments().count(), batch.segments_free(), batch.len_bytes()), (3, 1, 13));
+        assert_eq!((content(&batch), kernel_view(&mut batch)), (b"abcdpayloadef".to_vec(), b"abcdpayloadef".to_vec()));
+    }
+
+    #[test]
+    fn a_batch_can_be_sent_in_pieces_of_any_size() {
+        let arena = arena();
+        let whole = b"abcdpayloadefmore payload".to_vec();
+        for piece in 1..=whole.len() {
+            let mut batch = SendBatch::new(&arena, 4).unwrap();
+            batch.push_bytes(b"abcd").unwrap();
+            batch.push_slice(slice(&arena, b"payload")).unwrap();
+            batch.push_bytes(b"ef").unwrap();
+            batch.push_slice(slice(&arena, b"more payload")).unwrap();
+            let mut sent = 0;
+            while !batch.is_empty() {
+                assert_eq!(content(&batch), whole[sent..]);
+                assert_eq!(kernel_view(&mut batch), whole[sent..]);
+                let step = piece.min(batch.len_bytes());
+                batch.advance(step);
+                sent += step;
+            }
+            assert_eq!((batch.segments_free(), batch.bytes_free()), (4, 4096));
+        }
+    }
+
+    #[test]
+    fn sent_slices_are_let_go_at_once() {
+        let arena = arena();
+        let mut batch = SendBatch::new(&arena, 4).unwrap();
+        let empty = arena.stats().bytes_taken;
+        batch.push_slice(slice(&arena, b"first")).unwrap();
+        batch.push_slice(slice(&arena, b"second")).unwrap();
+        assert_eq!(arena.stats().bytes_taken, empty + 2 * 4096);
+        batch.advance(5);
+        assert_eq!(arena.stats().bytes_taken, empty + 4096);
+        batch.clear();
+        assert_eq!(arena.stats().bytes_taken, empty);
+    }
+
+    #[test]
+    fn a_full_batch_refuses_and_is_unchanged() {
+        let arena = arena();
+        let mut batch = SendBatch::new(&arena, 2).unwrap();
+        batch.push_slice(slice(&arena, b"x")).unwrap();
+        batch.push_bytes(&[1; 4000]).unwrap();
+        assert_eq!(batch.push_bytes(&[2; 97]), Err(BatchFull));
+        batch.push_bytes(&[2; 96]).unwrap();
+        assert_eq!((batch.push_slice(slice(&arena, b"y")), batch.bytes_free()), (Err(BatchFull), 0));
+        assert_eq!(batch.len_bytes(), 4097);
+        let mut batch = SendBatch::new(&arena, 1).unwrap();
+        batch.push_slice(slice(&arena, b"x")).unwrap();
+        assert_eq!(batch.push_bytes(b"no segment left"), Err(BatchFull));
+        assert_eq!((content(&batch), batch.bytes_free()), (b"x".to_vec(), 4096));
+    }
+
+    #[test]
+    fn nothing_is_no_segment() {
+        let arena = arena();
+        let mut batch = SendBatch::new(&arena, 1).unwrap();
+        batch.push_bytes(b"").unwrap();
+        batch.push_slice(arena.zeros(0)).unwrap();
+        assert!(batch.is_empty() && batch.segments().next().is_none());
+        batch.advance(0);
+    }
+}

@@ -12,14 +12,17 @@
 //!
 //! **May know:** `mem`, `bounded` and the kernel. Nothing of iSCSI, SCSI or disks.
 #![allow(unsafe_code)]
-#![allow(clippy::todo)]
 
 pub mod batch;
 pub mod file;
+mod fixed;
+mod kernel;
 pub mod net;
+mod prepare;
 pub mod probe;
 mod slots;
 pub mod uring;
+mod waker;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -28,7 +31,8 @@ use crate::mem::{Buf, Slice};
 
 pub use batch::{BatchFull, SendBatch};
 pub use probe::{FeatureLimit, Features, RingError};
-pub use uring::{UringConfig, UringRing, UringWaker};
+pub use uring::{UringConfig, UringRing};
+pub use waker::UringWaker;
 
 /// A file or socket descriptor (in the simulator: a handle of the same shape). Copyable; who opened it closes it, a
 /// socket that came from [`Op::Accept`] by [`Op::Close`] after everything on it has completed.
@@ -237,7 +241,7 @@ pub trait Wake: Clone + Send + Sync + 'static {
 /// Duties of the implementation: every submitted operation completes exactly once with `more == false`; buffers come
 /// back with it; operations may complete in any order. Duties of the caller: no two receives and no two sends at once on
 /// one socket (a zero-copy send that waits only for its buffers does not count); a socket is closed only after all its
-/// operations have completed; after every return of [`Ring::enter`], look at whatever the waker may have announced.
+/// operations have completed (the same exception; closing it is what ends such a wait on a dead peer); after every return of [`Ring::enter`], look at whatever the waker may have announced.
 pub trait Ring {
     /// Wakes this ring from other threads.
     type Waker: Wake;

@@ -1,4 +1,5 @@
-//! Unit attention conditions (SAM-5 clause 5.14): which are pending for one initiator on one unit, and which is told first.
+//! Unit attention conditions (SAM-5 clause 5.14): which are pending for one initiator on one unit, and which is told
+//! first.
 
 use super::sense::SenseCode;
 
@@ -74,8 +75,8 @@ impl Attentions {
         self.0 & attention.bit() != 0
     }
 
-    /// Establish a condition. A reset hides nothing else, but POWER ON says all that the other resets say (SAM-5 clause 5.14.2), so
-    /// those are not added to it, and it takes their place.
+    /// Establish a condition. A reset hides nothing else, but POWER ON says all that the other resets say (SAM-5 clause
+    /// 5.14.2), so those are not added to it, and it takes their place.
     pub fn raise(&mut self, attention: Attention) {
         const RESETS: u8 = Attention::DeviceReset.bit() | Attention::NexusLoss.bit() | Attention::CommandsCleared.bit();
         if self.contains(Attention::PowerOn) && attention.bit() & RESETS != 0 {
@@ -102,5 +103,50 @@ impl Attentions {
         let first = self.first()?;
         self.clear(first);
         Some(first)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_are_told_once_each_and_most_urgent_first() {
+        let mut pending = Attentions::NONE;
+        for attention in Attention::ALL.into_iter().rev() {
+            pending.raise(attention);
+            pending.raise(attention);
+        }
+        let told: Vec<_> = std::iter::from_fn(|| pending.take_first()).collect();
+        let expected = [
+            Attention::PowerOn,
+            Attention::ReportedLunsChanged,
+            Attention::CapacityChanged,
+            Attention::ModeParametersChanged,
+            Attention::InquiryChanged,
+        ];
+        assert_eq!(told, expected, "POWER ON takes the place of the lesser resets");
+        assert!(pending.is_empty());
+    }
+
+    #[test]
+    fn a_lesser_reset_is_told_when_it_comes_alone_and_not_after_power_on() {
+        for reset in [Attention::DeviceReset, Attention::NexusLoss, Attention::CommandsCleared] {
+            let mut pending = Attentions::NONE;
+            pending.raise(reset);
+            assert_eq!(pending.first(), Some(reset));
+            pending.raise(Attention::PowerOn);
+            pending.raise(reset);
+            assert_eq!(pending.take_first(), Some(Attention::PowerOn));
+            assert_eq!(pending.take_first(), None);
+        }
+    }
+
+    #[test]
+    fn a_cleared_condition_is_not_told() {
+        let mut pending = Attentions::NONE;
+        pending.raise(Attention::InquiryChanged);
+        pending.clear(Attention::InquiryChanged);
+        assert_eq!(pending.first(), None);
     }
 }

@@ -7,8 +7,9 @@ const PERIPHERAL_END: u16 = 256;
 /// ADDRESS METHOD 01b, flat space addressing, in the two top bits of a level.
 const FLAT_SPACE: u16 = 0x4000;
 
-/// The unit that a LUN field addresses: peripheral device addressing on bus 0, or flat space addressing, with the lower three
-/// levels zero. `None` for every other form (well known, extended, hierarchical), which this target never reports.
+/// The unit that a LUN field addresses: peripheral device addressing on bus 0, or flat space addressing, with the lower
+/// three levels zero. `None` for every other form (well known, extended, hierarchical), which this target never
+/// reports.
 pub fn decode(raw: [u8; 8]) -> Option<Lun> {
     let [high, low, rest @ ..] = raw;
     if rest != [0; 6] {

@@ -22,7 +22,8 @@ pub enum MediumError {
     OutOfSpace,
     /// The unit is read-only, which showed only at the medium. WRITE PROTECTED.
     ReadOnly,
-    /// An earlier failure left the medium's metadata in doubt; it serves nothing until reopened. LOGICAL UNIT FAILURE.
+    /// An earlier failure left the medium's metadata in doubt; it serves nothing until reopened. LOGICAL UNIT
+    /// FAILURE, as a MEDIUM ERROR.
     Poisoned,
     /// Metadata of the image contradicts itself. MEDIUM FORMAT CORRUPTED.
     Corrupt,
@@ -37,7 +38,7 @@ pub enum MediumError {
     Offline,
     /// The unit was unmapped while the command ran. LOGICAL UNIT NOT SUPPORTED.
     Removed,
-    /// The command was aborted by the target's own decision. COMMAND ABORTED status with no further explanation.
+    /// The target gave the command up; it may be sent again. ABORTED COMMAND without further explanation.
     Aborted,
     /// No memory or queue place for the command now; the initiator sends it again. BUSY, without sense.
     Busy,

@@ -2,8 +2,8 @@
 //!
 //! Knows nothing of any reply's layout. It never allocates: it fills a buffer of the caller.
 
-/// A reply under construction in a caller's buffer. Fields are appended; what lies beyond the allocation length or the buffer is
-/// counted but not stored, so the untruncated length is always known.
+/// A reply under construction in a caller's buffer. Fields are appended; what lies beyond the allocation length or the
+/// buffer is counted but not stored, so the untruncated length is always known.
 #[derive(Debug)]
 pub struct ParameterList<'a> {
     buffer: &'a mut [u8],

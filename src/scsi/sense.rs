@@ -1,4 +1,5 @@
-//! Status codes and sense data (SAM-5 clause 5.3, SPC-5 clause 4.4): one table of named conditions, and their two encodings.
+//! Status codes and sense data (SAM-5 clause 5.3, SPC-5 clause 4.4): one table of named conditions, and their two
+//! encodings.
 //!
 //! Nothing else in the server builds sense bytes.
 
@@ -46,6 +47,11 @@ impl Outcome {
     /// CHECK CONDITION with this sense.
     pub const fn check_condition(sense: Sense) -> Self {
         Self { status: Status::CHECK_CONDITION, sense: Some(sense) }
+    }
+
+    /// The sense data bytes that go with the status, if any do.
+    pub fn sense_data(self, format: SenseFormat) -> Option<SenseData> {
+        self.sense.map(|sense| sense.encode(format))
     }
 }
 
@@ -117,7 +123,8 @@ macro_rules! sense_codes {
 
 sense_codes! {
     NO_ADDITIONAL_SENSE_INFORMATION = NO_SENSE, 0x00, 0x00, "NO ADDITIONAL SENSE INFORMATION";
-    LOGICAL_UNIT_NOT_READY_MANUAL_INTERVENTION_REQUIRED = NOT_READY, 0x04, 0x03, "LOGICAL UNIT NOT READY, MANUAL INTERVENTION REQUIRED";
+    LOGICAL_UNIT_NOT_READY_MANUAL_INTERVENTION_REQUIRED =
+        NOT_READY, 0x04, 0x03, "LOGICAL UNIT NOT READY, MANUAL INTERVENTION REQUIRED";
     LOGICAL_UNIT_COMMUNICATION_TIME_OUT = ABORTED_COMMAND, 0x08, 0x01, "LOGICAL UNIT COMMUNICATION TIME-OUT";
     WRITE_ERROR = MEDIUM_ERROR, 0x0c, 0x00, "WRITE ERROR";
     WRITE_ERROR_UNEXPECTED_UNSOLICITED_DATA = ABORTED_COMMAND, 0x0c, 0x0c, "WRITE ERROR - UNEXPECTED UNSOLICITED DATA";
@@ -138,7 +145,7 @@ sense_codes! {
     COMMANDS_CLEARED_BY_ANOTHER_INITIATOR = UNIT_ATTENTION, 0x2f, 0x00, "COMMANDS CLEARED BY ANOTHER INITIATOR";
     MEDIUM_FORMAT_CORRUPTED = MEDIUM_ERROR, 0x31, 0x00, "MEDIUM FORMAT CORRUPTED";
     SAVING_PARAMETERS_NOT_SUPPORTED = ILLEGAL_REQUEST, 0x39, 0x00, "SAVING PARAMETERS NOT SUPPORTED";
-    LOGICAL_UNIT_FAILURE = HARDWARE_ERROR, 0x3e, 0x01, "LOGICAL UNIT FAILURE";
+    LOGICAL_UNIT_FAILURE = MEDIUM_ERROR, 0x3e, 0x01, "LOGICAL UNIT FAILURE";
     INQUIRY_DATA_HAS_CHANGED = UNIT_ATTENTION, 0x3f, 0x03, "INQUIRY DATA HAS CHANGED";
     REPORTED_LUNS_DATA_HAS_CHANGED = UNIT_ATTENTION, 0x3f, 0x0e, "REPORTED LUNS DATA HAS CHANGED";
     INTERNAL_TARGET_FAILURE = HARDWARE_ERROR, 0x44, 0x00, "INTERNAL TARGET FAILURE";
@@ -186,7 +193,8 @@ impl Sense {
         Self { code, detail: Detail::None }
     }
 
-    /// INVALID FIELD IN CDB for the field that starts at `byte`; `bit` is its most significant bit if it is not a whole byte.
+    /// INVALID FIELD IN CDB for the field that starts at `byte`; `bit` is its most significant bit if it is not a whole
+    /// byte.
     pub const fn invalid_field_in_cdb(byte: u8, bit: Option<u8>) -> Self {
         Self { code: SenseCode::INVALID_FIELD_IN_CDB, detail: Detail::CdbField { byte, bit } }
     }
@@ -272,7 +280,8 @@ impl From<SenseCode> for Sense {
     }
 }
 
-/// Sense-key-specific bytes of ILLEGAL REQUEST (SPC-5 clause 4.4.2.4.2): SKSV, C/D one for the CDB, BPV, bit and field pointer.
+/// Sense-key-specific bytes of ILLEGAL REQUEST (SPC-5 clause 4.4.2.4.2): SKSV, C/D one for the CDB, BPV, bit and field
+/// pointer.
 fn field_pointer(byte: u8, bit: Option<u8>) -> [u8; 3] {
     let bit_pointer = bit.map_or(0, |bit| 0x08 | (bit & 0x07));
     [0xc0 | bit_pointer, 0, byte]
@@ -295,5 +304,102 @@ impl Deref for SenseData {
 
     fn deref(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// T10's assignments ("asc-num", SPC-5 annex F), typed from the list: code, qualifier, text.
+    const T10: &[(u8, u8, &str)] = &[
+        (0x00, 0x00, "NO ADDITIONAL SENSE INFORMATION"),
+        (0x04, 0x00, "LOGICAL UNIT NOT READY, CAUSE NOT REPORTABLE"),
+        (0x04, 0x01, "LOGICAL UNIT IS IN PROCESS OF BECOMING READY"),
+        (0x04, 0x02, "LOGICAL UNIT NOT READY, INITIALIZING COMMAND REQUIRED"),
+        (0x04, 0x03, "LOGICAL UNIT NOT READY, MANUAL INTERVENTION REQUIRED"),
+        (0x08, 0x00, "LOGICAL UNIT COMMUNICATION FAILURE"),
+        (0x08, 0x01, "LOGICAL UNIT COMMUNICATION TIME-OUT"),
+        (0x0c, 0x00, "WRITE ERROR"),
+        (0x0c, 0x0c, "WRITE ERROR - UNEXPECTED UNSOLICITED DATA"),
+        (0x0c, 0x0d, "WRITE ERROR - NOT ENOUGH UNSOLICITED DATA"),
+        (0x11, 0x00, "UNRECOVERED READ ERROR"),
+        (0x1d, 0x00, "MISCOMPARE DURING VERIFY OPERATION"),
+        (0x20, 0x00, "INVALID COMMAND OPERATION CODE"),
+        (0x21, 0x00, "LOGICAL BLOCK ADDRESS OUT OF RANGE"),
+        (0x24, 0x00, "INVALID FIELD IN CDB"),
+        (0x25, 0x00, "LOGICAL UNIT NOT SUPPORTED"),
+        (0x26, 0x00, "INVALID FIELD IN PARAMETER LIST"),
+        (0x27, 0x00, "WRITE PROTECTED"),
+        (0x27, 0x07, "SPACE ALLOCATION FAILED WRITE PROTECT"),
+        (0x29, 0x00, "POWER ON, RESET, OR BUS DEVICE RESET OCCURRED"),
+        (0x29, 0x01, "POWER ON OCCURRED"),
+        (0x29, 0x03, "BUS DEVICE RESET FUNCTION OCCURRED"),
+        (0x29, 0x07, "I_T NEXUS LOSS OCCURRED"),
+        (0x2a, 0x01, "MODE PARAMETERS CHANGED"),
+        (0x2a, 0x09, "CAPACITY DATA HAS CHANGED"),
+        (0x2f, 0x00, "COMMANDS CLEARED BY ANOTHER INITIATOR"),
+        (0x31, 0x00, "MEDIUM FORMAT CORRUPTED"),
+        (0x39, 0x00, "SAVING PARAMETERS NOT SUPPORTED"),
+        (0x3e, 0x01, "LOGICAL UNIT FAILURE"),
+        (0x3f, 0x03, "INQUIRY DATA HAS CHANGED"),
+        (0x3f, 0x0e, "REPORTED LUNS DATA HAS CHANGED"),
+        (0x44, 0x00, "INTERNAL TARGET FAILURE"),
+        (0x47, 0x05, "PROTOCOL SERVICE CRC ERROR"),
+        (0x55, 0x03, "INSUFFICIENT RESOURCES"),
+    ];
+
+    #[test]
+    fn every_constant_is_the_one_that_t10_assigned() {
+        for (code, text) in SenseCode::ALL {
+            let assigned = T10.iter().find(|(asc, ascq, _)| (*asc, *ascq) == (code.asc, code.ascq));
+            assert_eq!(assigned.map(|(_, _, assigned)| assigned), Some(text), "{code:?}");
+        }
+    }
+
+    #[test]
+    fn no_two_constants_are_the_same() {
+        for (index, (code, _)) in SenseCode::ALL.iter().enumerate() {
+            assert!(SenseCode::ALL[..index].iter().all(|(earlier, _)| earlier != code), "{code:?}");
+        }
+    }
+
+    #[test]
+    fn fixed_format() {
+        let sense = Sense::new(SenseCode::WRITE_PROTECTED);
+        let expected = [0x70, 0, 7, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x27, 0, 0, 0, 0, 0];
+        assert_eq!(*sense.encode(SenseFormat::Fixed), expected);
+
+        let sense = Sense::new(SenseCode::LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE).with_information(0x1234_5678);
+        let expected = [0xf0, 0, 5, 0x12, 0x34, 0x56, 0x78, 10, 0, 0, 0, 0, 0x21, 0, 0, 0, 0, 0];
+        assert_eq!(*sense.encode(SenseFormat::Fixed), expected);
+
+        let expected = [0x70, 0, 5, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x24, 0, 0, 0xcf, 0, 1];
+        assert_eq!(*Sense::invalid_field_in_cdb(1, Some(7)).encode(SenseFormat::Fixed), expected);
+    }
+
+    #[test]
+    fn fixed_format_leaves_out_an_address_that_it_cannot_hold() {
+        let sense = Sense::new(SenseCode::UNRECOVERED_READ_ERROR).with_information(1 << 32);
+        let data = sense.encode(SenseFormat::Fixed);
+        assert_eq!((data[0], &data[3..7]), (0x70, &[0; 4][..]));
+    }
+
+    #[test]
+    fn descriptor_format() {
+        let sense = Sense::new(SenseCode::POWER_ON_OCCURRED);
+        assert_eq!(*sense.encode(SenseFormat::Descriptor), [0x72, 6, 0x29, 1, 0, 0, 0, 0]);
+
+        let sense = Sense::new(SenseCode::UNRECOVERED_READ_ERROR).with_information(0x0123_4567_89ab_cdef);
+        let expected = [0x72, 3, 0x11, 0, 0, 0, 0, 12, 0, 10, 0x80, 0, 0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef];
+        assert_eq!(*sense.encode(SenseFormat::Descriptor), expected);
+
+        let expected = [0x72, 5, 0x24, 0, 0, 0, 0, 8, 2, 6, 0, 0, 0xc0, 0, 7, 0];
+        assert_eq!(*Sense::invalid_field_in_cdb(7, None).encode(SenseFormat::Descriptor), expected);
+    }
+
+    #[test]
+    fn an_outcome_is_small_enough_for_the_data_path() {
+        assert!(size_of::<Outcome>() <= 32);
     }
 }

@@ -1,10 +1,12 @@
 //! A logical unit as the command handlers see it: its description, and what one initiator has pending on it.
 //!
-//! A [`Unit`] is plain shared data, replaced (never changed in place) when a disk is resized or changes its caching; whoever replaces
-//! it raises the matching [`Attention`](super::Attention) for every I_T nexus.
+//! A [`Unit`] is plain shared data, replaced (never changed in place) when a disk is resized or changes its caching;
+//! whoever replaces it raises the matching [`Attention`](super::Attention) for every I_T nexus.
 
 use super::attention::{Attention, Attentions};
 use super::sense::SenseFormat;
+use crate::limits;
+use crate::units::Lba;
 
 /// LOGICAL BLOCK LENGTH: the two sizes that are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +78,7 @@ pub enum UnitError {
     Product,
 }
 
-/// Description of a logical unit. Immutable; sizes about 100 bytes.
+/// Description of a logical unit. Immutable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unit {
     block_length: BlockLength,
@@ -94,8 +96,32 @@ pub struct Unit {
 impl Unit {
     /// Check a description.
     pub fn new(config: &UnitConfig<'_>) -> Result<Self, UnitError> {
-        let _ = config;
-        todo!()
+        let shift = config.block_length.shift();
+        if config.capacity_blocks == 0 || config.capacity_blocks > 1 << (63 - shift) {
+            return Err(UnitError::Capacity);
+        }
+        if config.physical_block_exponent > 15 {
+            return Err(UnitError::PhysicalBlockExponent);
+        }
+        let text = config.product.as_bytes();
+        let printable = text.iter().all(|byte| (0x20..=0x7e).contains(byte));
+        let mut product = [b' '; 16];
+        match product.get_mut(..text.len()) {
+            Some(field) if printable && !text.is_empty() => field.copy_from_slice(text),
+            _ => return Err(UnitError::Product),
+        }
+        Ok(Self {
+            block_length: config.block_length,
+            physical_block_exponent: config.physical_block_exponent,
+            capacity_blocks: config.capacity_blocks,
+            transfer_blocks_max: limits::TRANSFER_BYTES_MAX >> shift,
+            read_only: config.read_only,
+            write_cache_enabled: config.write_cache_enabled,
+            thin_provisioned: config.thin_provisioned,
+            sense_format: config.sense_format,
+            disk_uuid: config.disk_uuid,
+            product,
+        })
     }
 
     /// Bytes of a logical block.
@@ -113,15 +139,82 @@ impl Unit {
         self.transfer_blocks_max
     }
 
+    /// The last address of the unit.
+    pub fn last_lba(&self) -> Lba {
+        Lba(self.capacity_blocks - 1)
+    }
+
+    /// log2 of the logical blocks of one physical block.
+    pub fn physical_block_exponent(&self) -> u8 {
+        self.physical_block_exponent
+    }
+
     /// Writes are refused.
     pub fn read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// A write is answered before it is durable (WCE).
+    pub fn write_cache_enabled(&self) -> bool {
+        self.write_cache_enabled
+    }
+
+    /// Blocks may be unmapped (LBPME).
+    pub fn thin_provisioned(&self) -> bool {
+        self.thin_provisioned
     }
 
     /// The encoding of this unit's sense data.
     pub fn sense_format(&self) -> SenseFormat {
         self.sense_format
     }
+
+    /// PRODUCT SERIAL NUMBER: the disk's UUID as 32 hexadecimal digits.
+    pub fn serial_number(&self) -> [u8; 32] {
+        upper_hex(self.disk_uuid)
+    }
+
+    /// An NAA IEEE Registered Extended identifier (SPC-5 clause 7.7.6.6.5) with a locally administered company id: the
+    /// nibble 6, 24 bits of `COMPANY_ID`, and the last 100 bits of the disk's UUID.
+    pub fn naa_identifier(&self) -> [u8; 16] {
+        const KEPT_BITS: u32 = 100;
+        let prefix = 0x6 << 24 | COMPANY_ID;
+        let kept = u128::from_be_bytes(self.disk_uuid) & ((1 << KEPT_BITS) - 1);
+        (prefix << KEPT_BITS | kept).to_be_bytes()
+    }
+
+    /// PRODUCT IDENTIFICATION, padded with spaces.
+    pub(super) fn product(&self) -> &[u8; 16] {
+        &self.product
+    }
+
+    /// OPTIMAL TRANSFER LENGTH GRANULARITY: a physical block, and at least the 4 KiB that the host's file systems work
+    /// in.
+    pub(super) fn optimal_granularity_blocks(&self) -> u16 {
+        (1 << self.physical_block_exponent).max(4096 >> self.block_length.shift())
+    }
+}
+
+/// T10 VENDOR IDENTIFICATION.
+pub(super) const VENDOR: &str = "LUNARING";
+
+/// PRODUCT REVISION LEVEL: the server's version without its patch level, at most four characters.
+pub(super) const REVISION: &str = concat!(env!("CARGO_PKG_VERSION_MAJOR"), ".", env!("CARGO_PKG_VERSION_MINOR"));
+const _: () = assert!(REVISION.len() <= 4);
+
+/// A company id that nobody can be assigned: its first byte has the "locally administered" bit (02h) set, followed by
+/// "LU".
+const COMPANY_ID: u128 = 0x02_4c55;
+
+/// Two upper-case hexadecimal digits for each byte, left-aligned in what is left as spaces.
+pub(super) fn upper_hex<const BYTES: usize>(bytes: [u8; BYTES]) -> [u8; 32] {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    let mut text = [b' '; 32];
+    for (pair, byte) in text.chunks_exact_mut(2).zip(bytes) {
+        pair[0] = DIGITS[usize::from(byte >> 4)];
+        pair[1] = DIGITS[usize::from(byte & 0xf)];
+    }
+    text
 }
 
 /// What one initiator has pending on one unit: one per session and mapped LUN. Plain data, two bytes at most.
@@ -155,5 +248,44 @@ impl NexusUnit {
 
     pub(super) fn attentions_mut(&mut self) -> &mut Attentions {
         &mut self.attentions
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scsi::fixture::DISK;
+
+    #[test]
+    fn identity_comes_from_the_uuid_alone() {
+        let unit = Unit::new(&DISK).expect("a valid description");
+        assert_eq!(unit.serial_number(), *b"0123456789AB4DEF8EDCBA9876543210");
+        // 6, company id 024C55, and 25 hexadecimal digits of the UUID.
+        let expected = b"\x60\x24\xc5\x57\x89\xab\x4d\xef\x8e\xdc\xba\x98\x76\x54\x32\x10";
+        assert_eq!(unit.naa_identifier(), *expected);
+        let resized = Unit::new(&UnitConfig { capacity_blocks: 1, read_only: true, ..DISK }).expect("valid too");
+        assert_eq!(resized.naa_identifier(), unit.naa_identifier());
+    }
+
+    #[test]
+    fn impossible_descriptions_are_refused() {
+        let error = |config: UnitConfig<'_>| Unit::new(&config).expect_err("refused");
+        assert_eq!(error(UnitConfig { capacity_blocks: 0, ..DISK }), UnitError::Capacity);
+        assert_eq!(error(UnitConfig { capacity_blocks: (1 << 54) + 1, ..DISK }), UnitError::Capacity);
+        let long = UnitConfig { block_length: BlockLength::B4096, capacity_blocks: (1 << 51) + 1, ..DISK };
+        assert_eq!(error(long), UnitError::Capacity);
+        assert_eq!(error(UnitConfig { physical_block_exponent: 16, ..DISK }), UnitError::PhysicalBlockExponent);
+        for product in ["", "seventeen letters", "tab\t", "größe"] {
+            assert_eq!(error(UnitConfig { product, ..DISK }), UnitError::Product, "{product:?}");
+        }
+        assert!(Unit::new(&UnitConfig { capacity_blocks: 1 << 54, ..DISK }).is_ok());
+    }
+
+    #[test]
+    fn one_command_moves_32_mib_at_most() {
+        let unit = Unit::new(&DISK).expect("a valid description");
+        assert_eq!(unit.transfer_blocks_max(), 65_536);
+        let unit = Unit::new(&UnitConfig { block_length: BlockLength::B4096, ..DISK }).expect("a valid description");
+        assert_eq!(unit.transfer_blocks_max(), 8_192);
     }
 }

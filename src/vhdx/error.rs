@@ -31,6 +31,18 @@ pub enum OpenError {
         /// The file's size.
         len_bytes: u64,
     },
+    /// No file system holds such a file.
+    #[error("the file claims {len_bytes} bytes, more than any file can have")]
+    TooLong {
+        /// The file's size.
+        len_bytes: u64,
+    },
+    /// Section 2.2.2: SequenceNumber must never wrap.
+    #[error("header: sequence number {sequence_number} leaves no room to count on")]
+    HeaderSequence {
+        /// What the header says.
+        sequence_number: u64,
+    },
     /// Section 2.2.2: neither header has its signature and checksum.
     #[error("neither header (at 64 KiB and at 128 KiB) is valid")]
     NoValidHeader,

@@ -33,20 +33,25 @@
 //! (LastFileOffset, section 2.3.1.1), again with zeros. Nothing is ever exposed that belonged to another block.
 #![forbid(unsafe_code)]
 
-#[allow(clippy::todo, reason = "the surface first")]
+mod bat;
 mod create;
-#[allow(clippy::todo, reason = "the surface first")]
 mod engine;
 mod error;
 pub mod format;
-#[allow(clippy::todo, reason = "the surface first")]
+mod header;
+mod log;
+mod metadata;
 mod open;
 mod plan;
+mod region;
+mod replay;
 mod storage;
 mod view;
 
 pub use create::{CreateOptions, Created, DiskKind, create};
-pub use engine::{Allocate, Engine, EngineError, Event, IoFailure, IoId, MetadataIo, MetadataIoKind, Ticket};
+pub use engine::{
+    Allocate, Engine, EngineError, Event, IoFailure, IoId, METADATA_WRITE_BYTES_MAX, MetadataIo, MetadataIoKind, Ticket,
+};
 pub use error::{CreateError, OpenError, OpenErrorKind};
 pub use format::Guid;
 pub use open::{Access, OpenDisk, OpenOptions, ReplaySummary, Warning, open};

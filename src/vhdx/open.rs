@@ -3,9 +3,14 @@
 use std::sync::Arc;
 
 use super::GuidSource;
-use super::engine::Engine;
+use super::bat::{read_table, visible_len};
+use super::engine::{Engine, FileState};
 use super::error::OpenError;
-use super::format::Guid;
+use super::format::{BatEntry, Guid, HEADER_SECTION_LEN};
+use super::header::{CurrentHeader, read_headers, read_identifier};
+use super::metadata::read_metadata;
+use super::region::{Span, read_regions, sort_disjoint};
+use super::replay::Overlay;
 use super::storage::Storage;
 use super::view::{BatView, Geometry};
 
@@ -70,7 +75,84 @@ pub struct OpenDisk {
     pub warnings: Vec<Warning>,
 }
 
-/// Open a disk. A file that was closed cleanly is not modified.
-pub fn open(_storage: &mut dyn Storage, _options: OpenOptions) -> Result<OpenDisk, OpenError> {
-    todo!()
+/// Open a disk. A file that was closed cleanly is not modified, and neither is one that is refused.
+pub fn open(storage: &mut dyn Storage, mut options: OpenOptions) -> Result<OpenDisk, OpenError> {
+    let mut warnings = Vec::new();
+    let (len_bytes, creator) = read_identifier(storage)?;
+    let mut current = read_headers(storage, len_bytes, &mut warnings)?;
+    let log =
+        current.header.log_offset.get()..current.header.log_offset.get() + u64::from(current.header.log_length.get());
+    let log_guid = current.header.log_guid;
+    let mut overlay = if log_guid == Guid::ZERO {
+        Overlay::clean(storage)?
+    } else {
+        Overlay::replayed(storage, log.clone(), log_guid)?
+    };
+    let mut regions = read_regions(&mut overlay, &mut warnings)?;
+    regions.spans.push(Span { start: 0, end: HEADER_SECTION_LEN, name: "the header section".to_owned() });
+    regions.spans.push(Span { start: log.start, end: log.end, name: "the log".to_owned() });
+    sort_disjoint(&mut regions.spans)?;
+    let metadata = read_metadata(&mut overlay, regions.metadata, regions.bat.offset_bytes)?;
+    let geometry = metadata.geometry;
+    let table = read_table(&mut overlay, &geometry, regions.bat, &regions.spans)?;
+    let (present, objects_end) = (table.present, table.objects_end);
+    let view = Arc::new(BatView::new(table.entries));
+    let replay = overlay.summary;
+    let data_write_guid = current.header.data_write_guid;
+    let engine = match options.access {
+        Access::ReadOnly => {
+            settle_in_memory(&overlay, &geometry, &view)?;
+            None
+        }
+        Access::ReadWrite => {
+            if replay.is_some() {
+                persist_replay(overlay, &mut current, &mut options.guids)?;
+            }
+            let file_len_bytes = storage.len_bytes()?;
+            let file = FileState { file_len_bytes, objects_end_bytes: objects_end, blocks_present: present };
+            let renewed = replay.is_some();
+            Some(Engine::new(geometry, Arc::clone(&view), current, renewed, file, options.guids))
+        }
+    };
+    let virtual_disk_id = metadata.virtual_disk_id;
+    Ok(OpenDisk { geometry, view, engine, virtual_disk_id, data_write_guid, creator, replay, warnings })
+}
+
+/// Write a replay to the file (section 2.3.3): a new FileWriteGuid first, the LogGuid cleared last.
+fn persist_replay(
+    mut overlay: Overlay<'_>,
+    current: &mut CurrentHeader,
+    guids: &mut GuidSource,
+) -> Result<(), OpenError> {
+    current.header.file_write_guid = guids();
+    current.replace(overlay.base())?;
+    current.header.log_guid = Guid::ZERO;
+    let storage = overlay.write_back()?;
+    current.replace(storage)?;
+    Ok(())
+}
+
+/// A replay that stays in memory covers the tables only: payload is read from the file as it is. Blocks that the replay would
+/// have to create read as zeros; blocks that it would change are beyond this.
+fn settle_in_memory(overlay: &Overlay<'_>, geometry: &Geometry, view: &BatView) -> Result<(), OpenError> {
+    if overlay.summary.is_none() {
+        return Ok(());
+    }
+    for block in 0..geometry.block_count {
+        let entry = view.entry(block);
+        if !entry.is_present() {
+            continue;
+        }
+        let start = entry.offset_bytes();
+        let end = start + visible_len(geometry, block);
+        if start >= overlay.base_len() {
+            view.store(block, BatEntry::default());
+        } else if end > overlay.base_len() {
+            return Err(OpenError::ReadOnlyReplay { rule: "the file ends inside a block that the log created" });
+        }
+        if overlay.touches(start..end) {
+            return Err(OpenError::ReadOnlyReplay { rule: "the log changes the content of a block" });
+        }
+    }
+    Ok(())
 }
