@@ -195,8 +195,8 @@ fn no_space_fails_the_tickets_that_need_it_and_nothing_else() {
     open_with(&mut file.now.clone(), Access::ReadOnly, 1).expect("sound");
 }
 
-/// Any failure of metadata I/O, at every operation of a life: nothing is acknowledged after it, and what was acknowledged before
-/// it is there when the disk is opened again.
+/// Any failure of metadata I/O, at every operation of a life: nothing is acknowledged after it, and what was
+/// acknowledged before it is there when the disk is opened again.
 #[test]
 fn a_failed_operation_poisons_the_disk_and_loses_nothing() {
     let mut lives = 0;

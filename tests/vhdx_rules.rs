@@ -1,5 +1,5 @@
-//! Every rule of the format that opening checks, broken one at a time in a sound file: the error names the rule, and the file
-//! is left as it was. Then the same by chance: thousands of mutated files.
+//! Every rule of the format that opening checks, broken one at a time in a sound file: the error names the rule, and
+//! the file is left as it was. Then the same by chance: thousands of mutated files.
 
 mod vhdx_support;
 

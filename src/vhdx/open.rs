@@ -148,8 +148,8 @@ fn persist_replay<'a>(
     Ok(storage)
 }
 
-/// A replay that stays in memory covers the tables only: payload is read from the file as it is. Blocks that the replay would
-/// have to create read as zeros; blocks that it would change are beyond this.
+/// A replay that stays in memory covers the tables only: payload is read from the file as it is. Blocks that the
+/// replay would have to create read as zeros; blocks that it would change are beyond this.
 fn settle_in_memory(overlay: &Overlay<'_>, geometry: &Geometry, view: &BatView) -> Result<(), OpenError> {
     if overlay.summary.is_none() {
         return Ok(());

@@ -1,5 +1,6 @@
-//! What the engine does, step by step: opening the session, a group, the turn of an epoch, closing. Each program is a list of
-//! steps whose order is what makes every instant of it recoverable; a step gives out at most one operation at a time.
+//! What the engine does, step by step: opening the session, a group, the turn of an epoch, closing. Each program is a
+//! list of steps whose order is what makes every instant of it recoverable; a step gives out at most one operation at
+//! a time.
 
 use super::{EXTEND_MAX, EXTEND_MIN, Engine, EngineError, Event, IoFailure, IoId, Operation, Phase, Running};
 use crate::vhdx::bat::{ENTRIES_PER_PAGE, encode_page};
@@ -18,8 +19,8 @@ pub(super) const STAGING_LEN: usize = (1 + GROUP_PAGES_MAX) * PAGE;
 /// Steps that may wait: a turn in front of a group is the most.
 pub(super) const SCRIPT_MAX: usize = 32;
 
-/// Free space that stays behind the last entry of an epoch, besides the entry that ends it: other readers of the log are
-/// known to stumble over a run that ends right before the ring's last sector.
+/// Free space that stays behind the last entry of an epoch, besides the entry that ends it: other readers of the log
+/// are known to stumble over a run that ends right before the ring's last sector.
 const RING_RESERVE: u64 = 2 * PAGE_LEN;
 
 /// How much space to ask the file system for.
@@ -71,8 +72,9 @@ pub(super) enum Step {
     Closed,
 }
 
-/// Opening the session. The empty entry is durable before a header names its GUID, so a header never promises a log that
-/// is not there; FileWriteGuid is durable before the first modification; the slack is zero before the first block is published.
+/// Opening the session. The empty entry is durable before a header names its GUID, so a header never promises a log
+/// that is not there; FileWriteGuid is durable before the first modification; the slack is zero before the first
+/// block is published.
 const OPEN: [Step; 15] = [
     Step::RenewWriteGuids,
     Step::WriteHeader,
@@ -490,7 +492,8 @@ impl Engine {
         Some(Operation::Write { offset_bytes: self.page_offset(first), len: count * PAGE })
     }
 
-    /// What a dynamic disk holds ahead goes back to the file system; a fixed disk keeps its space (LeaveBlocksAllocated).
+    /// What a dynamic disk holds ahead goes back to the file system; a fixed disk keeps its space
+    /// (LeaveBlocksAllocated).
     fn give_back(&mut self) -> Option<Operation> {
         if self.geometry.fixed {
             return None;
