@@ -18,6 +18,7 @@ use steps::{GROUP_PAGES_MAX, STAGING_LEN, Step};
 use super::GuidSource;
 use super::format::{Guid, MIB};
 use super::header::CurrentHeader;
+use super::region::TableRepair;
 use super::view::{BatView, FlushMark, Geometry};
 
 /// Longest [`MetadataIoKind::Write`].
@@ -137,7 +138,7 @@ pub enum Event {
 }
 
 /// What `open` knows about the file.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct FileState {
     /// Its size.
     pub file_len_bytes: u64,
@@ -145,6 +146,8 @@ pub(super) struct FileState {
     pub objects_end_bytes: u64,
     /// Payload blocks that have space.
     pub blocks_present: u32,
+    /// A copy of the region table to be written anew.
+    pub repair: Option<TableRepair>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,6 +233,7 @@ pub struct Engine {
     /// Where the next block goes: behind every object, a multiple of 1 MiB.
     next_block_bytes: u64,
     blocks_present: u32,
+    repair: Option<TableRepair>,
     /// Growing ahead of need has failed for lack of space; groups still try for what they need.
     ahead_refused: bool,
 
@@ -282,6 +286,7 @@ impl Engine {
             file_len_durable_bytes: 0,
             next_block_bytes: file.objects_end_bytes,
             blocks_present: file.blocks_present,
+            repair: file.repair,
             ahead_refused: false,
             collecting: Group::default(),
             committing: Group::default(),

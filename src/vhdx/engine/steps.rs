@@ -4,7 +4,7 @@
 
 use super::{EXTEND_MAX, EXTEND_MIN, Engine, EngineError, Event, IoFailure, IoId, Operation, Phase, Running};
 use crate::vhdx::bat::{ENTRIES_PER_PAGE, encode_page};
-use crate::vhdx::format::{BatEntry, Guid, MIB, PAGE};
+use crate::vhdx::format::{BatEntry, Guid, MIB, PAGE, REGION_TABLE_LEN};
 use crate::vhdx::log::{NewEntry, seal};
 
 const PAGE_LEN: u64 = PAGE as u64;
@@ -44,6 +44,9 @@ pub(super) enum Step {
     WriteHeader,
     /// Make everything so far durable.
     Sync,
+    /// Write the copy of the region table that is not valid anew. It needs no log: until it is whole, the other copy
+    /// serves.
+    RepairRegionTable,
     /// Make the tail of the file, behind every object, read as zeros: it may hold what an interrupted session left.
     ZeroSlack,
     /// The same where the file system cannot zero a range: cut the tail off.
@@ -75,12 +78,13 @@ pub(super) enum Step {
 /// Opening the session. The empty entry is durable before a header names its GUID, so a header never promises a log
 /// that is not there; FileWriteGuid is durable before the first modification; the slack is zero before the first
 /// block is published.
-const OPEN: [Step; 15] = [
+const OPEN: [Step; 16] = [
     Step::RenewWriteGuids,
     Step::WriteHeader,
     Step::Sync,
     Step::WriteHeader,
     Step::Sync,
+    Step::RepairRegionTable,
     Step::ZeroSlack,
     Step::PadFile,
     Step::StartEpoch,
@@ -123,6 +127,7 @@ const CLOSE: [Step; 10] = [
     Step::Closed,
 ];
 
+const _: () = assert!(REGION_TABLE_LEN <= STAGING_LEN);
 const _: () = assert!(OPEN.len() <= SCRIPT_MAX && TURN.len() + 2 <= SCRIPT_MAX && CLOSE.len() <= SCRIPT_MAX);
 
 impl Engine {
@@ -183,6 +188,7 @@ impl Engine {
                 let mark = self.view.flush_started();
                 Some(Operation::Sync { mark, file_len_bytes: self.file_len_bytes })
             }
+            Step::RepairRegionTable => self.repair_region_table(),
             Step::ZeroSlack => {
                 self.slack().map(|len_bytes| Operation::ZeroRange { offset_bytes: self.next_block_bytes, len_bytes })
             }
@@ -328,6 +334,12 @@ impl Engine {
         let (offset_bytes, page) = self.header.advance();
         self.staging[..PAGE].copy_from_slice(&page);
         Some(Operation::Write { offset_bytes, len: PAGE })
+    }
+
+    fn repair_region_table(&mut self) -> Option<Operation> {
+        let repair = self.repair.take()?;
+        self.staging[..REGION_TABLE_LEN].copy_from_slice(&repair.table);
+        Some(Operation::Write { offset_bytes: repair.offset_bytes, len: REGION_TABLE_LEN })
     }
 
     /// Bytes of the file behind every object.
