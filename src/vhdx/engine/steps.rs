@@ -425,25 +425,33 @@ impl Engine {
         Reserved::Done
     }
 
+    /// How much to grow ahead of need: a share of the disk, so that large disks meet the file system as seldom as
+    /// small ones.
+    fn growth_step(&self) -> u64 {
+        let share = (self.geometry.disk_size_bytes / 64).clamp(EXTEND_MIN, EXTEND_MAX).next_multiple_of(MIB);
+        share.max(u64::from(self.geometry.block_size_bytes))
+    }
+
+    /// Where the file ends once `absent` further blocks have space: it never needs to be longer.
+    fn end_with(&self, absent: u32) -> u64 {
+        self.next_block_bytes + u64::from(absent) * u64::from(self.geometry.block_size_bytes)
+    }
+
     /// The growth beyond `end`: large steps, but never more than the disk can still use.
     fn ahead_end(&self, end: u64) -> u64 {
-        let step = (self.geometry.disk_size_bytes / 64).clamp(EXTEND_MIN, EXTEND_MAX);
-        let absent = u64::from(self.geometry.block_count - self.blocks_present);
-        let usable = self.next_block_bytes + absent * u64::from(self.geometry.block_size_bytes);
-        (end + step.next_multiple_of(MIB)).min(usable.max(end))
+        let usable = self.end_with(self.geometry.block_count - self.blocks_present);
+        assert!(end <= usable, "a group holds absent blocks only");
+        (end + self.growth_step()).min(usable)
     }
 
     /// Grow the file beside the group's entry when less than half a step is left.
     fn extend_ahead(&mut self) {
-        let block = u64::from(self.geometry.block_size_bytes);
         let free = self.file_len_bytes.saturating_sub(self.next_block_bytes);
-        if self.ahead.is_some() || self.ahead_refused || self.close_wanted || free >= EXTEND_MIN / 2 {
+        if self.ahead.is_some() || self.ahead_refused || self.close_wanted || free >= self.growth_step() / 2 {
             return;
         }
-        let absent = u64::from(self.geometry.block_count - self.blocks_present);
-        let absent = absent.saturating_sub(self.committing.blocks.len() as u64);
-        let step = (self.geometry.disk_size_bytes / 64).clamp(EXTEND_MIN, EXTEND_MAX).next_multiple_of(MIB);
-        let to_bytes = (self.next_block_bytes + absent * block).min(self.file_len_bytes.saturating_add(step));
+        let absent = self.geometry.block_count - self.blocks_present - self.committing.blocks.len() as u32;
+        let to_bytes = self.end_with(absent).min(self.file_len_bytes + self.growth_step());
         if to_bytes > self.file_len_bytes {
             self.ahead = Some(self.operation(Operation::Extend { to_bytes }));
         }
