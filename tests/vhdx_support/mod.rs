@@ -1,5 +1,5 @@
-//! A disk's file in memory that records what is done to it, so that a test can cut the power at any instant; and a host that
-//! carries out an engine's operations on it the way a shard does.
+//! A disk's file in memory that records what is done to it, so that a test can cut the power at any instant; and a
+//! host that carries out an engine's operations on it the way a shard does.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::collections::BTreeMap;
@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use lunaring::vhdx::{
     Access, Allocate, BatView, CreateOptions, DiskKind, Engine, Event, Extent, Geometry, Guid, GuidSource, IoFailure,
-    MetadataIoKind, OpenDisk, OpenOptions, Storage, StorageError, Ticket, WritePlan, open, plan_read, plan_write,
+    METADATA_WRITE_BYTES_MAX, MetadataIoKind, OpenDisk, OpenOptions, Storage, StorageError, Ticket, WritePlan, open,
+    plan_read, plan_write,
 };
 
 pub const MIB: u64 = 1 << 20;
@@ -235,8 +236,9 @@ impl RecordedFile {
         self.history.push(change);
     }
 
-    /// The file after power was lost when `cut` changes had been made. Everything in front of the last flush is there; of
-    /// each later change, every sector is or is not, as `random` says (`None`: nothing was lost, only the process died).
+    /// The file after power was lost when `cut` changes had been made. Everything in front of the last flush is
+    /// there; of each later change, every sector is or is not, as `random` says (`None`: nothing was lost, only the
+    /// process died).
     pub fn cut(&self, durable: &SparseFile, from: usize, cut: usize, mut random: Option<&mut Random>) -> SparseFile {
         let mut file = durable.clone();
         // One draw decides how much survives, so that nothing, nearly nothing and nearly everything are all seen.
@@ -362,7 +364,8 @@ impl Host {
         }
         match kind {
             OwnedIo::Write { offset, bytes } => {
-                assert!(offset % PAGE == 0 && bytes.len() as u64 % PAGE == 0, "direct I/O needs whole pages");
+                let whole = offset.is_multiple_of(PAGE) && bytes.len().is_multiple_of(PAGE as usize);
+                assert!(whole && bytes.len() <= METADATA_WRITE_BYTES_MAX, "direct I/O needs whole pages");
                 assert!(offset + bytes.len() as u64 <= self.file.now.len, "metadata stays inside the file");
                 self.file.apply(Change::Write { offset: *offset, bytes: bytes.clone() });
             }
