@@ -301,8 +301,8 @@ fn refuse_other_formats(file: &Path) -> Result<(), Refused> {
     let shown = file.display();
     match extension.as_str() {
         "vhdx" | "avhdx" => Err(Refused::failed(format!(
-            "{shown}: the name says VHDX, but the file does not begin as one, so it is damaged or something else; to serve \
-             its bytes as a raw disk, rename it first"
+            "{shown}: the name says VHDX, but the file does not begin as one, so it is damaged or something else; \
+             to serve its bytes as a raw disk, rename it first"
         ))),
         "vhd" | "vhds" | "avhd" | "qcow2" | "vmdk" | "vdi" => Err(Refused::failed(format!(
             "{shown}: images of the format {extension} cannot be served; convert it, for example with \

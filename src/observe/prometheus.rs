@@ -126,8 +126,8 @@ impl Page {
         }
     }
 
-    /// Write the operations, bytes, errors and latencies of every disk: its name, and the counters of each shard. Kinds of
-    /// operation that never happened are left out.
+    /// Write the operations, bytes, errors and latencies of every disk: its name, and the counters of each shard.
+    /// Kinds of operation that never happened are left out.
     pub fn disks<'a>(&mut self, disks: impl IntoIterator<Item = (&'a str, Vec<&'a DiskStats>)>) {
         let rows: Vec<OpCounts<'_>> = disks
             .into_iter()
