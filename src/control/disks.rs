@@ -9,6 +9,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::api;
+use super::attachment;
 use super::config::{Config, DiskConfig, check_name};
 use super::controller::{Controller, LiveDisk};
 use super::crash::step;
@@ -190,7 +191,8 @@ impl Controller {
     async fn open_and_commit(&mut self, name: &str, mut config: Config) -> Result<(), Refused> {
         let disk = config.disks.get(name).cloned();
         let Some(disk) = disk else { return Err(Refused::not_found(format!("there is no disk '{name}'"))) };
-        let opened = self.open(name, &disk).await?;
+        let spec = self.open_spec(name, &disk);
+        let opened = blocking(move || open(spec)).await?;
         if let Some(entry) = config.disks.get_mut(name) {
             entry.size_bytes = opened.disk.size_bytes();
             entry.sector_size_bytes = opened.disk.block_length();
@@ -199,23 +201,17 @@ impl Controller {
         step("disk: opened");
         self.persist(config).await?;
         step("disk: persisted");
-        let disk = self.attach(opened).await?;
-        self.disks.insert(name.to_owned(), LiveDisk::Online(disk));
+        for disk in attachment::attach(&*self.plane, vec![opened]).await? {
+            self.disks.insert(name.to_owned(), LiveDisk::Online(disk));
+        }
         self.publish();
         Ok(())
     }
 
-    /// Open a disk of the configuration in force.
-    pub(super) async fn open_configured(&mut self, name: &str) -> Result<Opened, Refused> {
-        match self.config.disks.get(name).cloned() {
-            Some(disk) => self.open(name, &disk).await,
-            None => Err(Refused::not_found(format!("there is no disk '{name}'"))),
-        }
-    }
-
-    async fn open(&mut self, name: &str, disk: &DiskConfig) -> Result<Opened, Refused> {
+    /// How a disk is to be opened, with a number of its own.
+    pub(super) fn open_spec(&mut self, name: &str, disk: &DiskConfig) -> OpenSpec {
         let (id, home) = self.disk_id();
-        let spec = OpenSpec {
+        OpenSpec {
             id,
             name: name.to_owned(),
             uuid: disk.uuid,
@@ -227,12 +223,7 @@ impl Controller {
             cache: disk.cache,
             home,
             shards: self.plane.count(),
-        };
-        let file = spec.path.clone();
-        blocking(move || medium::open(spec)).await.map_err(|e| match file {
-            Some(file) => about(&file, &e),
-            None => Refused::failed(e),
-        })
+        }
     }
 
     /// Delete a disk that no target maps, and its file unless that is to be kept or was there before the disk.
@@ -267,9 +258,9 @@ impl Controller {
         let mut warning = None;
         if let Some(LiveDisk::Online(live)) = self.disks.remove(name) {
             self.publish();
-            let detached = self.detach(&live).await;
+            let troubles = attachment::detach(&*self.plane, [&*live]).await;
             if removing.is_none() {
-                warning = detached.err().map(|refused| refused.message);
+                warning = troubles.into_iter().next().map(|(_, refused)| refused.message);
             }
         }
         self.publish();
@@ -286,6 +277,15 @@ impl Controller {
         }
         Ok(api::DeletedDisk { name: name.to_owned(), kept_file, warning })
     }
+}
+
+/// Open a disk. Blocking.
+pub(super) fn open(spec: OpenSpec) -> Result<Opened, Refused> {
+    let file = spec.path.clone();
+    medium::open(spec).map_err(|e| match file {
+        Some(file) => about(&file, &e),
+        None => Refused::failed(e),
+    })
 }
 
 /// A refusal about a file names it.

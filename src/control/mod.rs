@@ -1,6 +1,7 @@
 //! API server, configuration, persistence, access rules.
 
 pub mod api;
+mod attachment;
 pub mod config;
 pub mod controller;
 pub mod cpus;
