@@ -205,8 +205,11 @@ impl HomeDisk {
             let op = Op::Truncate { file: self.fd, len_bytes: offset_bytes + len_bytes };
             if io.submit(Mark::Engine(self.slot, id), op).is_ok() {
                 self.operations += 1;
-                return;
+            } else if let Some(engine) = self.engine.as_mut() {
+                engine.not_started(IoId(id));
+                self.stalled = true;
             }
+            return;
         }
         let result = match (completion.result, &completion.op) {
             (Ok(written), Some(Op::Write { from, .. })) if (written as usize) < from.len() => Err(IoFailure::Failed),
