@@ -3,8 +3,8 @@
 //! Sans-IO. Bytes come in by [`Connection::receive`], PDUs go out by the `send_*` methods and [`Connection::poll_transmit`]
 //! to a [`super::transmit::Transmit`], time is an argument. Nothing is allocated after [`Connection::new`].
 //!
-//! The order of calls in one turn: `receive` until the stream is used up (after each PDU `poll_ready` until `None`), the
-//! `send_*` of whatever has finished, `poll_transmit`. Every `send_*` returns whether its PDU was emitted; `false` means that the
+//! The order of calls in one turn: `receive` until the stream is used up (after each PDU `poll_ready` until `None`, each event
+//! acted upon before the next is taken, since it may end what the next is about), the `send_*` of whatever has finished, `poll_transmit`. Every `send_*` returns whether its PDU was emitted; `false` means that the
 //! sink had no room, nothing has changed, and the call is to be repeated later.
 //!
 //! `receive.rs` holds the way in, `transmit.rs` the way out, `task_management.rs` what task management refers to; this file the
@@ -350,6 +350,12 @@ impl Connection {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The next CmdSN that is served, so that a test's initiator can find back into the window.
+    #[cfg(test)]
+    pub(super) fn exp_cmd_sn_for_test(&self) -> u32 {
+        self.window.exp_cmd_sn()
     }
 
     /// What must hold between calls.

@@ -58,9 +58,9 @@ fn a_read_in_pieces_through_a_narrow_sink_gives_the_same_data() {
         let mut at = start;
         loop {
             session.sink.payload = payload[at..end].to_vec();
-            session.sink.pdus_left = Some(1);
+            session.sink.pdus_left.set(Some(1));
             let progress = session.connection.send_data_in(task, end - at, ending, &mut session.sink);
-            session.sink.pdus_left = None;
+            session.sink.pdus_left.set(None);
             at += progress.bytes;
             sent.extend(session.sent());
             if progress.done {

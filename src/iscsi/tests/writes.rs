@@ -68,9 +68,9 @@ fn an_r2t_may_ask_for_less() {
     let task = session.start(write, &[]);
     assert!(session.connection.send_r2t(task, 1000, &mut session.sink));
     assert_eq!(session.connection.want_r2t(task), Some(R2tSpan { offset: 1000, len: 2000 }));
-    session.sink.pdus_left = Some(0);
+    session.sink.pdus_left.set(Some(0));
     assert!(!session.connection.send_r2t(task, 2000, &mut session.sink));
-    session.sink.pdus_left = None;
+    session.sink.pdus_left.set(None);
     assert_eq!(session.connection.want_r2t(task), Some(R2tSpan { offset: 1000, len: 2000 }), "nothing has changed");
 }
 
