@@ -1,4 +1,4 @@
-//! Every bound of the server, with its derivation. What is full refuses by protocol; nothing grows without a bound here.
+//! Every bound of the server, with its derivation. What is full refuses by protocol; nothing grows without a bound.
 //!
 //! A leaf that every module may use.
 
@@ -6,8 +6,8 @@
 /// default, and ESXi and Windows for at most that; a slot costs some 300 bytes.
 pub const COMMANDS_PER_SESSION_MAX: u32 = 128;
 
-/// Immediate requests (task management, NOP-Out, Logout, Text) that may wait beside the window. RFC 7143 section 4.2.2.1 lets a
-/// target refuse more with Reject "too many immediate commands".
+/// Immediate requests (task management, NOP-Out, Logout, Text) that may wait beside the window. RFC 7143 section
+/// 4.2.2.1 lets a target refuse more with Reject "too many immediate commands".
 pub const IMMEDIATE_REQUESTS_MAX: u32 = 8;
 
 /// Bytes of one PDU's data segment that we accept (our MaxRecvDataSegmentLength).
@@ -16,7 +16,7 @@ pub const RECEIVE_SEGMENT_LENGTH_MAX: u32 = 256 * 1024;
 /// MaxBurstLength that we offer: one R2T's payload, and so one burst buffer of the arena's largest class.
 pub const BURST_LENGTH_MAX: u32 = 1024 * 1024;
 
-/// FirstBurstLength that we offer. A command with its immediate data must fit the largest stream buffer of a connection.
+/// FirstBurstLength that we offer. A command with its immediate data must fit a connection's largest stream buffer.
 pub const FIRST_BURST_LENGTH_MAX: u32 = 64 * 1024;
 
 /// R2Ts outstanding for one task that we accept (MaxOutstandingR2T).
@@ -31,5 +31,45 @@ pub const LOGIN_TIMEOUT_MS: u64 = 15_000;
 /// Bytes of one text or login negotiation, over all its continued PDUs (RFC 7143 section 6.1 asks for at least 8 KiB).
 pub const NEGOTIATION_BYTES_MAX: usize = 64 * 1024;
 
+/// MAXIMUM TRANSFER LENGTH of a unit: bytes that one SCSI command may move. No initiator that we know splits later than here (Linux
+/// stops at 4 MiB unless told otherwise); the shard works through them in bursts, so that it holds no memory for the rest.
+pub const TRANSFER_BYTES_MAX: u32 = 32 * 1024 * 1024;
+
+/// OPTIMAL TRANSFER LENGTH of a unit: one burst.
+pub const TRANSFER_BYTES_OPTIMAL: u32 = BURST_LENGTH_MAX;
+
+const _: () = assert!(TRANSFER_BYTES_OPTIMAL <= TRANSFER_BYTES_MAX);
+/// Targets of one server: what Windows Server publishes as its limit is 256.
+pub const TARGETS_MAX: usize = 4096;
+
+/// Disks of one server.
+pub const DISKS_MAX: usize = 16_384;
+
+/// Logical units of one target: all numbers of the 14-bit flat addressing method (SAM-5 clause 4.7.7.5).
+pub const LUNS_PER_TARGET_MAX: usize = 16_384;
+
+/// Listening portals of one server.
+pub const PORTALS_MAX: usize = 256;
+
+/// Access rules of one target: one for every session that a target can have.
+pub const ACCESS_RULES_PER_TARGET_MAX: usize = 4096;
+
+/// Bytes of one request's body on the control socket: names, a path and two secrets fit many times over.
+pub const CONTROL_BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// Connections to the control socket that are served at once; more wait in its backlog.
+pub const CONTROL_CONNECTIONS_MAX: usize = 64;
+
 const _: () = assert!(FIRST_BURST_LENGTH_MAX <= BURST_LENGTH_MAX);
 const _: () = assert!(RECEIVE_SEGMENT_LENGTH_MAX <= BURST_LENGTH_MAX);
+
+/// Login Requests of one login. The longest text needs eight full ones and the longest answer 128 of the shortest segment length;
+/// no initiator needs more than ten, and one that never comes to an end is refused.
+pub const LOGIN_REQUESTS_MAX: u32 = 256;
+
+/// A session whose initiator has been silent this long is asked whether it lives (NOP-In). Deadlines are looked at in common, so
+/// idle sessions do not wake a shard more than once in a while.
+pub const PING_INTERVAL_MS: u64 = 30_000;
+
+/// A session whose initiator does not answer a ping within this is dropped.
+pub const PING_TIMEOUT_MS: u64 = 30_000;

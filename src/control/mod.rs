@@ -1,1 +1,3 @@
 //! API server, configuration, persistence, access rules.
+pub mod error;
+pub mod executor;

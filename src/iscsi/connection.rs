@@ -117,6 +117,12 @@ impl Connection {
         &self.parameters
     }
 
+    /// The initiator has declared its MaxRecvDataSegmentLength anew (RFC 7143 section 13.12), 512..2^24; it holds from the next PDU on.
+    pub fn set_initiator_max_recv_data_segment_length(&mut self, len: u32) {
+        assert!(len >= 512, "RFC 7143 section 13.12");
+        self.parameters.initiator_max_recv_data_segment_length = len;
+    }
+
     /// What happened so far.
     pub fn counters(&self) -> Counters {
         self.counters

@@ -1,6 +1,7 @@
 //! The iSCSI protocol engine (RFC 7143), sans-IO: no sockets, files, clocks or threads; time is an argument.
 //!
-//! [`pdu`] is the wire format. [`connection::Connection`] is one connection in full feature phase.
+//! [`pdu`] is the wire format. [`connection::Connection`] is one connection in full feature phase;
+//! [`login::Login`] is what comes before, and [`discovery::TextExchange`] answers its Text Requests.
 #![forbid(unsafe_code)]
 
 mod command_window;
@@ -14,5 +15,13 @@ mod task_table;
 pub mod transfer;
 pub mod transmit;
 
+pub mod chap;
+pub mod directory;
+pub mod discovery;
+pub mod keys;
+pub mod login;
+pub mod names;
+pub mod negotiation;
 #[cfg(test)]
 mod tests;
+pub mod text;

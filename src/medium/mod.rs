@@ -1,1 +1,83 @@
-//! What stands behind a LUN.
+//! What stands behind a LUN: VHDX, raw file, memory, null.
+//!
+//! [`create_file`], [`probe`] and [`open`] belong to the control plane and may block. [`open`] gives a [`Disk`], which
+//! every shard shares and reads without locks, and for a writable VHDX the engine that moves to the disk's home shard.
+//! A shard asks a disk for a plan ([`Disk::plan_read`], [`Disk::plan_write`]) and moves the bytes itself.
+//!
+//! **May know:** the format engines, `mem`, `ring` (descriptors and alignment), `scsi`'s description of a unit. Nothing
+//! of sessions or of the network.
+//!
+//! **Direct I/O.** A disk that is served is opened with `O_DIRECT` unless the operator asked for `buffered` or the file
+//! system cannot. Opening (validation, log replay) goes through the page cache and ends with a flush before the first
+//! direct access, so the two ways are never mixed while a disk is served.
+
+mod create;
+mod disk;
+mod error;
+mod open;
+mod plan;
+mod storage;
+
+pub use create::{CreateSpec, create_file, preallocate};
+pub use disk::{Backing, Disk, FileBacking, Health};
+pub use error::FileError;
+pub use open::{OpenSpec, Opened, Probed, open, probe};
+pub use plan::{EXTENTS_MAX, Extent, ExtentList, ReadPlan, WritePlan};
+
+use serde::{Deserialize, Serialize};
+
+/// What kind of thing stores a disk's blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    /// A VHDX file (MS-VHDX).
+    Vhdx,
+    /// A file whose byte n is the disk's byte n.
+    Raw,
+    /// Anonymous memory; gone when the server stops.
+    Memory,
+    /// Takes writes and forgets them; reads as zeros. For measuring.
+    Null,
+}
+
+/// How a file-backed disk gets its space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskKind {
+    /// Space is taken when it is first written.
+    Dynamic,
+    /// All space is reserved at creation.
+    Fixed,
+}
+
+/// How a disk's file is accessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cache {
+    /// Around the page cache (`O_DIRECT`).
+    Direct,
+    /// Through the page cache.
+    Buffered,
+}
+
+impl DiskFormat {
+    /// The word the command line uses.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Vhdx => "vhdx",
+            Self::Raw => "raw",
+            Self::Memory => "memory",
+            Self::Null => "null",
+        }
+    }
+}
+
+impl DiskKind {
+    /// The word the command line uses.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Dynamic => "dynamic",
+            Self::Fixed => "fixed",
+        }
+    }
+}

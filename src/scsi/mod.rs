@@ -1,1 +1,34 @@
-//! The SCSI engine, sans-IO.
+//! The SCSI engine, sans-IO: what a direct-access block device answers to a command (SPC-5, SBC-4, SAM-5).
+//!
+//! The caller decodes the LUN ([`lun::decode`]), finds the logical unit, and calls [`execute`]. The engine checks the
+//! command and either finishes it (status and sense, or a parameter list as Data-In) or says what the medium has to do
+//! ([`Action`]); the caller does that and turns a [`MediumError`] into an [`Outcome`]. Nothing here allocates, blocks,
+//! reads a clock or sees payload.
+#![forbid(unsafe_code)]
+
+pub mod attention;
+mod capacity;
+mod cdb;
+pub mod command_table;
+pub mod execute;
+#[cfg(test)]
+mod fixture;
+mod inquiry;
+pub mod lun;
+pub mod medium_error;
+mod mode;
+pub mod parameter_list;
+mod read_write;
+mod readiness;
+mod report_luns;
+pub mod sense;
+mod supported;
+pub mod unit;
+mod vital_product_data;
+
+pub use attention::{Attention, Attentions};
+pub use execute::{Action, ByteCheck, CommandRequest, LogicalUnit, TargetView, execute};
+pub use medium_error::MediumError;
+pub use parameter_list::ParameterList;
+pub use sense::{Outcome, Sense, SenseCode, SenseData, SenseFormat, Status};
+pub use unit::{BlockLength, NexusUnit, Unit, UnitConfig, UnitError};

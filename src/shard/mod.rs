@@ -1,1 +1,47 @@
-//! The loop: reap, dispatch, submit.
+//! The shard: one pinned thread with its own ring, memory and connections, and the loop that serves them.
+//!
+//! A turn ([`run`]) reaps completions and messages, runs every connection that has something to do as far as it can go, and
+//! then submits what came of it: one gathered send for each connection. Nothing here blocks, takes a lock or (between
+//! login and logout) allocates.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `run` | the turn, waiting and spinning, timers |
+//! | `core` | what all connections of a shard share: ring, memory, disks, mail |
+//! | `link` | one TCP connection: buffers, receive and send, teardown by join |
+//! | `login` | the connection before full feature phase |
+//! | `session` | LUNs and tasks of a connection in full feature phase |
+//! | `input` | from received bytes to events, and their dispatch |
+//! | `command` | a SCSI command's start, and its end |
+//! | `read`, `write` | how a command's data moves between connection and medium |
+//! | `management` | aborts, resets, logout |
+//! | `home` | what a disk's home shard does for all: allocation, log, flush |
+//! | `registrar` | session identities (shard 0) |
+//! | `peer`, `message`, `mailbox` | what shards and the control plane say to each other |
+//! | `threads`, `placement` | starting and pinning |
+//!
+//! **May know:** `iscsi`, `scsi` (through `iscsi` and `medium`), `medium`, `vhdx` (the engine it drives), `ring`, `mem`, `observe`.
+//! Nothing of the control plane.
+
+mod command;
+mod core;
+mod home;
+mod input;
+mod link;
+mod login;
+mod mailbox;
+mod management;
+pub mod message;
+mod output;
+mod peer;
+pub mod placement;
+mod read;
+mod registrar;
+mod run;
+mod session;
+mod threads;
+mod write;
+
+pub use message::{Configuration, DetachError, LunMap, Mapping, Reply, SessionInfo, ToShard};
+pub use run::Shard;
+pub use threads::{Shards, ShardsConfig, StartError, portal_listeners};

@@ -1,1 +1,63 @@
-//! The VHDX format engine, sans-IO.
+//! VHDX disks ([MS-VHDX] v20240423), sans-IO: formats, rules and plans; the callers do the I/O.
+//!
+//! **Two ways in.** Control-plane work (create, open with replay, check) is blocking over the [`Storage`] trait. At run
+//! time nothing here touches storage: every shard plans with the immutable [`Geometry`] and the lock-free [`BatView`]
+//! ([`plan_read`], [`plan_write`]), and the disk's home shard owns the [`Engine`], which hands out metadata operations
+//! ([`Engine::poll_io`]) and is told how they ended ([`Engine::complete`]). Payload never passes through this module.
+//!
+//! **May know:** the leaf modules (`crc32c`). Nothing of files, rings, shards, clocks or SCSI. Randomness is injected.
+//!
+//! # Life of a disk
+//!
+//! 1. [`open`] chooses the header, replays a pending log, validates regions, metadata and block allocation table (BAT),
+//!    and gives an [`OpenDisk`]. A clean file is not modified by opening it.
+//! 2. The first write opens a *write session* ([`Engine::begin_write_session`]): new FileWriteGuid and DataWriteGuid in
+//!    both headers, an empty log entry under a new LogGuid, then that LogGuid in both headers, a flush behind each.
+//! 3. A write into blocks without space asks the engine for them ([`Engine::allocate`]). Requests collect into a group
+//!    while the previous group's log entry is being written. When the entry's write has completed the blocks appear in the
+//!    [`BatView`] and the tickets complete; then the payload is written in place.
+//! 4. Before the log ring is used up the *epoch* turns: the BAT pages are written in place, and the log starts again
+//!    at offset 0 under another LogGuid. Entries therefore never wrap and never meet a stale successor.
+//! 5. [`Engine::close`] writes the pages in place, clears the LogGuid in both headers and gives preallocated space back.
+//!
+//! # Why publishing before the data is safe
+//!
+//! A disk without a parent only ever hands out space that reads as zeros: bytes that the file system has newly added to the
+//! file, or the tail that a write session has zeroed and flushed before its first log entry. A block that the BAT names but
+//! whose payload has not arrived therefore reads as zeros, which is what the block read as before.
+//!
+//! Power cuts: until the next flush, each sector of the file may hold its old or its new content. If the log entry survives
+//! and the payload does not, the sectors read as zeros, the old content. If the payload survives and the entry does not,
+//! the block is still absent and reads as zeros. A flush that starts after the entry's write has completed makes
+//! file size, entry and payload durable together. A file shorter than its entry promises is extended by replay
+//! (LastFileOffset, section 2.3.1.1), again with zeros. Nothing is ever exposed that belonged to another block.
+#![forbid(unsafe_code)]
+
+mod bat;
+mod create;
+mod engine;
+mod error;
+pub mod format;
+mod header;
+mod log;
+mod metadata;
+mod open;
+mod plan;
+mod region;
+mod replay;
+mod storage;
+mod view;
+
+pub use create::{CreateOptions, Created, DiskKind, create};
+pub use engine::{
+    Allocate, Engine, EngineError, Event, IoFailure, IoId, METADATA_WRITE_BYTES_MAX, MetadataIo, MetadataIoKind, Ticket,
+};
+pub use error::{CreateError, OpenError, OpenErrorKind};
+pub use format::Guid;
+pub use open::{Access, OpenDisk, OpenOptions, ReplaySummary, Warning, open};
+pub use plan::{Extent, Extents, WritePlan, plan_read, plan_write};
+pub use storage::{Storage, StorageError};
+pub use view::{BatView, FlushMark, Geometry};
+
+/// Where new GUIDs come from: random (version 4) values from a cryptographic source, never repeated.
+pub type GuidSource = Box<dyn FnMut() -> Guid + Send>;

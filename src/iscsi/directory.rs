@@ -1,0 +1,492 @@
+//! The directory: which targets exist, who may use them, and where they are reached.
+//!
+//! Plain immutable data. The control plane makes a new one for every change; login and discovery read it.
+
+#![forbid(unsafe_code)]
+
+use super::chap::Secret;
+use super::names::{IscsiName, NameError};
+use crate::units::{PortalId, TargetId};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
+
+/// Everything that login and discovery need to know, at one moment.
+#[derive(Debug, Default)]
+pub struct Directory {
+    /// Sorted by name, so that a listing has one order.
+    targets: Vec<Target>,
+    by_name: HashMap<IscsiName, usize>,
+    /// The targets that each rule opens, so that a listing costs what it lists and not what it hides.
+    by_rule: HashMap<AccessRule, Vec<usize>>,
+    portals: Vec<Portal>,
+    discovery: Authentication,
+}
+
+/// A target node.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Its number in this process.
+    pub id: TargetId,
+    /// Its iSCSI name.
+    pub name: IscsiName,
+    /// Words for people, sent as TargetAlias; at most 255 bytes.
+    pub alias: Option<String>,
+    /// Who may log in. Nobody, while it is empty.
+    pub access: Vec<AccessRule>,
+    /// How initiators prove who they are.
+    pub authentication: Authentication,
+}
+
+/// Who may see and use a target.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum AccessRule {
+    /// The initiator with this name.
+    InitiatorName(IscsiName),
+    /// Initiators at these addresses.
+    Network(Network),
+    /// Everyone.
+    Any,
+}
+
+/// A range of IP addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Network {
+    address: IpAddr,
+    prefix_bits: u8,
+}
+
+/// How an initiator proves who it is (RFC 7143 section 12.1).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Authentication {
+    /// It need not.
+    #[default]
+    None,
+    /// By CHAP.
+    Chap(ChapCredentials),
+}
+
+/// The names and secrets of CHAP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChapCredentials {
+    initiator: ChapAccount,
+    target: Option<ChapAccount>,
+}
+
+/// One name and its secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChapAccount {
+    /// CHAP_N, 1 to 255 bytes.
+    pub user: String,
+    /// The secret.
+    pub secret: Secret,
+}
+
+/// A listening address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Portal {
+    /// Its number in this process.
+    pub id: PortalId,
+    /// Where it listens; may be a wildcard address.
+    pub listen: SocketAddr,
+    /// Its portal group tag.
+    pub portal_group_tag: u16,
+}
+
+/// Why data from the control plane cannot be a directory.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DirectoryError {
+    /// Two targets have one name.
+    #[error("there are two targets named {0}; give each target its own name")]
+    DuplicateTarget(IscsiName),
+    /// An alias that does not fit the protocol.
+    #[error("the alias of target {0} must be at most 255 bytes without control characters")]
+    Alias(IscsiName),
+    /// A CHAP user name that does not fit the protocol.
+    #[error("a CHAP user name must have 1 to 255 bytes and no control characters")]
+    ChapUser,
+    /// RFC 7143 section 12.1.3 forbids it: a reflected challenge would be answered.
+    #[error("the secret of the initiator and the secret of the target must be different")]
+    SameSecret,
+}
+
+/// Why an access rule was not understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AccessRuleError {
+    /// No known form.
+    #[error("'{0}' is not an access rule; write iqn:INITIATOR-NAME, ip:ADDRESS/BITS or any")]
+    Form(String),
+    /// The initiator name is wrong.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The address is wrong.
+    #[error("'{0}' is not a range of addresses; write for example ip:10.0.0.0/24, ip:10.0.0.7 or ip:fd00::/64")]
+    Network(String),
+}
+
+impl Directory {
+    /// A directory of these targets, reached at these portals; `discovery` is asked of initiators in discovery
+    /// sessions.
+    ///
+    /// # Errors
+    /// What is wrong with the data.
+    pub fn new(
+        mut targets: Vec<Target>,
+        portals: Vec<Portal>,
+        discovery: Authentication,
+    ) -> Result<Directory, DirectoryError> {
+        targets.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut by_name = HashMap::with_capacity(targets.len());
+        let mut by_rule: HashMap<AccessRule, Vec<usize>> = HashMap::new();
+        for (index, target) in targets.iter().enumerate() {
+            if target.alias.as_ref().is_some_and(|alias| alias.len() > 255 || alias.chars().any(char::is_control)) {
+                return Err(DirectoryError::Alias(target.name.clone()));
+            }
+            if by_name.insert(target.name.clone(), index).is_some() {
+                return Err(DirectoryError::DuplicateTarget(target.name.clone()));
+            }
+            for rule in &target.access {
+                by_rule.entry(rule.without_host_bits()).or_default().push(index);
+            }
+        }
+        Ok(Directory { targets, by_name, by_rule, portals, discovery })
+    }
+
+    /// The target with this name, in any case.
+    #[must_use]
+    pub fn target(&self, name: &str) -> Option<&Target> {
+        let index = match self.by_name.get(name) {
+            Some(index) => *index,
+            None => *self.by_name.get(&IscsiName::foreign(name).ok()?)?,
+        };
+        self.targets.get(index)
+    }
+
+    /// All targets, in the order of their names.
+    #[must_use]
+    pub fn targets(&self) -> &[Target] {
+        &self.targets
+    }
+
+    /// The places in [`Self::targets`] of those that an initiator of this name at this address may see, rising.
+    #[must_use]
+    pub fn visible(&self, initiator: &IscsiName, address: IpAddr) -> Vec<usize> {
+        let mut places = Vec::new();
+        let mut open = |rule: &AccessRule| places.extend(self.by_rule.get(rule).into_iter().flatten());
+        open(&AccessRule::Any);
+        open(&AccessRule::InitiatorName(initiator.clone()));
+        let address = address.to_canonical();
+        for prefix_bits in 0..=address_bits(address) {
+            open(&AccessRule::Network(Network { address, prefix_bits }.without_host_bits()));
+        }
+        places.sort_unstable();
+        places.dedup();
+        places
+    }
+
+    /// All portals.
+    #[must_use]
+    pub fn portals(&self) -> &[Portal] {
+        &self.portals
+    }
+
+    /// What initiators must prove in discovery sessions.
+    #[must_use]
+    pub fn discovery_authentication(&self) -> &Authentication {
+        &self.discovery
+    }
+}
+
+impl Target {
+    /// Whether an initiator of this name at this address may see and use the target.
+    #[must_use]
+    pub fn allows(&self, initiator: &IscsiName, address: IpAddr) -> bool {
+        self.access.iter().any(|rule| match rule {
+            AccessRule::InitiatorName(name) => name == initiator,
+            AccessRule::Network(network) => network.contains(address),
+            AccessRule::Any => true,
+        })
+    }
+}
+
+impl Portal {
+    /// The address to tell an initiator that came in at `local`: a wildcard stands for the address that it already
+    /// reaches. `None` when the portal cannot be reached by that address family.
+    #[must_use]
+    pub fn advertised(&self, local: IpAddr) -> Option<SocketAddr> {
+        let listen = self.listen.ip().to_canonical();
+        let local = local.to_canonical();
+        if !listen.is_unspecified() {
+            return Some(SocketAddr::new(listen, self.listen.port()));
+        }
+        // A socket on [::] takes IPv4 too; one on 0.0.0.0 does not take IPv6.
+        (listen.is_ipv6() || local.is_ipv4()).then(|| SocketAddr::new(local, self.listen.port()))
+    }
+}
+
+impl Network {
+    /// The addresses that agree with `address` in their first `prefix_bits` bits; `None` when there are not so many
+    /// bits.
+    #[must_use]
+    pub fn new(address: IpAddr, prefix_bits: u8) -> Option<Network> {
+        (prefix_bits <= address_bits(address)).then_some(Network { address, prefix_bits })
+    }
+
+    fn without_host_bits(self) -> Network {
+        let host_bits = u32::from(address_bits(self.address) - self.prefix_bits);
+        let address = match self.address {
+            IpAddr::V4(address) => {
+                let mask = u32::MAX.checked_shl(host_bits).unwrap_or(0);
+                IpAddr::V4(Ipv4Addr::from_bits(address.to_bits() & mask))
+            }
+            IpAddr::V6(address) => {
+                let mask = u128::MAX.checked_shl(host_bits).unwrap_or(0);
+                IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & mask))
+            }
+        };
+        Network { address, ..self }
+    }
+
+    /// Whether the address is in the range. An IPv4 address that arrives as IPv4-mapped IPv6 counts as IPv4.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let (ours, theirs, unused_bits) = match (self.address, address.to_canonical()) {
+            (IpAddr::V4(ours), IpAddr::V4(theirs)) => {
+                (u128::from(ours.to_bits()), u128::from(theirs.to_bits()), 32 - u32::from(self.prefix_bits))
+            }
+            (IpAddr::V6(ours), IpAddr::V6(theirs)) => {
+                (ours.to_bits(), theirs.to_bits(), 128 - u32::from(self.prefix_bits))
+            }
+            _ => return false,
+        };
+        (ours ^ theirs).checked_shr(unused_bits).unwrap_or(0) == 0
+    }
+}
+
+fn address_bits(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+impl FromStr for Network {
+    type Err = AccessRuleError;
+
+    fn from_str(text: &str) -> Result<Network, AccessRuleError> {
+        let wrong = || AccessRuleError::Network(text.to_owned());
+        let (address, bits) = match text.split_once('/') {
+            Some((address, bits)) => (address, Some(bits)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.parse().map_err(|_| wrong())?;
+        let prefix_bits = match bits {
+            Some(bits) if bits.bytes().all(|b| b.is_ascii_digit()) => bits.parse().map_err(|_| wrong())?,
+            Some(_) => return Err(wrong()),
+            None if address.is_ipv4() => 32,
+            None => 128,
+        };
+        Network::new(address, prefix_bits).ok_or_else(wrong)
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix_bits)
+    }
+}
+
+impl AccessRule {
+    /// The one writing of rules that open the same.
+    fn without_host_bits(&self) -> AccessRule {
+        match self {
+            AccessRule::Network(network) => AccessRule::Network(network.without_host_bits()),
+            AccessRule::InitiatorName(_) | AccessRule::Any => self.clone(),
+        }
+    }
+}
+
+impl FromStr for AccessRule {
+    type Err = AccessRuleError;
+
+    /// `iqn:NAME`, `ip:CIDR` or `any`.
+    fn from_str(text: &str) -> Result<AccessRule, AccessRuleError> {
+        if text == "any" {
+            Ok(AccessRule::Any)
+        } else if let Some(name) = text.strip_prefix("iqn:") {
+            Ok(AccessRule::InitiatorName(IscsiName::foreign(name)?))
+        } else if let Some(network) = text.strip_prefix("ip:") {
+            Ok(AccessRule::Network(network.parse()?))
+        } else {
+            Err(AccessRuleError::Form(text.to_owned()))
+        }
+    }
+}
+
+impl fmt::Display for AccessRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AccessRule::InitiatorName(name) => write!(f, "iqn:{name}"),
+            AccessRule::Network(network) => write!(f, "ip:{network}"),
+            AccessRule::Any => f.write_str("any"),
+        }
+    }
+}
+
+impl ChapCredentials {
+    /// Initiators prove `initiator`; the target proves `target`, when there is one, to an initiator that asks.
+    ///
+    /// # Errors
+    /// A name that does not fit, or one secret for both directions.
+    pub fn new(initiator: ChapAccount, target: Option<ChapAccount>) -> Result<ChapCredentials, DirectoryError> {
+        let fits = |account: &ChapAccount| {
+            (1..=255).contains(&account.user.len()) && !account.user.chars().any(char::is_control)
+        };
+        if !fits(&initiator) || target.as_ref().is_some_and(|target| !fits(target)) {
+            return Err(DirectoryError::ChapUser);
+        }
+        if target.as_ref().is_some_and(|target| target.secret == initiator.secret) {
+            return Err(DirectoryError::SameSecret);
+        }
+        Ok(ChapCredentials { initiator, target })
+    }
+
+    /// What the initiator must prove.
+    #[must_use]
+    pub fn initiator(&self) -> &ChapAccount {
+        &self.initiator
+    }
+
+    /// What the target proves when asked.
+    #[must_use]
+    pub fn target(&self) -> Option<&ChapAccount> {
+        self.target.as_ref()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn target(name: &str, access: &[&str]) -> Target {
+        Target {
+            id: TargetId(1),
+            name: name.parse().unwrap(),
+            alias: None,
+            access: access.iter().map(|rule| rule.parse().unwrap()).collect(),
+            authentication: Authentication::None,
+        }
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn nobody_is_allowed_until_someone_is() {
+        let initiator = IscsiName::foreign("iqn.1991-05.com.microsoft:host").unwrap();
+        let allows =
+            |access: &[&str], address: &str| target("iqn.2026-11.io.x:a", access).allows(&initiator, ip(address));
+        assert!(!allows(&[], "10.0.0.1"));
+        assert!(allows(&["any"], "10.0.0.1"));
+        assert!(allows(&["iqn:IQN.1991-05.com.Microsoft:HOST"], "10.0.0.1"));
+        assert!(!allows(&["iqn:iqn.1991-05.com.microsoft:host2"], "10.0.0.1"));
+        assert!(allows(&["ip:10.0.0.0/24"], "10.0.0.255"));
+        assert!(!allows(&["ip:10.0.0.0/24"], "10.0.1.0"));
+        assert!(allows(&["ip:10.0.0.0/24"], "::ffff:10.0.0.3"));
+        assert!(allows(&["ip:10.0.0.7"], "10.0.0.7"));
+        assert!(!allows(&["ip:10.0.0.7"], "10.0.0.6"));
+        assert!(allows(&["ip:0.0.0.0/0"], "203.0.113.9"));
+        assert!(!allows(&["ip:0.0.0.0/0"], "2001:db8::1"));
+        assert!(allows(&["ip:2001:db8::/32"], "2001:db8:ffff::1"));
+        assert!(!allows(&["ip:2001:db8::/32"], "2001:db9::1"));
+        assert!(allows(&["ip:::/0"], "2001:db9::1"));
+        assert!(allows(&["iqn:iqn.other", "ip:10.0.0.1"], "10.0.0.1"));
+    }
+
+    #[test]
+    fn what_is_visible_is_what_is_allowed() {
+        let rules = [
+            "",
+            "any",
+            "iqn:iqn.host",
+            "ip:10.0.0.0/8",
+            "ip:10.0.0.77/24",
+            "ip:10.0.0.1",
+            "ip:0.0.0.0/0",
+            "ip:::/0",
+            "ip:2001:db8::5/64 any",
+            "iqn:iqn.other ip:10.0.0.1/32 ip:10.0.0.1",
+        ];
+        let named = |(n, rules): (usize, &&str)| {
+            target(&format!("iqn.2026-11.io.x:t{n}"), &rules.split_whitespace().collect::<Vec<_>>())
+        };
+        let targets: Vec<Target> = rules.iter().enumerate().map(named).collect();
+        let directory = Directory::new(targets, vec![], Authentication::None).unwrap();
+        for name in ["iqn.host", "iqn.other", "iqn.stranger"] {
+            let name = IscsiName::foreign(name).unwrap();
+            for address in
+                ["10.0.0.1", "10.0.0.2", "10.1.0.1", "192.0.2.1", "::ffff:10.0.0.1", "2001:db8::1", "fe80::1"]
+            {
+                let allowed = |place: &usize| directory.targets()[*place].allows(&name, ip(address));
+                let expected: Vec<usize> = (0..rules.len()).filter(allowed).collect();
+                assert_eq!(directory.visible(&name, ip(address)), expected, "{name} at {address}");
+            }
+        }
+    }
+
+    #[test]
+    fn access_rules_print_as_they_are_written_and_bad_ones_are_named() {
+        for rule in ["any", "ip:10.0.0.0/24", "ip:2001:db8::/32", "iqn:iqn.1991-05.com.microsoft:host"] {
+            assert_eq!(rule.parse::<AccessRule>().unwrap().to_string(), rule);
+        }
+        for rule in [
+            "",
+            "ANY",
+            "10.0.0.1",
+            "ip:",
+            "ip:10.0.0.0/33",
+            "ip:10.0.0/8",
+            "ip:::/129",
+            "ip:10.0.0.0/+8",
+            "ip:10.0.0.0/",
+            "iqn:",
+            "iqn:host",
+        ] {
+            assert!(rule.parse::<AccessRule>().is_err(), "{rule}");
+        }
+    }
+
+    #[test]
+    fn targets_are_found_in_any_case_and_listed_in_order() {
+        let targets = vec![target("iqn.2026-11.io.x:b", &[]), target("iqn.2026-11.io.x:a", &[])];
+        let directory = Directory::new(targets.clone(), vec![], Authentication::None).unwrap();
+        assert_eq!(directory.target("IQN.2026-11.io.x:B").unwrap().name.as_str(), "iqn.2026-11.io.x:b");
+        assert!(directory.target("iqn.2026-11.io.x:c").is_none());
+        assert!(directory.target("").is_none());
+        let names: Vec<&str> = directory.targets().iter().map(|t| t.name.as_str()).collect();
+        assert_eq!(names, ["iqn.2026-11.io.x:a", "iqn.2026-11.io.x:b"]);
+        let twice = [targets.clone(), targets].concat();
+        assert!(matches!(Directory::new(twice, vec![], Authentication::None), Err(DirectoryError::DuplicateTarget(_))));
+    }
+
+    #[test]
+    fn one_secret_for_both_directions_is_refused() {
+        let account = |secret: &str| ChapAccount { user: "u".into(), secret: Secret::new(secret.as_bytes()).unwrap() };
+        let same = ChapCredentials::new(account("abcdefghijkl"), Some(account("abcdefghijkl")));
+        assert_eq!(same.unwrap_err(), DirectoryError::SameSecret);
+        assert!(ChapCredentials::new(account("abcdefghijkl"), Some(account("mnopqrstuvwx"))).is_ok());
+        let nameless = ChapAccount { user: String::new(), ..account("abcdefghijkl") };
+        assert_eq!(ChapCredentials::new(nameless, None).unwrap_err(), DirectoryError::ChapUser);
+    }
+
+    #[test]
+    fn a_wildcard_portal_is_advertised_as_the_address_that_was_reached() {
+        let portal = |listen: &str| Portal { id: PortalId(0), listen: listen.parse().unwrap(), portal_group_tag: 1 };
+        let advertised = |listen: &str, local: &str| portal(listen).advertised(ip(local)).map(|a| a.to_string());
+        assert_eq!(advertised("10.0.0.1:3260", "10.9.9.9").as_deref(), Some("10.0.0.1:3260"));
+        assert_eq!(advertised("0.0.0.0:3261", "10.9.9.9").as_deref(), Some("10.9.9.9:3261"));
+        assert_eq!(advertised("[::]:3260", "::ffff:10.9.9.9").as_deref(), Some("10.9.9.9:3260"));
+        assert_eq!(advertised("[::]:3260", "2001:db8::5").as_deref(), Some("[2001:db8::5]:3260"));
+        assert_eq!(advertised("0.0.0.0:3260", "2001:db8::5"), None);
+    }
+}

@@ -1,0 +1,82 @@
+//! Why a disk could not be created or opened: for the operator, with the file and what to do.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::units::HumanBytes;
+use crate::vhdx;
+
+/// A refusal to create or open a disk.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// A system call on the file failed.
+    #[error("cannot {action} {}: {}", path.display(), describe(source))]
+    Io {
+        /// What was attempted, as a verb.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The path is taken.
+    #[error("{} exists already; choose another file, or serve it with 'disk add'", .0.display())]
+    Exists(PathBuf),
+    /// Another server or program holds the file's lock.
+    #[error("{} is in use by another server (it holds the file's lock); stop that one first", .0.display())]
+    InUse(PathBuf),
+    /// Neither a regular file nor a block device.
+    #[error("{} is not a regular file", .0.display())]
+    NotAFile(PathBuf),
+    /// The file's content is not an image that can be served.
+    #[error("{}: {reason}", path.display())]
+    Vhdx {
+        /// The file.
+        path: PathBuf,
+        /// Which rule is broken, and where.
+        reason: vhdx::OpenError,
+    },
+    /// The requested image is impossible.
+    #[error("{0}")]
+    Options(vhdx::CreateError),
+    /// The size does not suit the sector size, or is out of range.
+    #[error("size {} is not usable: {why}", HumanBytes(*size_bytes))]
+    Size {
+        /// The size asked for.
+        size_bytes: u64,
+        /// What a size must be.
+        why: &'static str,
+    },
+    /// The sector size is neither 512 nor 4096.
+    #[error("sector size {0} is not usable; use 512 or 4096")]
+    SectorSize(u32),
+    /// There is not enough memory or address space for a memory disk.
+    #[error("cannot reserve {} of memory for a memory disk: {why}", HumanBytes(*size_bytes))]
+    Memory {
+        /// The size asked for.
+        size_bytes: u64,
+        /// The system's reason.
+        why: String,
+    },
+    /// A file-backed format without a file, or the reverse.
+    #[error("a {0} disk {1}")]
+    Spec(&'static str, &'static str),
+}
+
+impl FileError {
+    /// Wraps a system error.
+    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io { action, path: path.to_owned(), source }
+    }
+}
+
+/// The system's reason in plain words where the number alone does not help.
+fn describe(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "no such file or folder".to_owned(),
+        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        io::ErrorKind::StorageFull => "no space left on the file system".to_owned(),
+        _ => error.to_string(),
+    }
+}

@@ -1,0 +1,310 @@
+//! Every command that is served, one row each. Dispatch, REPORT SUPPORTED OPERATION CODES and the tests read these
+//! rows.
+
+use super::cdb::Cdb;
+use super::execute::{Action, LogicalUnit, TargetView};
+use super::parameter_list::ParameterList;
+use super::unit::Unit;
+use super::{capacity, inquiry, mode, read_write, readiness, report_luns, supported};
+
+/// Which way a command's data goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataDirection {
+    /// No data.
+    None,
+    /// To the initiator.
+    In,
+    /// From the initiator.
+    Out,
+    /// None or from the initiator, as a field of the CDB says (BYTCHK).
+    NoneOrOut,
+}
+
+/// What a command has to do with the commands around it. Ours is unrestricted reordering (QUEUE ALGORITHM MODIFIER 1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ordering {
+    /// Does not touch the medium: complete as soon as it is looked at.
+    Immediate,
+    /// Reads the medium, beside anything.
+    Read,
+    /// Writes the medium, beside anything.
+    Write,
+    /// Covers the writes that were answered before it.
+    Flush,
+}
+
+/// How the command meets a persistent reservation that another I_T nexus holds (SPC-5 and SBC-4 tables of allowed
+/// commands).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReservationRule {
+    /// Never in conflict.
+    Allowed,
+    /// In conflict with the exclusive access types.
+    Read,
+    /// In conflict with the write exclusive and the exclusive access types.
+    Write,
+    /// As `Write`, unless START is one (START STOP UNIT).
+    WriteUnlessStart,
+    /// As `Write`, unless PREVENT is zero (PREVENT ALLOW MEDIUM REMOVAL).
+    WriteUnlessAllow,
+}
+
+/// The function that checks the rest of the CDB and answers. The variant says what it needs, and so where it may run.
+#[derive(Clone, Copy)]
+pub(super) enum Handler {
+    /// Answers for every LUN, and a pending unit attention does not stand in its way (SAM-5 clause 5.14.1).
+    Any(fn(Cdb<'_>, &TargetView<'_>, Option<LogicalUnit<'_>>, &mut ParameterList<'_>) -> Action),
+    /// Replies with data of the unit.
+    Reply(fn(Cdb<'_>, &Unit, &mut ParameterList<'_>) -> Action),
+    /// Has no parameter data.
+    Medium(fn(Cdb<'_>, &Unit) -> Action),
+}
+
+/// One command.
+pub struct Command {
+    /// The standards' name.
+    pub name: &'static str,
+    /// OPERATION CODE.
+    pub opcode: u8,
+    /// SERVICE ACTION, for an operation code that has one.
+    pub service_action: Option<u8>,
+    /// Bytes of the CDB.
+    pub cdb_length: u8,
+    /// Which way its data goes.
+    pub direction: DataDirection,
+    /// What it has to do with the commands around it.
+    pub ordering: Ordering,
+    /// How it meets a reservation.
+    pub reservation: ReservationRule,
+    /// CDB USAGE DATA: for each bit after the operation code, whether it is evaluated. A bit outside must be zero.
+    pub cdb_usage: [u8; 16],
+    /// RECOMMENDED COMMAND TIMEOUT in seconds.
+    pub timeout_s: u32,
+    pub(super) handler: Handler,
+    /// The bits of the CDB, as a big-endian number, that must be zero.
+    pub(super) reserved_bits: u128,
+}
+
+/// The command for a CDB, if it is served. One load from a table of 256 and, for an operation code with service
+/// actions, a look at its few neighbours.
+pub fn find(cdb: &[u8; 16]) -> Option<&'static Command> {
+    let row = FIRST_ROW[usize::from(cdb[0])];
+    let first = COMMANDS.get(usize::from(row))?;
+    if first.service_action.is_none() {
+        return Some(first);
+    }
+    let service_action = Some(cdb[1] & 0x1f);
+    let rows = COMMANDS[usize::from(row)..].iter().take_while(|command| command.opcode == cdb[0]);
+    rows.into_iter().find(|command| command.service_action == service_action)
+}
+
+/// Whether an operation code has service actions; `None` for one that is not served at all.
+pub(super) fn has_service_actions(opcode: u8) -> Option<bool> {
+    let first = COMMANDS.get(usize::from(FIRST_ROW[usize::from(opcode)]))?;
+    Some(first.service_action.is_some())
+}
+
+/// No command of this operation code is served.
+const NO_ROW: u8 = u8::MAX;
+
+/// For each operation code its first row.
+static FIRST_ROW: [u8; 256] = first_rows();
+
+const fn first_rows() -> [u8; 256] {
+    assert!(COMMANDS.len() < NO_ROW as usize);
+    let mut rows = [NO_ROW; 256];
+    let mut row = COMMANDS.len();
+    while row > 0 {
+        row -= 1;
+        let opcode = COMMANDS[row].opcode;
+        assert!(
+            row + 1 == COMMANDS.len() || COMMANDS[row + 1].opcode >= opcode,
+            "rows ascend, so that an operation code's service actions are neighbours"
+        );
+        rows[opcode as usize] = row as u8;
+    }
+    rows
+}
+
+/// A row in the order in which T10's tables give the facts; `usage` starts at byte 1 of the CDB.
+#[expect(clippy::too_many_arguments, reason = "a row of a table")]
+const fn command(
+    name: &'static str,
+    opcode: u8,
+    service_action: Option<u8>,
+    usage: &[u8],
+    direction: DataDirection,
+    ordering: Ordering,
+    reservation: ReservationRule,
+    handler: Handler,
+) -> Command {
+    let cdb_length = usage.len() + 1;
+    assert!(matches!(cdb_length, 6 | 10 | 12 | 16), "lengths of the CDB groups");
+    let mut cdb_usage = [0; 16];
+    let mut evaluated = 0xffu128;
+    cdb_usage[0] = opcode;
+    let mut byte = 1;
+    while byte < 16 {
+        // What lies beyond the CDB is not evaluated, and not refused either.
+        let bits = if byte < cdb_length { usage[byte - 1] } else { 0xff };
+        evaluated = evaluated << 8 | bits as u128;
+        if byte < cdb_length {
+            cdb_usage[byte] = bits;
+        }
+        byte += 1;
+    }
+    if let Some(service_action) = service_action {
+        assert!(usage[0] & 0x1f == 0x1f, "the service action is part of byte 1");
+        cdb_usage[1] = usage[0] & 0xe0 | service_action;
+    }
+    let timeout_s = match ordering {
+        Ordering::Immediate => 10,
+        Ordering::Read | Ordering::Write => 30,
+        Ordering::Flush => 60,
+    };
+    Command {
+        name,
+        opcode,
+        service_action,
+        cdb_length: cdb_length as u8,
+        direction,
+        ordering,
+        reservation,
+        cdb_usage,
+        timeout_s,
+        handler,
+        reserved_bits: !evaluated,
+    }
+}
+
+use DataDirection as D;
+use Handler::{Any, Medium, Reply};
+use Ordering as O;
+use ReservationRule as R;
+
+/// Every command, by operation code and service action.
+///
+/// The CONTROL byte is zero in every row: NACA is refused because NORMACA is zero (SAM-5 clause 5.2), and its other
+/// bits are obsolete. GROUP NUMBER and the protection fields are refused because neither grouping nor protection is
+/// offered.
+#[rustfmt::skip]
+pub static COMMANDS: &[Command] = &[
+    command("TEST UNIT READY", 0x00, None, &[0, 0, 0, 0, 0],
+        D::None, O::Immediate, R::Allowed, Medium(readiness::test_unit_ready)),
+    command("REQUEST SENSE", 0x03, None, &[0x01, 0, 0, 0xff, 0],
+        D::In, O::Immediate, R::Allowed, Any(readiness::request_sense)),
+    command("READ(6)", 0x08, None, &[0x1f, 0xff, 0xff, 0xff, 0],
+        D::In, O::Read, R::Read, Medium(read_write::read_6)),
+    command("WRITE(6)", 0x0a, None, &[0x1f, 0xff, 0xff, 0xff, 0],
+        D::Out, O::Write, R::Write, Medium(read_write::write_6)),
+    command("INQUIRY", 0x12, None, &[0x01, 0xff, 0xff, 0xff, 0],
+        D::In, O::Immediate, R::Allowed, Any(inquiry::inquiry)),
+    command("MODE SENSE(6)", 0x1a, None, &[0x08, 0xff, 0xff, 0xff, 0],
+        D::In, O::Immediate, R::Read, Reply(mode::mode_sense_6)),
+    command("START STOP UNIT", 0x1b, None, &[0x01, 0, 0x0f, 0xf7, 0],
+        D::None, O::Immediate, R::WriteUnlessStart, Medium(readiness::start_stop_unit)),
+    command("PREVENT ALLOW MEDIUM REMOVAL", 0x1e, None, &[0, 0, 0, 0x03, 0],
+        D::None, O::Immediate, R::WriteUnlessAllow, Medium(readiness::prevent_allow_medium_removal)),
+    command("READ CAPACITY(10)", 0x25, None, &[0, 0, 0, 0, 0, 0, 0, 0, 0],
+        D::In, O::Immediate, R::Allowed, Reply(capacity::read_capacity_10)),
+    command("READ(10)", 0x28, None, &[0x18, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0],
+        D::In, O::Read, R::Read, Medium(read_write::read_10)),
+    command("WRITE(10)", 0x2a, None, &[0x18, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0],
+        D::Out, O::Write, R::Write, Medium(read_write::write_10)),
+    command("WRITE AND VERIFY(10)", 0x2e, None, &[0x16, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0],
+        D::Out, O::Write, R::Write, Medium(read_write::write_and_verify_10)),
+    command("VERIFY(10)", 0x2f, None, &[0x16, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0],
+        D::NoneOrOut, O::Read, R::Read, Medium(read_write::verify_10)),
+    command("SYNCHRONIZE CACHE(10)", 0x35, None, &[0x06, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0],
+        D::None, O::Flush, R::Write, Medium(read_write::synchronize_cache_10)),
+    command("MODE SENSE(10)", 0x5a, None, &[0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0],
+        D::In, O::Immediate, R::Read, Reply(mode::mode_sense_10)),
+    command("READ(16)", 0x88, None,
+        &[0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        D::In, O::Read, R::Read, Medium(read_write::read_16)),
+    command("WRITE(16)", 0x8a, None,
+        &[0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        D::Out, O::Write, R::Write, Medium(read_write::write_16)),
+    command("WRITE AND VERIFY(16)", 0x8e, None,
+        &[0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        D::Out, O::Write, R::Write, Medium(read_write::write_and_verify_16)),
+    command("VERIFY(16)", 0x8f, None,
+        &[0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        D::NoneOrOut, O::Read, R::Read, Medium(read_write::verify_16)),
+    command("SYNCHRONIZE CACHE(16)", 0x91, None,
+        &[0x06, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        D::None, O::Flush, R::Write, Medium(read_write::synchronize_cache_16)),
+    command("READ CAPACITY(16)", 0x9e, Some(0x10), &[0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        D::In, O::Immediate, R::Allowed, Reply(capacity::read_capacity_16)),
+    command("REPORT LUNS", 0xa0, None, &[0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        D::In, O::Immediate, R::Allowed, Any(report_luns::report_luns)),
+    command("REPORT SUPPORTED OPERATION CODES", 0xa3, Some(0x0c),
+        &[0x1f, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        D::In, O::Immediate, R::Read, Reply(supported::report_supported_operation_codes)),
+    command("REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", 0xa3, Some(0x0d),
+        &[0x1f, 0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        D::In, O::Immediate, R::Read, Reply(supported::report_supported_task_management_functions)),
+    command("READ(12)", 0xa8, None, &[0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        D::In, O::Read, R::Read, Medium(read_write::read_12)),
+    command("WRITE(12)", 0xaa, None, &[0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        D::Out, O::Write, R::Write, Medium(read_write::write_12)),
+    command("WRITE AND VERIFY(12)", 0xae, None, &[0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        D::Out, O::Write, R::Write, Medium(read_write::write_and_verify_12)),
+    command("VERIFY(12)", 0xaf, None, &[0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        D::NoneOrOut, O::Read, R::Read, Medium(read_write::verify_12)),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scsi::fixture::cdb;
+
+    #[test]
+    fn each_row_is_found_by_its_own_cdb() {
+        for command in COMMANDS {
+            let found = find(&cdb(&[command.opcode, command.service_action.unwrap_or(0)]));
+            assert_eq!(found.map(|found| found.name), Some(command.name));
+        }
+        assert!(find(&cdb(&[0x9e, 0x12])).is_none(), "a service action that is not served");
+        assert!(find(&cdb(&[0x42])).is_none());
+        assert!(find(&cdb(&[0xff])).is_none());
+    }
+
+    #[test]
+    fn rows_ascend_and_are_unique() {
+        for pair in COMMANDS.windows(2) {
+            let [earlier, later] = pair else { unreachable!("windows of two") };
+            assert!((earlier.opcode, earlier.service_action) < (later.opcode, later.service_action), "{}", later.name);
+        }
+    }
+
+    #[test]
+    fn the_length_is_that_of_the_group() {
+        for command in COMMANDS {
+            let expected = match command.opcode >> 5 {
+                0 => 6,
+                1 | 2 => 10,
+                4 => 16,
+                5 => 12,
+                group => panic!("group {group} has no length"),
+            };
+            assert_eq!(command.cdb_length, expected, "{}", command.name);
+        }
+    }
+
+    #[test]
+    fn every_bit_outside_the_usage_is_reserved() {
+        for command in COMMANDS {
+            let reserved = command.reserved_bits.to_be_bytes();
+            assert_eq!(reserved[0], 0);
+            for (byte, (reserved, usage)) in reserved.into_iter().zip(command.cdb_usage).enumerate().skip(1) {
+                let expected = match byte {
+                    1 if command.service_action.is_some() => 0xe0,
+                    _ if byte < usize::from(command.cdb_length) => !usage,
+                    _ => 0,
+                };
+                assert_eq!(reserved, expected, "{} byte {byte}", command.name);
+            }
+        }
+    }
+}

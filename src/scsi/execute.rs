@@ -1,0 +1,440 @@
+//! From a CDB to what must be done: checks that hold for every command, dispatch through the command table, and
+//! [`Action`].
+
+use super::cdb::Cdb;
+use super::command_table::{self, Command, Handler};
+use super::parameter_list::ParameterList;
+use super::sense::{Outcome, Sense, SenseCode, SenseFormat};
+use super::unit::{BlockLength, NexusUnit, Unit};
+use crate::units::{Lba, Lun};
+
+/// A command as it came from the initiator.
+#[derive(Clone, Copy, Debug)]
+pub struct CommandRequest<'a> {
+    /// The CDB as it stands in the PDU; bytes after the command's own length are not looked at.
+    pub cdb: &'a [u8; 16],
+}
+
+/// What the commands that look beyond their logical unit (REPORT LUNS, the device identification page) see of the
+/// target.
+#[derive(Clone, Copy, Debug)]
+pub struct TargetView<'a> {
+    /// The iSCSI name of the target, at most 223 bytes.
+    pub name: &'a str,
+    /// RELATIVE TARGET PORT IDENTIFIER, from 1.
+    pub relative_target_port: u16,
+    /// The target portal group tag of the port (RFC 7143), which names the port and is its TARGET PORT GROUP.
+    pub portal_group_tag: u16,
+    /// The units that this initiator may see, ascending.
+    pub luns: &'a [Lun],
+}
+
+/// The logical unit that the command addresses, with what is pending for the initiator.
+#[derive(Debug)]
+pub struct LogicalUnit<'a> {
+    /// Its description.
+    pub unit: &'a Unit,
+    /// This initiator's state on it.
+    pub nexus: &'a mut NexusUnit,
+}
+
+/// What VERIFY compares with (BYTCHK).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ByteCheck {
+    /// 00b: nothing; the blocks must only be readable. No Data-Out.
+    None,
+    /// 01b: every block with its block of Data-Out.
+    DataOut,
+    /// 11b: every block with the single block of Data-Out.
+    Single,
+}
+
+/// What the caller does next. Ranges lie within the unit, and lengths are 1..=[`Unit::transfer_blocks_max`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The command is complete, without data.
+    Done(Outcome),
+    /// The command is complete with GOOD; the parameter list is its Data-In.
+    DataIn,
+    /// The reply is longer than the buffer: nothing was done, call again with a parameter list over at least `bytes`.
+    /// Only for REPORT LUNS, and never with a buffer of [`ParameterList::BYTES_MAX`].
+    NeedsBuffer {
+        /// The size that is needed.
+        bytes: u32,
+    },
+    /// Read blocks into Data-In.
+    Read {
+        /// The first block.
+        lba: Lba,
+        /// How many.
+        blocks: u32,
+        /// DPO: the blocks will hardly be read again.
+        dpo: bool,
+        /// FUA: the blocks come from the medium; cached writes of them are made durable first.
+        fua: bool,
+    },
+    /// Write blocks from Data-Out.
+    Write {
+        /// The first block.
+        lba: Lba,
+        /// How many.
+        blocks: u32,
+        /// DPO: the blocks will hardly be read soon.
+        dpo: bool,
+        /// FUA: the blocks are durable before GOOD.
+        fua: bool,
+    },
+    /// Read blocks and compare as asked; a difference is [`MediumError::Miscompare`](super::MediumError::Miscompare).
+    Verify {
+        /// The first block.
+        lba: Lba,
+        /// How many.
+        blocks: u32,
+        /// With what to compare.
+        byte_check: ByteCheck,
+        /// DPO.
+        dpo: bool,
+    },
+    /// Write blocks from Data-Out durably, then read them back; with `compare`, they must equal Data-Out.
+    WriteAndVerify {
+        /// The first block.
+        lba: Lba,
+        /// How many.
+        blocks: u32,
+        /// BYTCHK is one.
+        compare: bool,
+        /// DPO.
+        dpo: bool,
+    },
+    /// Make every answered write of the range durable.
+    Flush {
+        /// The first block.
+        lba: Lba,
+        /// How many, to the unit's end if the command said so.
+        blocks: u64,
+        /// IMMED: answer GOOD as soon as the flush is started.
+        immed: bool,
+    },
+}
+
+impl Action {
+    /// Bytes of Data-Out that the action consumes.
+    pub fn data_out_bytes(&self, block_length: BlockLength) -> u64 {
+        let blocks = match *self {
+            Self::Write { blocks, .. }
+            | Self::WriteAndVerify { blocks, .. }
+            | Self::Verify { blocks, byte_check: ByteCheck::DataOut, .. } => blocks,
+            Self::Verify { byte_check: ByteCheck::Single, .. } => 1,
+            Self::Verify { byte_check: ByteCheck::None, .. }
+            | Self::Done(_)
+            | Self::DataIn
+            | Self::NeedsBuffer { .. }
+            | Self::Read { .. }
+            | Self::Flush { .. } => 0,
+        };
+        u64::from(blocks) << block_length.shift()
+    }
+
+    /// Bytes of Data-In that the medium gives (a parameter list has its own length).
+    pub fn data_in_bytes(&self, block_length: BlockLength) -> u64 {
+        match *self {
+            Self::Read { blocks, .. } => u64::from(blocks) << block_length.shift(),
+            _ => 0,
+        }
+    }
+}
+
+impl From<Sense> for Action {
+    fn from(sense: Sense) -> Self {
+        Self::Done(Outcome::check_condition(sense))
+    }
+}
+
+/// The encoding of sense data for a command to `unit`; a LUN without a unit gets the fixed format.
+pub fn sense_format(unit: Option<&Unit>) -> SenseFormat {
+    unit.map_or(SenseFormat::Fixed, Unit::sense_format)
+}
+
+/// Check a command and finish it, or say what the medium must do.
+///
+/// `unit` is `None` when the LUN field is not one that [`lun::decode`](super::lun::decode) knows, or no unit is mapped
+/// there for this initiator. `out` is filled exactly when the answer is [`Action::DataIn`]; a buffer of
+/// [`ParameterList::BYTES_MIN`] is enough for all but long REPORT LUNS.
+pub fn execute(
+    request: &CommandRequest<'_>,
+    target: &TargetView<'_>,
+    unit: Option<LogicalUnit<'_>>,
+    out: &mut ParameterList<'_>,
+) -> Action {
+    let command = command_table::find(request.cdb);
+    if let Some(command) = command
+        && let Handler::Any(handler) = command.handler
+    {
+        return match check_reserved_bits(request, command) {
+            Ok(()) => with_whole_reply(handler(Cdb(request.cdb), target, unit, out), out),
+            Err(sense) => sense.into(),
+        };
+    }
+    let Some(LogicalUnit { unit, nexus }) = unit else {
+        return Sense::new(SenseCode::LOGICAL_UNIT_NOT_SUPPORTED).into();
+    };
+    if let Some(attention) = nexus.attentions_mut().take_first() {
+        return Sense::new(attention.sense_code()).into();
+    }
+    let Some(command) = command else {
+        return Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into();
+    };
+    if let Err(sense) = check_reserved_bits(request, command) {
+        return sense.into();
+    }
+    match command.handler {
+        Handler::Medium(handler) => handler(Cdb(request.cdb), unit),
+        Handler::Reply(handler) => with_whole_reply(handler(Cdb(request.cdb), unit, out), out),
+        Handler::Any(_) => unreachable!("answered above"),
+    }
+}
+
+/// Every bit that the command does not evaluate is zero; the field pointer names the first that is not.
+#[inline]
+fn check_reserved_bits(request: &CommandRequest<'_>, command: &Command) -> Result<(), Sense> {
+    let offending = u128::from_be_bytes(*request.cdb) & command.reserved_bits;
+    if offending == 0 {
+        return Ok(());
+    }
+    let position = offending.leading_zeros();
+    Err(Sense::invalid_field_in_cdb((position / 8) as u8, Some(7 - (position % 8) as u8)))
+}
+
+/// A reply that only the caller's buffer cut short is asked for again.
+fn with_whole_reply(action: Action, out: &ParameterList<'_>) -> Action {
+    match (action, out.bytes_missing()) {
+        (Action::DataIn, Some(bytes)) => {
+            Action::NeedsBuffer { bytes: u32::try_from(bytes).expect("at most ParameterList::BYTES_MAX") }
+        }
+        (action, _) => action,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scsi::fixture::{DISK, TARGET, cdb, invalid_field, refused, run, run_on, unit};
+    use crate::scsi::{Attention, Attentions, Status, UnitConfig};
+
+    #[test]
+    fn an_action_stays_small() {
+        assert!(size_of::<Action>() <= 32);
+    }
+
+    #[test]
+    fn unknown_operation_codes_and_service_actions() {
+        for bytes in [&[0x42][..], &[0xff], &[0x04], &[0x9e, 0x12], &[0xa3, 0x0a], &[0x7f]] {
+            assert_eq!(run(&DISK, bytes), refused(SenseCode::INVALID_COMMAND_OPERATION_CODE), "{bytes:02x?}");
+        }
+    }
+
+    #[test]
+    fn bytes_beyond_the_command_are_not_looked_at() {
+        let read_10 = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
+        assert_eq!(run(&DISK, &read_10), Action::Read { lba: Lba(0), blocks: 1, dpo: false, fua: false });
+    }
+
+    #[test]
+    fn where_no_unit_is_only_three_commands_are_answered() {
+        for opcode in 0..=0xff {
+            let (action, _) = run_on(None, &mut NexusUnit::default(), &[opcode]);
+            match opcode {
+                0x03 | 0x12 | 0xa0 => assert_eq!(action, Action::DataIn, "{opcode:02x}"),
+                _ => assert_eq!(action, refused(SenseCode::LOGICAL_UNIT_NOT_SUPPORTED), "{opcode:02x}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_unit_attention_stops_each_command_once_but_never_the_three() {
+        let unit = unit(&DISK);
+        for opcode in 0..=0xff {
+            let mut nexus = NexusUnit::default();
+            nexus.raise(Attention::CapacityChanged);
+            let (first, _) = run_on(Some(&unit), &mut nexus, &[opcode]);
+            match opcode {
+                0x12 | 0xa0 => {
+                    assert_eq!(first, Action::DataIn);
+                    assert!(nexus.attentions().contains(Attention::CapacityChanged));
+                }
+                0x03 => {
+                    assert_eq!(first, Action::DataIn);
+                    assert_eq!(nexus.attentions(), Attentions::NONE, "told as data");
+                }
+                _ => {
+                    assert_eq!(first, refused(SenseCode::CAPACITY_DATA_HAS_CHANGED), "{opcode:02x}");
+                    let (second, _) = run_on(Some(&unit), &mut nexus, &[opcode]);
+                    assert_ne!(second, first, "{opcode:02x}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_new_nexus_hears_of_power_on_first() {
+        let unit = unit(&DISK);
+        let mut nexus = NexusUnit::new();
+        let test_unit_ready = [0; 6];
+        let (first, _) = run_on(Some(&unit), &mut nexus, &test_unit_ready);
+        assert_eq!(first, refused(SenseCode::POWER_ON_RESET_OR_BUS_DEVICE_RESET_OCCURRED));
+        let (second, _) = run_on(Some(&unit), &mut nexus, &test_unit_ready);
+        assert_eq!(second, Action::Done(Outcome::GOOD));
+    }
+
+    #[test]
+    fn the_field_pointer_names_the_first_wrong_bit() {
+        assert_eq!(run(&DISK, &[0x28, 0x07, 0, 0, 0, 0, 0x1f, 0, 1, 0xff]), invalid_field(1, Some(2)));
+        assert_eq!(run(&DISK, &[0xa0, 0, 0, 0, 0x40, 0, 0, 0, 0, 16]), invalid_field(4, Some(6)));
+    }
+
+    /// A small deterministic generator (xorshift64*), so that a failure can be run again.
+    struct Random(u64);
+
+    impl Random {
+        fn next(&mut self) -> u64 {
+            self.0 ^= self.0 >> 12;
+            self.0 ^= self.0 << 25;
+            self.0 ^= self.0 >> 27;
+            self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+        }
+
+        fn below(&mut self, end: usize) -> usize {
+            (self.next() % end as u64) as usize
+        }
+
+        /// Half of the time a served operation code and mostly zero fields, so that the handlers behind the checks are
+        /// reached.
+        fn cdb(&mut self) -> [u8; 16] {
+            let (high, low) = (u128::from(self.next()), u128::from(self.next()));
+            let mut bytes = (high << 64 | low).to_be_bytes();
+            let style = self.below(4);
+            if style == 0 {
+                return bytes;
+            }
+            let command = &command_table::COMMANDS[self.below(command_table::COMMANDS.len())];
+            for (byte, usage) in bytes.iter_mut().zip(command.cdb_usage).skip(1) {
+                match style {
+                    1 => {}
+                    2 => *byte &= usage,
+                    _ if self.0 >> (*byte & 31) & 3 == 0 => *byte &= usage,
+                    _ => *byte = 0,
+                }
+            }
+            bytes[0] = command.opcode;
+            if let Some(service_action) = command.service_action
+                && style != 1
+            {
+                bytes[1] = bytes[1] & 0xe0 | service_action;
+            }
+            bytes
+        }
+    }
+
+    /// The action is one that a medium can carry out on this unit.
+    fn check_action(action: &Action, cdb: &[u8; 16], unit: &Unit) {
+        let range = match *action {
+            Action::Read { lba, blocks, .. } | Action::Verify { lba, blocks, .. } => Some((lba, u64::from(blocks))),
+            Action::Write { lba, blocks, .. } | Action::WriteAndVerify { lba, blocks, .. } => {
+                assert!(!unit.read_only(), "{cdb:02x?}");
+                Some((lba, u64::from(blocks)))
+            }
+            Action::Flush { lba, blocks, .. } => Some((lba, blocks)),
+            Action::Done(_) | Action::DataIn | Action::NeedsBuffer { .. } => None,
+        };
+        let Some((lba, blocks)) = range else { return };
+        assert!(blocks > 0, "{cdb:02x?}");
+        assert!(lba.0.checked_add(blocks).is_some_and(|end| end <= unit.capacity_blocks()), "{cdb:02x?}");
+        if !matches!(action, Action::Flush { .. }) {
+            assert!(blocks <= u64::from(unit.transfer_blocks_max()), "{cdb:02x?}");
+        }
+        let bytes = action.data_in_bytes(unit.block_length()) + action.data_out_bytes(unit.block_length());
+        assert!(bytes <= u64::from(crate::limits::TRANSFER_BYTES_MAX), "{cdb:02x?}");
+    }
+
+    fn units() -> Vec<Unit> {
+        let long = UnitConfig { block_length: BlockLength::B4096, physical_block_exponent: 15, ..DISK };
+        [
+            DISK,
+            UnitConfig { capacity_blocks: 1, read_only: true, ..DISK },
+            UnitConfig { capacity_blocks: 1 << 54, thin_provisioned: true, ..DISK },
+            UnitConfig { capacity_blocks: 1 << 51, sense_format: SenseFormat::Descriptor, ..long },
+        ]
+        .map(|config| unit(&config))
+        .into()
+    }
+
+    #[test]
+    fn a_million_mutated_cdbs_stay_within_every_bound() {
+        const FILL: u8 = 0xa5;
+        let units = units();
+        let mut random = Random(0x6c75_6e61_7269_6e67);
+        let mut buffer = vec![FILL; ParameterList::BYTES_MIN];
+        let mut accepted = vec![0u32; command_table::COMMANDS.len()];
+        for round in 0..1_000_000 {
+            let cdb = random.cdb();
+            let unit = &units[random.below(units.len())];
+            let mut nexus = if round % 64 == 0 { NexusUnit::new() } else { NexusUnit::default() };
+            let capacity = if round % 8 == 0 { random.below(64) } else { ParameterList::BYTES_MIN };
+            let mut out = ParameterList::new(&mut buffer[..capacity]);
+            let logical_unit = (round % 16 != 1).then_some(LogicalUnit { unit, nexus: &mut nexus });
+            let action = execute(&CommandRequest { cdb: &cdb }, &TARGET, logical_unit, &mut out);
+            check_action(&action, &cdb, unit);
+            let row = command_table::find(&cdb);
+            let written = match action {
+                Action::DataIn => {
+                    assert_eq!(row.map(|row| row.direction), Some(command_table::DataDirection::In), "{cdb:02x?}");
+                    out.len()
+                }
+                Action::NeedsBuffer { bytes } => {
+                    assert!(bytes as usize > capacity, "{cdb:02x?}");
+                    capacity
+                }
+                Action::Done(outcome) => {
+                    assert_eq!(outcome.sense.is_some(), outcome.status == Status::CHECK_CONDITION, "{cdb:02x?}");
+                    capacity
+                }
+                _ => 0,
+            };
+            assert!(buffer[written..].iter().all(|byte| *byte == FILL), "written beyond the reply: {cdb:02x?}");
+            buffer[..written].fill(FILL);
+            if let Some(row) = row
+                && !matches!(action, Action::Done(Outcome { sense: Some(_), .. }))
+            {
+                let index = command_table::COMMANDS.iter().position(|command| std::ptr::eq(command, row));
+                accepted[index.expect("a row of the table")] += 1;
+            }
+        }
+        for (command, accepted) in command_table::COMMANDS.iter().zip(accepted) {
+            assert!(accepted > 20, "{} was accepted only {accepted} times", command.name);
+        }
+    }
+
+    #[test]
+    fn every_byte_of_a_reply_was_written_by_it() {
+        let unit = unit(&DISK);
+        for command in command_table::COMMANDS {
+            for page in 0..=0xff {
+                let mut bytes = command.cdb_usage;
+                if command.service_action.is_none() {
+                    bytes[1] &= 0x09;
+                }
+                bytes[2] = page;
+                let replies = [0x00, 0xff].map(|stale| {
+                    let mut buffer = vec![stale; ParameterList::BYTES_MIN];
+                    let mut out = ParameterList::new(&mut buffer);
+                    let mut nexus = NexusUnit::default();
+                    let logical_unit = LogicalUnit { unit: &unit, nexus: &mut nexus };
+                    let request = CommandRequest { cdb: &cdb(&bytes) };
+                    let action = execute(&request, &TARGET, Some(logical_unit), &mut out);
+                    if action == Action::DataIn { out.bytes().to_vec() } else { Vec::new() }
+                });
+                assert_eq!(replies[0], replies[1], "{} page {page:02x}", command.name);
+            }
+        }
+    }
+}

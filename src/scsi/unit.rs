@@ -1,0 +1,291 @@
+//! A logical unit as the command handlers see it: its description, and what one initiator has pending on it.
+//!
+//! A [`Unit`] is plain shared data, replaced (never changed in place) when a disk is resized or changes its caching;
+//! whoever replaces it raises the matching [`Attention`](super::Attention) for every I_T nexus.
+
+use super::attention::{Attention, Attentions};
+use super::sense::SenseFormat;
+use crate::limits;
+use crate::units::Lba;
+
+/// LOGICAL BLOCK LENGTH: the two sizes that are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockLength {
+    /// 512 bytes.
+    B512,
+    /// 4096 bytes.
+    B4096,
+}
+
+impl BlockLength {
+    /// Bytes of one block.
+    pub const fn bytes(self) -> u32 {
+        1 << self.shift()
+    }
+
+    /// log2 of the bytes of one block.
+    pub const fn shift(self) -> u32 {
+        match self {
+            Self::B512 => 9,
+            Self::B4096 => 12,
+        }
+    }
+
+    /// The block length of this many bytes, if it is one of the two.
+    pub const fn from_bytes(bytes: u32) -> Option<Self> {
+        match bytes {
+            512 => Some(Self::B512),
+            4096 => Some(Self::B4096),
+            _ => None,
+        }
+    }
+}
+
+/// What a [`Unit`] is made from.
+#[derive(Clone, Debug)]
+pub struct UnitConfig<'a> {
+    /// Bytes of a logical block.
+    pub block_length: BlockLength,
+    /// LOGICAL BLOCKS PER PHYSICAL BLOCK EXPONENT (0..=15): 3 for 512-byte blocks on 4096-byte sectors.
+    pub physical_block_exponent: u8,
+    /// Blocks of the unit, 1..=2^63 / block length.
+    pub capacity_blocks: u64,
+    /// Writes are refused with WRITE PROTECTED, and mode data say so.
+    pub read_only: bool,
+    /// WCE: a write is answered before it is durable; SYNCHRONIZE CACHE and FUA make it so.
+    pub write_cache_enabled: bool,
+    /// LBPME: blocks may be unmapped.
+    pub thin_provisioned: bool,
+    /// The disk's identity (the VHDX page 83 data GUID); every designator and the serial number come from it.
+    pub disk_uuid: [u8; 16],
+    /// PRODUCT IDENTIFICATION: 1..=16 printable ASCII characters, for example "VHDX disk".
+    pub product: &'a str,
+    /// The encoding of sense data (D_SENSE).
+    pub sense_format: SenseFormat,
+}
+
+/// Why a [`UnitConfig`] describes no unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnitError {
+    /// No blocks, or more bytes than a signed file offset can address.
+    #[error("a disk has at least one block and at most 2^63 bytes")]
+    Capacity,
+    /// More than 15.
+    #[error("the physical block exponent is at most 15")]
+    PhysicalBlockExponent,
+    /// Empty, longer than 16, or not printable ASCII.
+    #[error("the product identification is 1 to 16 printable ASCII characters")]
+    Product,
+}
+
+/// Description of a logical unit. Immutable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unit {
+    block_length: BlockLength,
+    physical_block_exponent: u8,
+    capacity_blocks: u64,
+    transfer_blocks_max: u32,
+    read_only: bool,
+    write_cache_enabled: bool,
+    thin_provisioned: bool,
+    sense_format: SenseFormat,
+    disk_uuid: [u8; 16],
+    product: [u8; 16],
+}
+
+impl Unit {
+    /// Check a description.
+    pub fn new(config: &UnitConfig<'_>) -> Result<Self, UnitError> {
+        let shift = config.block_length.shift();
+        if config.capacity_blocks == 0 || config.capacity_blocks > 1 << (63 - shift) {
+            return Err(UnitError::Capacity);
+        }
+        if config.physical_block_exponent > 15 {
+            return Err(UnitError::PhysicalBlockExponent);
+        }
+        let text = config.product.as_bytes();
+        let printable = text.iter().all(|byte| (0x20..=0x7e).contains(byte));
+        let mut product = [b' '; 16];
+        match product.get_mut(..text.len()) {
+            Some(field) if printable && !text.is_empty() => field.copy_from_slice(text),
+            _ => return Err(UnitError::Product),
+        }
+        Ok(Self {
+            block_length: config.block_length,
+            physical_block_exponent: config.physical_block_exponent,
+            capacity_blocks: config.capacity_blocks,
+            transfer_blocks_max: limits::TRANSFER_BYTES_MAX >> shift,
+            read_only: config.read_only,
+            write_cache_enabled: config.write_cache_enabled,
+            thin_provisioned: config.thin_provisioned,
+            sense_format: config.sense_format,
+            disk_uuid: config.disk_uuid,
+            product,
+        })
+    }
+
+    /// Bytes of a logical block.
+    pub fn block_length(&self) -> BlockLength {
+        self.block_length
+    }
+
+    /// Blocks of the unit.
+    pub fn capacity_blocks(&self) -> u64 {
+        self.capacity_blocks
+    }
+
+    /// The most blocks that one command may transfer (MAXIMUM TRANSFER LENGTH).
+    pub fn transfer_blocks_max(&self) -> u32 {
+        self.transfer_blocks_max
+    }
+
+    /// The last address of the unit.
+    pub fn last_lba(&self) -> Lba {
+        Lba(self.capacity_blocks - 1)
+    }
+
+    /// log2 of the logical blocks of one physical block.
+    pub fn physical_block_exponent(&self) -> u8 {
+        self.physical_block_exponent
+    }
+
+    /// Writes are refused.
+    pub fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// A write is answered before it is durable (WCE).
+    pub fn write_cache_enabled(&self) -> bool {
+        self.write_cache_enabled
+    }
+
+    /// Blocks may be unmapped (LBPME).
+    pub fn thin_provisioned(&self) -> bool {
+        self.thin_provisioned
+    }
+
+    /// The encoding of this unit's sense data.
+    pub fn sense_format(&self) -> SenseFormat {
+        self.sense_format
+    }
+
+    /// PRODUCT SERIAL NUMBER: the disk's UUID as 32 hexadecimal digits.
+    pub fn serial_number(&self) -> [u8; 32] {
+        upper_hex(self.disk_uuid)
+    }
+
+    /// An NAA IEEE Registered Extended identifier (SPC-5 clause 7.7.6.6.5) with a locally administered company id: the
+    /// nibble 6, 24 bits of `COMPANY_ID`, and the last 100 bits of the disk's UUID.
+    pub fn naa_identifier(&self) -> [u8; 16] {
+        const KEPT_BITS: u32 = 100;
+        let prefix = 0x6 << 24 | COMPANY_ID;
+        let kept = u128::from_be_bytes(self.disk_uuid) & ((1 << KEPT_BITS) - 1);
+        (prefix << KEPT_BITS | kept).to_be_bytes()
+    }
+
+    /// PRODUCT IDENTIFICATION, padded with spaces.
+    pub(super) fn product(&self) -> &[u8; 16] {
+        &self.product
+    }
+
+    /// OPTIMAL TRANSFER LENGTH GRANULARITY: a physical block, and at least the 4 KiB that the host's file systems work
+    /// in.
+    pub(super) fn optimal_granularity_blocks(&self) -> u16 {
+        (1 << self.physical_block_exponent).max(4096 >> self.block_length.shift())
+    }
+}
+
+/// T10 VENDOR IDENTIFICATION.
+pub(super) const VENDOR: &str = "LUNARING";
+
+/// PRODUCT REVISION LEVEL: the server's version without its patch level, at most four characters.
+pub(super) const REVISION: &str = concat!(env!("CARGO_PKG_VERSION_MAJOR"), ".", env!("CARGO_PKG_VERSION_MINOR"));
+const _: () = assert!(REVISION.len() <= 4);
+
+/// A company id that nobody can be assigned: its first byte has the "locally administered" bit (02h) set, followed by
+/// "LU".
+const COMPANY_ID: u128 = 0x02_4c55;
+
+/// Two upper-case hexadecimal digits for each byte, left-aligned in what is left as spaces.
+pub(super) fn upper_hex<const BYTES: usize>(bytes: [u8; BYTES]) -> [u8; 32] {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    let mut text = [b' '; 32];
+    for (pair, byte) in text.chunks_exact_mut(2).zip(bytes) {
+        pair[0] = DIGITS[usize::from(byte >> 4)];
+        pair[1] = DIGITS[usize::from(byte & 0xf)];
+    }
+    text
+}
+
+/// What one initiator has pending on one unit: one per session and mapped LUN. Plain data, two bytes at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NexusUnit {
+    attentions: Attentions,
+}
+
+impl NexusUnit {
+    /// A new I_T nexus, or a unit newly mapped to it: POWER ON OCCURRED is pending.
+    pub fn new() -> Self {
+        let mut nexus = Self::default();
+        nexus.raise(Attention::PowerOn);
+        nexus
+    }
+
+    /// Establish a unit attention condition.
+    pub fn raise(&mut self, attention: Attention) {
+        self.attentions.raise(attention);
+    }
+
+    /// Take a condition back.
+    pub fn clear(&mut self, attention: Attention) {
+        self.attentions.clear(attention);
+    }
+
+    /// The pending conditions.
+    pub fn attentions(&self) -> Attentions {
+        self.attentions
+    }
+
+    pub(super) fn attentions_mut(&mut self) -> &mut Attentions {
+        &mut self.attentions
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scsi::fixture::DISK;
+
+    #[test]
+    fn identity_comes_from_the_uuid_alone() {
+        let unit = Unit::new(&DISK).expect("a valid description");
+        assert_eq!(unit.serial_number(), *b"0123456789AB4DEF8EDCBA9876543210");
+        // 6, company id 024C55, and 25 hexadecimal digits of the UUID.
+        let expected = b"\x60\x24\xc5\x57\x89\xab\x4d\xef\x8e\xdc\xba\x98\x76\x54\x32\x10";
+        assert_eq!(unit.naa_identifier(), *expected);
+        let resized = Unit::new(&UnitConfig { capacity_blocks: 1, read_only: true, ..DISK }).expect("valid too");
+        assert_eq!(resized.naa_identifier(), unit.naa_identifier());
+    }
+
+    #[test]
+    fn impossible_descriptions_are_refused() {
+        let error = |config: UnitConfig<'_>| Unit::new(&config).expect_err("refused");
+        assert_eq!(error(UnitConfig { capacity_blocks: 0, ..DISK }), UnitError::Capacity);
+        assert_eq!(error(UnitConfig { capacity_blocks: (1 << 54) + 1, ..DISK }), UnitError::Capacity);
+        let long = UnitConfig { block_length: BlockLength::B4096, capacity_blocks: (1 << 51) + 1, ..DISK };
+        assert_eq!(error(long), UnitError::Capacity);
+        assert_eq!(error(UnitConfig { physical_block_exponent: 16, ..DISK }), UnitError::PhysicalBlockExponent);
+        for product in ["", "seventeen letters", "tab\t", "größe"] {
+            assert_eq!(error(UnitConfig { product, ..DISK }), UnitError::Product, "{product:?}");
+        }
+        assert!(Unit::new(&UnitConfig { capacity_blocks: 1 << 54, ..DISK }).is_ok());
+    }
+
+    #[test]
+    fn one_command_moves_32_mib_at_most() {
+        let unit = Unit::new(&DISK).expect("a valid description");
+        assert_eq!(unit.transfer_blocks_max(), 65_536);
+        let unit = Unit::new(&UnitConfig { block_length: BlockLength::B4096, ..DISK }).expect("a valid description");
+        assert_eq!(unit.transfer_blocks_max(), 8_192);
+    }
+}

@@ -1,0 +1,380 @@
+//! A SCSI command's start and its end.
+
+use super::peer::{HomeRequest, LinkKey};
+use super::session::{Answer, Kind, Resume, Step, Work};
+use crate::iscsi::pdu::ScsiStatus;
+use crate::iscsi::transfer::{DataError, TaskId};
+use crate::iscsi::transmit::Ending;
+use crate::medium::Backing;
+use crate::observe::Operation;
+use crate::ring::Ring;
+use crate::scsi::sense::SenseKey;
+use crate::scsi::{
+    self, Action, ByteCheck, CommandRequest, LogicalUnit, MediumError, Outcome, ParameterList, Sense, SenseCode,
+    SenseFormat, TargetView,
+};
+
+impl<R: Ring> Work<'_, R> {
+    /// Execute a command whose turn has come. `data` is its immediate data, still in the stream. False: there is no memory for that
+    /// data, nothing has been done, call again later.
+    pub(crate) fn start_command(&mut self, task: TaskId, data: &[u8]) -> bool {
+        if self.session.scratch.is_none() {
+            self.session.scratch = self.core.io.arena.take(ParameterList::BYTES_MIN);
+            if self.session.scratch.is_none() {
+                return false;
+            }
+        }
+        if self.task(task).buf.is_none() && !self.keep_unsolicited_data(task, data) {
+            return false;
+        }
+        self.core.commands_in_turn += 1;
+        self.session.stats.commands.increment();
+        let now = self.core.now;
+        let lun_index = scsi::lun::decode(self.session.connection.command(task).lun_raw)
+            .and_then(|lun| self.session.lun_index(lun));
+        let disk = lun_index.map(|index| self.session.luns[index].disk);
+        if let Some(slot) = disk.and_then(|slot| self.core.disks.at_mut(slot)) {
+            slot.tasks += 1;
+        }
+        let entry = self.task(task);
+        entry.started = now;
+        entry.disk = disk;
+        let action = self.execute(task, lun_index);
+        self.carry_out(task, action, data);
+        true
+    }
+
+    /// Ask the SCSI engine.
+    fn execute(&mut self, task: TaskId, lun_index: Option<usize>) -> Action {
+        let mut scratch = self.session.scratch.take().expect("taken before the command");
+        let action = self.execute_with(task, lun_index, &mut scratch);
+        let (action, len) = match action {
+            (Action::NeedsBuffer { bytes }, _) => match self.core.io.arena.take(bytes as usize) {
+                Some(larger) => {
+                    scratch = larger;
+                    self.execute_with(task, lun_index, &mut scratch)
+                }
+                None => (Action::Done(MediumError::Busy.outcome()), 0),
+            },
+            other => other,
+        };
+        if matches!(action, Action::DataIn) {
+            scratch.truncate(len);
+            if len > 0 {
+                self.task(task).set_piece(scratch.freeze());
+            }
+            self.task(task).transfer_length = len as u64;
+        } else {
+            self.session.scratch = Some(scratch);
+        }
+        action
+    }
+
+    fn execute_with(&mut self, task: TaskId, lun_index: Option<usize>, buffer: &mut [u8]) -> (Action, usize) {
+        let session = &mut *self.session;
+        let cdb = session.connection.command(task).cdb;
+        let view = TargetView {
+            name: session.target.as_ref().map_or("", |(_, name)| name.as_str()),
+            relative_target_port: 1,
+            portal_group_tag: session.portal_group_tag,
+            luns: &session.lun_numbers,
+        };
+        let unit = match lun_index {
+            Some(index) => {
+                let entry = &mut session.luns[index];
+                let disk = self.core.disks.of_task(entry.disk);
+                Some(LogicalUnit { unit: disk.unit(entry.read_only), nexus: &mut entry.nexus })
+            }
+            None => None,
+        };
+        let mut list = ParameterList::new(buffer);
+        let action = scsi::execute(&CommandRequest { cdb: &cdb }, &view, unit, &mut list);
+        (action, list.len())
+    }
+
+    /// Begin what the SCSI engine wants done.
+    fn carry_out(&mut self, task: TaskId, action: Action, data: &[u8]) {
+        let disk = self.task(task).disk;
+        let block_length = disk.map(|slot| self.core.disks.of_task(slot).unit(false).block_length());
+        let (offset_bytes, medium_bytes, data_out) = match (action, block_length) {
+            (Action::Done(outcome), _) => return self.complete(task, outcome),
+            (Action::DataIn, _) => {
+                self.task(task).answer = Answer::DataIn;
+                return self.send_when_drained(task);
+            }
+            (Action::NeedsBuffer { .. }, _) | (_, None) => {
+                return self.complete(task, MediumError::Removed.outcome());
+            }
+            (Action::Flush { immed, .. }, _) => {
+                self.task(task).kind = Kind::Flush;
+                self.task(task).operation = Operation::Flush;
+                return self.flush(task, immed);
+            }
+            (Action::Read { lba, blocks, .. } | Action::Write { lba, blocks, .. }, Some(length))
+            | (Action::Verify { lba, blocks, .. } | Action::WriteAndVerify { lba, blocks, .. }, Some(length)) => {
+                let medium = u64::from(blocks) << length.shift();
+                (lba.0 << length.shift(), medium, action.data_out_bytes(length))
+            }
+        };
+        let entry = self.task(task);
+        entry.offset_bytes = offset_bytes;
+        entry.transfer_length = data_out;
+        match action {
+            Action::Read { fua, .. } => {
+                entry.kind = Kind::Read;
+                entry.operation = Operation::Read;
+                entry.transfer_length = medium_bytes;
+                self.start_read(task, medium_bytes, fua);
+            }
+            Action::Write { fua, .. } => {
+                entry.kind = Kind::Write;
+                entry.operation = Operation::Write;
+                entry.durable = fua;
+                self.start_write(task, medium_bytes, data_out, data);
+            }
+            Action::Verify { byte_check, .. } => {
+                entry.kind = Kind::Verify(byte_check);
+                entry.operation = Operation::Other;
+                if byte_check == ByteCheck::None {
+                    self.start_read(task, medium_bytes, false);
+                } else {
+                    self.start_write(task, medium_bytes, data_out, data);
+                }
+            }
+            Action::WriteAndVerify { compare, .. } => {
+                entry.kind = Kind::WriteAndVerify { compare };
+                entry.operation = Operation::Write;
+                entry.durable = true;
+                self.start_write(task, medium_bytes, data_out, data);
+            }
+            Action::Done(_) | Action::DataIn | Action::NeedsBuffer { .. } | Action::Flush { .. } => {}
+        }
+    }
+
+    /// SYNCHRONIZE CACHE. With IMMED the answer does not wait, and the flush is started all the same.
+    fn flush(&mut self, task: TaskId, immed: bool) {
+        let slot = self.task(task).disk.expect("a flush has a unit");
+        if !self.flushes(slot) {
+            return self.complete(task, Outcome::GOOD);
+        }
+        if immed && self.core.ask_home(slot, LinkKey::NOBODY, 0, HomeRequest::Flush) {
+            return self.complete(task, Outcome::GOOD);
+        }
+        self.ask_flush(task);
+    }
+
+    /// Whether there is anything behind the disk that a flush could reach.
+    pub(crate) fn flushes(&self, slot: u32) -> bool {
+        let disk = self.core.disks.of_task(slot);
+        !disk.read_only() && !matches!(disk.backing(), Backing::Null | Backing::Memory(_))
+    }
+
+    /// Ask the home shard to flush the task's disk.
+    pub(crate) fn ask_flush(&mut self, task: TaskId) {
+        let slot = self.task(task).disk.expect("a flush has a unit");
+        if !self.core.ask_home(slot, self.key, task.0, HomeRequest::Flush) {
+            return self.starve(task, Resume::Flush);
+        }
+        self.set_step(task, Step::Flushing);
+        self.begin_operation(task);
+    }
+
+    /// The home shard has answered.
+    pub(crate) fn home_done(&mut self, task: TaskId, result: Result<(), MediumError>) {
+        self.end_operation(task);
+        if self.release_if_aborted(task) {
+            return;
+        }
+        let entry = self.task(task);
+        let (step, kind, through) = (entry.step, entry.kind, entry.done == entry.total);
+        match (result, step) {
+            (Err(error), _) => self.fail(task, error),
+            (Ok(()), Step::Preparing) => self.write_out(task),
+            (Ok(()), _) => match kind {
+                Kind::Flush => self.complete(task, Outcome::GOOD),
+                // FUA on a read: what was cached is durable now.
+                Kind::Read if !through => self.read_in(task),
+                _ => self.window_written(task),
+            },
+        }
+    }
+
+    /// The command's data was wrong.
+    pub(crate) fn data_error(&mut self, task: TaskId, error: DataError) {
+        let (key, asc, ascq) = error.sense();
+        let sense = Sense::new(SenseCode { key: SenseKey(key), asc, ascq });
+        let outcome = Outcome::check_condition(sense);
+        if self.task(task).step == Step::Idle {
+            let now = self.core.now;
+            self.task(task).started = now;
+        }
+        if self.task(task).operations > 0 {
+            // What is underway to the medium is waited for; then this is the answer.
+            self.task(task).answer = Answer::Response(outcome);
+            self.task(task).error = Some(MediumError::Aborted);
+            return;
+        }
+        self.complete(task, outcome);
+    }
+
+    /// The medium could not do it.
+    pub(crate) fn fail(&mut self, task: TaskId, error: MediumError) {
+        let outcome = match self.task(task).answer {
+            Answer::Response(outcome) => outcome,
+            _ => error.outcome(),
+        };
+        self.complete(task, outcome);
+    }
+
+    /// The command has ended: answer as soon as it is allowed.
+    pub(crate) fn complete(&mut self, task: TaskId, outcome: Outcome) {
+        let entry = self.task(task);
+        entry.answer = Answer::Response(outcome);
+        entry.buf = None;
+        entry.data = None;
+        entry.clear_pieces();
+        if outcome != Outcome::GOOD {
+            entry.transfer_length = u64::from(entry.done);
+        }
+        self.send_when_drained(task);
+    }
+
+    /// Send the answer, after the last Data-Out that is underway for nothing.
+    fn send_when_drained(&mut self, task: TaskId) {
+        let wants_data = self.session.connection.command(task).write;
+        let incomplete = wants_data && !self.session.connection.data_out_complete(task);
+        if incomplete && self.session.connection.discard_data_out(task) {
+            return self.set_step(task, Step::Draining);
+        }
+        self.send(task);
+    }
+
+    /// Data that nobody wants has come in full.
+    pub(crate) fn drained(&mut self, task: TaskId) {
+        if self.task(task).step == Step::Draining {
+            self.send(task);
+        }
+    }
+
+    /// Send what the task has to send, now or when there is room.
+    pub(crate) fn send(&mut self, task: TaskId) {
+        self.set_step(task, Step::Sending);
+        if self.task(task).queued {
+            return;
+        }
+        if !self.session.ready.is_empty() || !self.emit(task) {
+            self.queue_ready(task);
+        }
+    }
+
+    /// Remember that a task has something to send.
+    pub(crate) fn queue_ready(&mut self, task: TaskId) {
+        if !self.task(task).queued {
+            self.task(task).queued = true;
+            let queued = self.session.ready.push(task).is_ok();
+            assert!(queued, "the queue has a place for every task");
+        }
+    }
+
+    /// Send for the tasks that wait for room, as far as it goes. True when none waits any more.
+    pub(crate) fn send_ready(&mut self) -> bool {
+        while let Some(&task) = self.session.ready.front() {
+            let sent = match self.task(task).step {
+                Step::Sending => self.emit(task),
+                Step::Receiving => self.send_r2ts(task),
+                _ => true,
+            };
+            if !sent {
+                return false;
+            }
+            self.session.ready.pop();
+            self.task(task).queued = false;
+            // Its next window may be ready to be sent already; or it may want another R2T.
+            if self.task(task).step == Step::Sending && self.task(task).piece_count > 0 {
+                self.queue_ready(task);
+            }
+        }
+        true
+    }
+
+    /// Emit a task's answer. False when there is no room (for all of it).
+    pub(crate) fn emit(&mut self, task: TaskId) -> bool {
+        match self.task(task).answer {
+            Answer::DataIn => self.emit_data_in(task),
+            Answer::Response(outcome) => self.emit_response(task, outcome),
+            _ => self.emit_other(task),
+        }
+    }
+
+    fn emit_response(&mut self, task: TaskId, outcome: Outcome) -> bool {
+        let entry = &self.session.tasks[usize::from(task.0)];
+        let ending = Ending {
+            status: ScsiStatus(outcome.status.0),
+            transfer_length: entry.transfer_length,
+            read_transfer_length: 0,
+        };
+        let sense = outcome.sense.map(|sense| {
+            let format =
+                entry.disk.map_or(SenseFormat::Fixed, |slot| self.core.disks.of_task(slot).unit(false).sense_format());
+            sense.encode(format)
+        });
+        let sense: &[u8] = sense.as_deref().unwrap_or_default();
+        if !self.session.connection.send_response(task, ending, sense, &mut self.tx.bare()) {
+            return false;
+        }
+        self.finish(task, outcome == Outcome::GOOD);
+        true
+    }
+
+    /// The answer has been emitted: the task is over.
+    pub(crate) fn finish(&mut self, task: TaskId, good: bool) {
+        let entry = &self.session.tasks[usize::from(task.0)];
+        let (slot, operation, started) = (entry.disk, entry.operation, entry.started);
+        if let Some(slot) = slot {
+            let bytes = u64::from(entry.done);
+            let latency_ns = self.core.latency_ns(started);
+            self.core.disks.of_task(slot).stats(self.core.id).record(operation, bytes, latency_ns, good);
+            match operation {
+                Operation::Read => self.session.stats.bytes_read.add(bytes),
+                Operation::Write => self.session.stats.bytes_written.add(bytes),
+                _ => {}
+            }
+        }
+        if !good {
+            self.session.stats.errors.increment();
+        }
+        self.free(task);
+    }
+
+    /// Give back everything that the task holds.
+    pub(crate) fn free(&mut self, task: TaskId) {
+        self.set_step(task, Step::Idle);
+        let entry = self.task(task);
+        assert_eq!(entry.operations, 0, "a task ends after its last operation");
+        let slot = entry.disk.take();
+        let job = entry.job.take();
+        entry.buf = None;
+        entry.data = None;
+        entry.clear_pieces();
+        entry.answer = Answer::None;
+        entry.kind = Kind::None;
+        entry.operation = Operation::Other;
+        entry.total = 0;
+        entry.done = 0;
+        entry.window = 0;
+        entry.data_total = 0;
+        entry.received = 0;
+        entry.transfer_length = 0;
+        entry.durable = false;
+        entry.error = None;
+        entry.aborted = false;
+        let solicited_bytes = std::mem::take(&mut entry.solicited_bytes);
+        self.session.solicited_bytes -= u64::from(solicited_bytes);
+        if let Some(slot) = slot.and_then(|slot| self.core.disks.at_mut(slot)) {
+            slot.tasks -= 1;
+        }
+        if let Some(job) = job {
+            self.core.job_task_ended(job);
+        }
+    }
+}

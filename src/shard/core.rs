@@ -1,0 +1,337 @@
+//! What all connections of a shard share: ring, memory, disks, mail, time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::home::{Home, HomeDisk};
+use super::mailbox::Senders;
+use super::management::Jobs;
+use super::message::Configuration;
+use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage};
+use crate::bounded::Queue;
+use crate::medium::Disk;
+use crate::mem::Arena;
+use crate::observe::ShardStats;
+use crate::ring::{Nanos, Op, Ring, Tag, Wake};
+use crate::units::{DiskId, ShardId};
+
+/// Messages that a full mailbox of another shard has refused wait here. Beyond this the shard takes no more messages itself.
+const OUTBOX_MAX: usize = 4096;
+
+/// Requests to home shards that one shard may have underway; further ones wait in their tasks.
+pub(crate) const HOME_REQUESTS_MAX: usize = 1024;
+
+/// Below this many free places in the ring, no new command is looked at.
+pub(crate) const RING_SLOTS_RESERVE: usize = 512;
+
+/// Ring and memory, apart from the rest so that both can be lent at once.
+pub(crate) struct Io<R: Ring> {
+    pub(crate) ring: R,
+    pub(crate) arena: Arena,
+}
+
+/// The way to other shards, and to the own one.
+pub(crate) struct Mail<W> {
+    me: ShardId,
+    senders: Senders<W>,
+    local: Queue<PeerMessage>,
+    outbox: Queue<(ShardId, PeerMessage)>,
+}
+
+/// A disk as one shard knows it.
+pub(crate) struct DiskSlot {
+    pub(crate) disk: Arc<Disk>,
+    /// Tasks of this shard that use it.
+    pub(crate) tasks: u32,
+    /// Present on the disk's home shard.
+    pub(crate) home: Option<Box<HomeDisk>>,
+    /// A detach that waits for the tasks (and, at home, for the engine).
+    pub(crate) detaching: Option<super::message::Reply<Result<(), super::message::DetachError>>>,
+}
+
+/// The disks of a shard, by slot and by id.
+#[derive(Default)]
+pub(crate) struct DiskTable {
+    slots: Vec<Option<DiskSlot>>,
+    by_id: HashMap<DiskId, u32>,
+}
+
+/// Everything that is not a connection.
+pub(crate) struct Core<R: Ring> {
+    pub(crate) id: ShardId,
+    pub(crate) io: Io<R>,
+    pub(crate) mail: Mail<R::Waker>,
+    pub(crate) disks: DiskTable,
+    pub(crate) home: Home,
+    pub(crate) jobs: Jobs,
+    pub(crate) configuration: Arc<Configuration>,
+    pub(crate) stats: Arc<ShardStats>,
+    /// The time at the start of the turn, refreshed now and then within it.
+    pub(crate) now: Nanos,
+    /// Connections that want to run in the next turn.
+    pub(crate) runnable: Queue<u32>,
+    /// Connections with tasks that wait for memory, ring slots or home requests.
+    pub(crate) starved: Queue<u32>,
+    pub(crate) home_requests: usize,
+    /// Work done in this turn, for the decision between spinning and sleeping.
+    pub(crate) commands_in_turn: u32,
+    /// The earliest moment at which some connection wants to be looked at.
+    pub(crate) deadline_ms: u64,
+    /// How many shards the server has.
+    pub(crate) shards: u16,
+    finished_since_clock: u32,
+}
+
+/// What an operation in the ring is for; packed into its [`Tag`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mark {
+    /// Accepting on a listener of this index.
+    Accept(u32),
+    /// Receiving on a connection.
+    Receive(u32),
+    /// Sending on a connection.
+    Send(u32),
+    /// Shutting a connection down.
+    Shutdown(u32),
+    /// Closing a connection.
+    Close(u32),
+    /// File I/O of a task: connection, task, which piece of its window.
+    Task(u32, u16, u8),
+    /// Metadata I/O of a disk's engine: disk slot, the engine's number.
+    Engine(u32, u32),
+    /// A flush of a disk's file for initiators: disk slot.
+    Flush(u32),
+    /// Something whose completion nobody waits for.
+    Ignore,
+}
+
+impl Mark {
+    /// Kind in bits 60..64, then 28 bits of index, then 32 bits of detail.
+    pub(crate) fn tag(self) -> Tag {
+        let (kind, index, detail) = match self {
+            Self::Ignore => (0, 0, 0),
+            Self::Accept(listener) => (1, listener, 0),
+            Self::Receive(link) => (2, link, 0),
+            Self::Send(link) => (3, link, 0),
+            Self::Shutdown(link) => (4, link, 0),
+            Self::Close(link) => (5, link, 0),
+            Self::Task(link, task, piece) => (6, link, u32::from(task) << 8 | u32::from(piece)),
+            Self::Engine(disk, io) => (7, disk, io),
+            Self::Flush(disk) => (8, disk, 0),
+        };
+        debug_assert!(index < 1 << 28);
+        Tag(kind << 60 | u64::from(index) << 32 | u64::from(detail))
+    }
+
+    /// The reverse of [`Self::tag`].
+    pub(crate) fn from_tag(tag: Tag) -> Self {
+        let index = (tag.0 >> 32) as u32 & 0x0fff_ffff;
+        let detail = tag.0 as u32;
+        match tag.0 >> 60 {
+            1 => Self::Accept(index),
+            2 => Self::Receive(index),
+            3 => Self::Send(index),
+            4 => Self::Shutdown(index),
+            5 => Self::Close(index),
+            6 => Self::Task(index, (detail >> 8) as u16, detail as u8),
+            7 => Self::Engine(index, detail),
+            8 => Self::Flush(index),
+            _ => Self::Ignore,
+        }
+    }
+}
+
+impl<R: Ring> Io<R> {
+    /// Queue an operation; given back when the ring is full.
+    pub(crate) fn submit(&mut self, mark: Mark, op: Op) -> Result<(), Op> {
+        self.ring.submit(mark.tag(), op).map(|_| ())
+    }
+}
+
+impl<W: Wake> Mail<W> {
+    pub(crate) fn new(me: ShardId, senders: Senders<W>) -> Self {
+        Self { me, senders, local: Queue::new(OUTBOX_MAX), outbox: Queue::new(OUTBOX_MAX) }
+    }
+
+    /// Send a message, to this shard too. Delivered in order to each receiver. Given back when everything is full.
+    pub(crate) fn post(&mut self, to: ShardId, message: PeerMessage) -> Result<(), PeerMessage> {
+        if to == self.me {
+            return self.local.push(message);
+        }
+        // What waits goes first, so that messages to one shard keep their order.
+        let message = if self.outbox.is_empty() {
+            match self.senders.of(to).send_peer(message) {
+                Ok(()) => return Ok(()),
+                Err(message) => message,
+            }
+        } else {
+            message
+        };
+        self.outbox.push((to, message)).map_err(|(_, message)| message)
+    }
+
+    /// Send a message that must not be lost: callers have made sure of room ([`Self::has_room`]) for answers they owe.
+    pub(crate) fn post_owed(&mut self, to: ShardId, message: PeerMessage) {
+        let refused = self.post(to, message).is_err();
+        assert!(!refused, "messages are only taken while there is room for their answers");
+    }
+
+    /// Whether answers to a message that is taken now will find a place.
+    pub(crate) fn has_room(&self) -> bool {
+        let spare = OUTBOX_MAX / 2;
+        self.local.capacity() - self.local.len() > spare && self.outbox.capacity() - self.outbox.len() > spare
+    }
+
+    /// The next message to this shard itself.
+    pub(crate) fn take_local(&mut self) -> Option<PeerMessage> {
+        self.local.pop()
+    }
+
+    /// Try again what full mailboxes refused. False while something still waits.
+    pub(crate) fn flush(&mut self) -> bool {
+        while let Some((to, message)) = self.outbox.pop() {
+            if let Err(message) = self.senders.of(to).send_peer(message) {
+                let kept = self.outbox.push_front((to, message)).is_ok();
+                assert!(kept, "the place it came from is free");
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Nothing waits to be delivered to this shard.
+    pub(crate) fn local_is_empty(&self) -> bool {
+        self.local.is_empty()
+    }
+}
+
+impl DiskTable {
+    /// The slot of a disk.
+    pub(crate) fn find(&self, id: DiskId) -> Option<u32> {
+        self.by_id.get(&id).copied()
+    }
+
+    pub(crate) fn at(&self, slot: u32) -> Option<&DiskSlot> {
+        self.slots.get(slot as usize)?.as_ref()
+    }
+
+    pub(crate) fn at_mut(&mut self, slot: u32) -> Option<&mut DiskSlot> {
+        self.slots.get_mut(slot as usize)?.as_mut()
+    }
+
+    /// The disk of a slot that a living task uses.
+    pub(crate) fn of_task(&self, slot: u32) -> &Disk {
+        &self.at(slot).expect("a disk stays attached while tasks use it").disk
+    }
+
+    pub(crate) fn insert(&mut self, entry: DiskSlot) -> u32 {
+        let id = entry.disk.id();
+        let free = self.slots.iter().position(Option::is_none);
+        let slot = free.unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        self.slots[slot] = Some(entry);
+        self.by_id.insert(id, slot as u32);
+        slot as u32
+    }
+
+    pub(crate) fn remove(&mut self, slot: u32) -> Option<DiskSlot> {
+        let entry = self.slots.get_mut(slot as usize)?.take()?;
+        self.by_id.remove(&entry.disk.id());
+        Some(entry)
+    }
+
+    /// Slots that have ever been used.
+    pub(crate) fn len(&self) -> u32 {
+        self.slots.len() as u32
+    }
+}
+
+impl<R: Ring> Core<R> {
+    pub(crate) fn new(
+        id: ShardId,
+        shards: u16,
+        links_max: usize,
+        io: Io<R>,
+        senders: Senders<R::Waker>,
+        stats: Arc<ShardStats>,
+    ) -> Self {
+        let now = io.ring.now();
+        Self {
+            id,
+            io,
+            mail: Mail::new(id, senders),
+            disks: DiskTable::default(),
+            home: Home::new(),
+            jobs: Jobs::new(),
+            configuration: Arc::new(Configuration::default()),
+            stats,
+            now,
+            runnable: Queue::new(links_max),
+            starved: Queue::new(links_max),
+            home_requests: 0,
+            commands_in_turn: 0,
+            deadline_ms: u64::MAX,
+            shards,
+            finished_since_clock: 0,
+        }
+    }
+
+    /// The time in milliseconds.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.now.0 / 1_000_000
+    }
+
+    /// A task has ended: how long it took, in nanoseconds. Asks the clock again now and then, since many commands of
+    /// memory and null disks start and end within one turn.
+    pub(crate) fn latency_ns(&mut self, started: Nanos) -> u64 {
+        self.finished_since_clock += 1;
+        if self.finished_since_clock >= 16 {
+            self.finished_since_clock = 0;
+            self.now = self.io.ring.now();
+        }
+        self.now.0.saturating_sub(started.0)
+    }
+
+    /// Ask a disk's home shard for something. False when too much is underway: try again later.
+    pub(crate) fn ask_home(&mut self, disk_slot: u32, link: LinkKey, task: u16, request: HomeRequest) -> bool {
+        let disk = &self.disks.of_task(disk_slot);
+        let (id, home) = (disk.id(), disk.home());
+        if self.home_requests >= HOME_REQUESTS_MAX || !self.mail.has_room() {
+            return false;
+        }
+        let asker = Asker { shard: self.id, link, task };
+        let sent = self.mail.post(home, PeerMessage::Home { disk: id, asker, request }).is_ok();
+        self.home_requests += usize::from(sent);
+        sent
+    }
+
+    /// A connection wants to be looked at by this time.
+    pub(crate) fn wake_by_ms(&mut self, deadline_ms: u64) {
+        self.deadline_ms = self.deadline_ms.min(deadline_ms);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_survive_the_way_through_the_ring() {
+        let marks = [
+            Mark::Ignore,
+            Mark::Accept(3),
+            Mark::Receive(4095),
+            Mark::Send(0),
+            Mark::Shutdown(7),
+            Mark::Close(8),
+            Mark::Task(4095, 135, 255),
+            Mark::Engine(16383, u32::MAX),
+            Mark::Flush(0x0fff_ffff),
+        ];
+        for mark in marks {
+            assert_eq!(Mark::from_tag(mark.tag()), mark);
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! From received bytes to events, and what each event sets going.
+
+use super::core::{Core, RING_SLOTS_RESERVE};
+use super::link::{BYTES_PER_TURN_MAX, Bulk, Link, LinkState, PDUS_PER_TURN_MAX, Phase, Stream};
+use super::session::{Answer, Stalled, Step, Work};
+use crate::crc32c::Crc32c;
+use crate::iscsi::discovery::{TextContext, TextStep};
+use crate::iscsi::receive::{Event, Receive};
+use crate::iscsi::refusal::Refusal;
+use crate::iscsi::transfer::TaskId;
+use crate::limits::{BURST_LENGTH_MAX, RECEIVE_SEGMENT_LENGTH_MAX};
+use crate::ring::Ring;
+use crate::scsi::MediumError;
+
+/// What came of looking at the stream.
+enum Progress {
+    /// Something was consumed.
+    Consumed(usize),
+    /// More bytes are needed, or a stalled request waits for memory.
+    Wait,
+}
+
+/// Handle what a connection in full feature phase has received, as far as it goes.
+pub(crate) fn run_session<R: Ring>(link: &mut Link, core: &mut Core<R>) {
+    let mut pdus = 0;
+    let mut bytes = 0;
+    loop {
+        if link.state != LinkState::Open {
+            return;
+        }
+        if pdus >= PDUS_PER_TURN_MAX || bytes >= BYTES_PER_TURN_MAX {
+            return link.queue(core);
+        }
+        // A connection that does not take its answers, or a ring that is full, is not given more to do.
+        if !link.tx.has_room() {
+            return;
+        }
+        if core.io.ring.slots_free() < RING_SLOTS_RESERVE {
+            return link.starve(core);
+        }
+        let Some((mut work, stream, bulk)) = link.work(core) else { return };
+        match work.step(stream, bulk) {
+            Ok(Progress::Consumed(len)) => {
+                pdus += 1;
+                bytes += len;
+            }
+            Ok(Progress::Wait) => {
+                if work.session.stalled.is_some() {
+                    link.starve(core);
+                }
+                return;
+            }
+            Err(refusal) => {
+                tracing::debug!(peer = %link.peer, %refusal, "connection dropped");
+                return link.close(core);
+            }
+        }
+    }
+}
+
+impl<R: Ring> Work<'_, R> {
+    /// Handle one PDU (or the rest of one).
+    fn step(&mut self, stream: &mut Stream, bulk: &mut Option<Bulk>) -> Result<Progress, Refusal> {
+        if let Some(stalled) = self.session.stalled.take() {
+            return Ok(self.resume_stalled(stalled, stream));
+        }
+        if bulk.is_some() {
+            return self.continue_bulk(stream, bulk);
+        }
+        let bytes = stream.bytes();
+        if bytes.len() < stream.needed {
+            return Ok(Progress::Wait);
+        }
+        match self.session.connection.receive(bytes, self.core.now_ms())? {
+            Receive::NeedBytes(needed) => {
+                stream.needed = needed;
+                Ok(Progress::Wait)
+            }
+            Receive::Pdu { len, event, data } => {
+                stream.needed = 48;
+                self.core.stats.pdus_in.increment();
+                if let Some(held) = self.dispatch(event, stream.part(data.clone()), None)? {
+                    let task = held.0;
+                    self.session.stalled = Some(Stalled { task, len, data, held: held.1 });
+                    return Ok(Progress::Wait);
+                }
+                stream.consume(len);
+                self.release_held()?;
+                Ok(Progress::Consumed(len))
+            }
+            Receive::Bulk { header_len, task, buffer_offset, len, trailer_len } => {
+                stream.needed = 48;
+                stream.consume(header_len);
+                self.core.stats.pdus_in.increment();
+                *bulk = Some(self.place_bulk(task, buffer_offset, len, trailer_len));
+                Ok(Progress::Consumed(header_len))
+            }
+        }
+    }
+
+    /// Requests that were ahead of their CmdSN, and whose turn has come.
+    fn release_held(&mut self) -> Result<(), Refusal> {
+        while let Some(event) = self.session.connection.poll_ready() {
+            let held = match event {
+                Event::Command { task } | Event::Text { task } | Event::NopOut { task } => Some(task),
+                _ => None,
+            };
+            let data = held.and_then(|task| self.take_held_data(task));
+            let bytes = data.as_deref().unwrap_or_default();
+            if let Some((task, _)) = self.dispatch(event, bytes, held)? {
+                // There is no memory for what this command needs; it was ahead, so it can be sent again.
+                self.fail(task, MediumError::Busy);
+            }
+        }
+        Ok(())
+    }
+
+    /// The data that was kept for a request that was ahead of its CmdSN. A command's stays in its buffer.
+    fn take_held_data(&mut self, task: TaskId) -> Option<crate::mem::Buf> {
+        let entry = self.task(task);
+        let len = entry.received as usize;
+        let is_command = entry.data_total == u32::MAX;
+        entry.received = 0;
+        entry.data_total = 0;
+        self.set_step(task, Step::Idle);
+        let mut buf = self.task(task).buf.take()?;
+        if is_command && len == 0 {
+            self.task(task).buf = Some(buf);
+            return None;
+        }
+        buf.truncate(len);
+        Some(buf)
+    }
+
+    /// Set an event going. `Some`: there was no memory; nothing has been done, and the flag says whether the request is held.
+    fn dispatch(
+        &mut self,
+        event: Event,
+        data: &[u8],
+        _released: Option<TaskId>,
+    ) -> Result<Option<(TaskId, bool)>, Refusal> {
+        match event {
+            Event::Handled => {}
+            Event::Command { task } => {
+                if !self.start_command(task, data) {
+                    return Ok(Some((task, false)));
+                }
+            }
+            Event::Held { task } => {
+                if !self.hold(task, data) {
+                    return Ok(Some((task, true)));
+                }
+            }
+            Event::DataOut { task, buffer_offset, len, .. } => {
+                debug_assert_eq!(len as usize, data.len());
+                self.data_out(task, buffer_offset, data);
+            }
+            Event::TaskDataError { task, error } => self.data_error(task, error),
+            Event::DataOutDrained { task } => self.drained(task),
+            Event::TaskManagement { task } => self.start_management(task),
+            Event::Text { task } => self.answer_text(task, data)?,
+            Event::Logout { task } => self.start_logout(task),
+            Event::NopOut { task } => self.answer_nop(task, data),
+        }
+        Ok(None)
+    }
+
+    /// Try again the request that had no memory.
+    fn resume_stalled(&mut self, stalled: Stalled, stream: &mut Stream) -> Progress {
+        let data = stream.part(stalled.data.clone());
+        let done = match stalled.held {
+            true => self.hold(stalled.task, data),
+            false => self.start_command(stalled.task, data),
+        };
+        if !done {
+            self.session.stalled = Some(stalled);
+            return Progress::Wait;
+        }
+        stream.consume(stalled.len);
+        Progress::Consumed(stalled.len)
+    }
+
+    /// Keep the data of a request that is ahead of its CmdSN. False: no memory.
+    fn hold(&mut self, task: TaskId, data: &[u8]) -> bool {
+        let is_command = self.session.connection.tasks().any(|(id, command)| id == task && command.write);
+        let room = match is_command {
+            // Unsolicited data may follow before the command's turn comes.
+            true => {
+                self.session.connection.command(task).expected_write_length().clamp(data.len() as u32, BURST_LENGTH_MAX)
+            }
+            false => data.len() as u32,
+        };
+        if room > 0 {
+            let Some(mut buf) = self.core.io.arena.take(room as usize) else { return false };
+            buf[..data.len()].copy_from_slice(data);
+            self.task(task).buf = Some(buf);
+        }
+        let entry = self.task(task);
+        entry.received = data.len() as u32;
+        entry.data_total = if is_command { u32::MAX } else { 0 };
+        self.set_step(task, Step::Held);
+        true
+    }
+
+    /// A place for a Data-Out that is not all here.
+    fn place_bulk(&mut self, task: TaskId, buffer_offset: u32, len: usize, trailer_len: usize) -> Bulk {
+        let at = self.place_in_window(task, buffer_offset);
+        let digest = self.session.connection.parameters().data_digest.then(Crc32c::new);
+        let entry = self.task(task);
+        let fits = entry.buf.as_ref().is_some_and(|buf| at.checked_add(len).is_some_and(|end| end <= buf.len()));
+        let buf = if fits { entry.buf.take() } else { None };
+        let discards = buf.is_none();
+        if !discards {
+            self.begin_operation(task);
+        }
+        let at = if discards { 0 } else { at };
+        Bulk { task, buffer_offset, len: len as u32, buf, at, missing: len, trailer_len, digest, discards }
+    }
+
+    /// Payload that was in the stream already, and then what comes behind it.
+    fn continue_bulk(&mut self, stream: &mut Stream, bulk: &mut Option<Bulk>) -> Result<Progress, Refusal> {
+        let Some(present) = bulk.as_mut() else { return Ok(Progress::Wait) };
+        if present.missing > 0 {
+            let len = stream.bytes().len().min(present.missing);
+            if len == 0 {
+                return Ok(Progress::Wait);
+            }
+            present.take(stream.part(0..len));
+            stream.consume(len);
+            return Ok(Progress::Consumed(len));
+        }
+        if stream.bytes().len() < present.trailer_len {
+            return Ok(Progress::Wait);
+        }
+        let Some(done) = bulk.take() else { return Ok(Progress::Wait) };
+        let data_crc = done.digest.as_ref().map(Crc32c::value);
+        let event = self.session.connection.bulk_done(data_crc, stream.part(0..done.trailer_len))?;
+        stream.consume(done.trailer_len);
+        if !done.discards {
+            self.task(done.task).buf = done.buf;
+            self.end_operation(done.task);
+            if self.release_if_aborted(done.task) {
+                return Ok(Progress::Consumed(done.trailer_len));
+            }
+        }
+        match event {
+            Event::DataOut { task, buffer_offset, len, .. } if !done.discards => {
+                debug_assert_eq!((task, buffer_offset, len), (done.task, done.buffer_offset, done.len));
+                self.data_arrived(task, buffer_offset, len);
+            }
+            Event::DataOut { .. } => {}
+            other => {
+                self.dispatch(other, &[], None)?;
+            }
+        }
+        self.release_held()?;
+        Ok(Progress::Consumed(done.trailer_len))
+    }
+
+    /// Answer a Text Request.
+    fn answer_text(&mut self, task: TaskId, data: &[u8]) -> Result<(), Refusal> {
+        let session = &mut *self.session;
+        let request = session.connection.text_request(task);
+        let context = TextContext {
+            directory: &self.core.configuration.directory,
+            initiator_name: &session.initiator,
+            peer: session.addresses.1.ip(),
+            local: session.addresses.0.ip(),
+            target: session.target.as_ref().map(|(_, name)| name),
+            transmit_segment_length_max: session.connection.parameters().initiator_max_recv_data_segment_length,
+            receive_segment_length_max: RECEIVE_SEGMENT_LENGTH_MAX,
+        };
+        match session.text.handle(&request, data, &context) {
+            TextStep::Reject(reason) => {
+                self.core.stats.rejects.increment();
+                session.connection.reject(task, reason)?;
+                self.set_step(task, Step::Idle);
+            }
+            TextStep::Respond { response, data, transmit_segment_length_max } => {
+                if !data.is_empty() {
+                    let Some(mut buf) = self.core.io.arena.take(data.len()) else {
+                        return Err(Refusal::Dropped);
+                    };
+                    buf.truncate(data.len());
+                    buf.copy_from_slice(&data);
+                    self.task(task).set_piece(buf.freeze());
+                }
+                self.task(task).answer = Answer::Text {
+                    is_final: response.is_final,
+                    continues: response.continues,
+                    target_transfer_tag: response.target_transfer_tag,
+                    transmit_segment_length_max,
+                };
+                self.send(task);
+            }
+        }
+        Ok(())
+    }
+
+    /// Echo a ping's data.
+    fn answer_nop(&mut self, task: TaskId, data: &[u8]) {
+        let len_max = self.session.connection.parameters().initiator_max_recv_data_segment_length as usize;
+        let data = &data[..data.len().min(len_max)];
+        // Without memory the echo is empty: the ping is answered all the same, which is what it is for.
+        if let Some(mut buf) = self.core.io.arena.take(data.len().max(1)).filter(|_| !data.is_empty()) {
+            buf.truncate(data.len());
+            buf.copy_from_slice(data);
+            self.task(task).set_piece(buf.freeze());
+        }
+        self.task(task).answer = Answer::NopIn;
+        self.send(task);
+    }
+
+    /// Emit an answer that is not a command's. False: no room.
+    pub(crate) fn emit_other(&mut self, task: TaskId) -> bool {
+        let session = &mut *self.session;
+        let entry = &session.tasks[usize::from(task.0)];
+        let payload = entry.pieces[0].clone().unwrap_or_else(|| self.core.io.arena.zeros(0));
+        let len = payload.len();
+        let connection = &mut session.connection;
+        let sent = match entry.answer {
+            Answer::Text { is_final, continues, target_transfer_tag, .. } => {
+                let tx = &mut self.tx.with_payload(&payload);
+                connection.send_text_response(task, is_final, continues, target_transfer_tag, len, tx)
+            }
+            Answer::NopIn => connection.send_nop_in(task, len, &mut self.tx.with_payload(&payload)),
+            Answer::Logout(response) => connection.send_logout_response(task, response, &mut self.tx.bare()),
+            Answer::Management(response) => {
+                connection.send_task_management_response(task, response, &mut self.tx.bare())
+            }
+            Answer::None | Answer::DataIn | Answer::Response(_) => true,
+        };
+        if !sent {
+            return false;
+        }
+        match entry.answer {
+            Answer::Text { transmit_segment_length_max: Some(len), .. } => {
+                connection.set_initiator_max_recv_data_segment_length(len);
+            }
+            Answer::Logout(_) => *self.state = LinkState::Finishing,
+            _ => {}
+        }
+        self.free(task);
+        true
+    }
+}
+
+/// A connection has room to send again, or something of it has completed: go on with everything.
+pub(crate) fn advance<R: Ring>(link: &mut Link, core: &mut Core<R>) {
+    if let Phase::Session(_) = link.phase {
+        if let Some((mut work, _, _)) = link.work(core) {
+            work.send_ready();
+        }
+        run_session(link, core);
+        if let Some((work, _, _)) = link.work(core)
+            && work.session.connection.wants_transmit()
+        {
+            work.session.connection.poll_transmit(&mut work.tx.bare());
+        }
+        if let Phase::Session(session) = &link.phase
+            && session.starved > 0
+        {
+            link.starve(core);
+        }
+    }
+}

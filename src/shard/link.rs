@@ -1,0 +1,484 @@
+//! One TCP connection: its buffers, its receive and its send, and its end.
+//!
+//! **Teardown is a join.** A connection that ends is shut down, so that what is pending on the socket completes; its tasks are
+//! aborted; and only when nothing of it is in flight any more (socket, files, home shard) is it closed and its place reused.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+
+use super::core::{Core, Mark};
+use super::login::LoginPhase;
+use super::output::{Tx, ZERO_COPY_BYTES_MIN};
+use super::peer::{LinkKey, PeerMessage};
+use super::session::{Session, Work};
+use crate::crc32c::Crc32c;
+use crate::iscsi::transfer::TaskId;
+use crate::limits::LOGIN_TIMEOUT_MS;
+use crate::mem::Buf;
+use crate::ring::{Completion, Fd, Op, Ring, Window};
+use crate::units::ShardId;
+
+/// The stream buffer of a connection that has not much to say.
+pub(crate) const STREAM_BYTES_SMALL: usize = 8 * 1024;
+
+/// The stream buffer of a connection that has filled a small one.
+pub(crate) const STREAM_BYTES_LARGE: usize = 128 * 1024;
+
+/// From this much solicited data on, it is received straight into its place.
+const PLACED_BYTES_MIN: u64 = 16 * 1024;
+
+/// What one connection may consume in a turn before others get theirs.
+pub(crate) const BYTES_PER_TURN_MAX: usize = 1024 * 1024;
+
+/// PDUs that one connection may have handled in a turn.
+pub(crate) const PDUS_PER_TURN_MAX: u32 = 256;
+
+/// Whether a connection lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LinkState {
+    /// It does.
+    Open,
+    /// Nothing is received any more; it ends when what is to be sent has left.
+    Finishing,
+    /// It ends now. The socket is shut down.
+    Closing,
+    /// Everything has come back; the socket is being closed.
+    Closed,
+}
+
+/// What the connection is in.
+pub(crate) enum Phase {
+    Login(Box<LoginPhase>),
+    Session(Box<Session>),
+}
+
+/// Received bytes that have not been consumed.
+pub(crate) struct Stream {
+    /// `None` while the kernel fills it.
+    pub(crate) buf: Option<Buf>,
+    pub(crate) head: usize,
+    pub(crate) tail: usize,
+    /// Bytes that must be there before anything can be done.
+    pub(crate) needed: usize,
+    /// The kernel is filling it.
+    pub(crate) receiving: bool,
+}
+
+/// Payload that goes straight to its place.
+pub(crate) struct Bulk {
+    pub(crate) task: TaskId,
+    pub(crate) buffer_offset: u32,
+    /// Length of the payload.
+    pub(crate) len: u32,
+    /// Where it goes; `None` while the kernel fills it. A buffer of its own when the task does not want the data.
+    pub(crate) buf: Option<Buf>,
+    /// Where in the buffer the next byte goes, and how many are missing.
+    pub(crate) at: usize,
+    pub(crate) missing: usize,
+    pub(crate) trailer_len: usize,
+    pub(crate) digest: Option<Crc32c>,
+    /// The buffer is not the task's: its bytes are dropped, again and again from its start.
+    pub(crate) discards: bool,
+}
+
+/// A connection.
+pub(crate) struct Link {
+    pub(crate) key: LinkKey,
+    pub(crate) socket: Fd,
+    pub(crate) local: SocketAddr,
+    pub(crate) peer: SocketAddr,
+    pub(crate) state: LinkState,
+    pub(crate) phase: Phase,
+    pub(crate) stream: Stream,
+    pub(crate) bulk: Option<Bulk>,
+    pub(crate) tx: Tx,
+    /// Operations in flight that belong to it.
+    pub(crate) operations: u32,
+    /// In `Core::runnable`.
+    pub(crate) queued: bool,
+    /// In `Core::starved`.
+    pub(crate) starving: bool,
+    pub(crate) opened_ms: u64,
+    /// Its session handle, which the registrar has to hear of when it ends.
+    pub(crate) tsih: Option<u16>,
+}
+
+impl Link {
+    pub(crate) fn new(
+        key: LinkKey,
+        socket: Fd,
+        addresses: (SocketAddr, SocketAddr),
+        tx: Tx,
+        login: LoginPhase,
+        now_ms: u64,
+    ) -> Self {
+        Self {
+            key,
+            socket,
+            local: addresses.0,
+            peer: addresses.1,
+            state: LinkState::Open,
+            phase: Phase::Login(Box::new(login)),
+            stream: Stream { buf: None, head: 0, tail: 0, needed: 48, receiving: false },
+            bulk: None,
+            tx,
+            operations: 0,
+            queued: false,
+            starving: false,
+            opened_ms: now_ms,
+            tsih: None,
+        }
+    }
+
+    /// The session with what its commands need, and the stream beside it.
+    pub(crate) fn work<'a, R: Ring>(
+        &'a mut self,
+        core: &'a mut Core<R>,
+    ) -> Option<(Work<'a, R>, &'a mut Stream, &'a mut Option<Bulk>)> {
+        let Phase::Session(session) = &mut self.phase else { return None };
+        let work = Work {
+            session,
+            tx: &mut self.tx,
+            core,
+            key: self.key,
+            operations: &mut self.operations,
+            state: &mut self.state,
+        };
+        Some((work, &mut self.stream, &mut self.bulk))
+    }
+
+    /// Come back to this connection in the next turn.
+    pub(crate) fn queue<R: Ring>(&mut self, core: &mut Core<R>) {
+        if !self.queued {
+            self.queued = core.runnable.push(self.key.index).is_ok();
+            assert!(self.queued, "the queue has a place for every connection");
+        }
+    }
+
+    /// Come back to this connection when something has been freed.
+    pub(crate) fn starve<R: Ring>(&mut self, core: &mut Core<R>) {
+        if !self.starving {
+            self.starving = core.starved.push(self.key.index).is_ok();
+            assert!(self.starving, "the queue has a place for every connection");
+        }
+    }
+
+    /// Receive more, unless that is underway or there is no use for it.
+    pub(crate) fn receive<R: Ring>(&mut self, core: &mut Core<R>) {
+        if self.stream.receiving || self.state != LinkState::Open {
+            return;
+        }
+        if !self.stream.make_room(&core.io.arena) {
+            return self.starve(core);
+        }
+        let bulk = match &mut self.bulk {
+            Some(bulk) if bulk.missing > 0 => match bulk.window(&core.io.arena) {
+                Some(window) => Some(window),
+                None => return self.starve(core),
+            },
+            _ => None,
+        };
+        let len_max = self.stream_bytes_max(bulk.is_some());
+        let Some(buf) = self.stream.buf.take() else { return };
+        let len = (buf.len() - self.stream.tail).min(len_max) as u32;
+        let stream = Window { buf, at: self.stream.tail as u32, len };
+        match core.io.submit(Mark::Receive(self.key.index), Op::Recv { socket: self.socket, bulk, stream }) {
+            Ok(()) => {
+                self.stream.receiving = true;
+                self.operations += 1;
+            }
+            Err(op) => {
+                self.take_back(op);
+                self.queue(core);
+            }
+        }
+    }
+
+    /// How much to receive into the stream: just a header where placed data will follow, so that it is not copied.
+    fn stream_bytes_max(&self, placing: bool) -> usize {
+        let Phase::Session(session) = &self.phase else { return usize::MAX };
+        let header = 48 + if session.connection.parameters().header_digest { 4 } else { 0 };
+        let held = self.stream.tail - self.stream.head;
+        match &self.bulk {
+            Some(bulk) if placing && session.solicited_bytes > u64::from(bulk.len) => bulk.trailer_len + header,
+            Some(_) => usize::MAX,
+            None if session.solicited_bytes >= PLACED_BYTES_MIN && held < header => header - held,
+            None => usize::MAX,
+        }
+    }
+
+    /// Buffers of a receive that has completed, or could not be started.
+    fn take_back(&mut self, op: Op) {
+        if let Op::Recv { bulk, stream, .. } = op {
+            self.stream.buf = Some(stream.buf);
+            if let (Some(window), Some(bulk)) = (bulk, self.bulk.as_mut()) {
+                bulk.buf = Some(window.buf);
+            }
+        }
+    }
+
+    /// A receive has completed. False: the connection is at its end.
+    pub(crate) fn received<R: Ring>(&mut self, core: &Core<R>, completion: Completion) -> bool {
+        self.stream.receiving = false;
+        self.operations -= 1;
+        let placed_max = match &completion.op {
+            Some(Op::Recv { bulk: Some(window), .. }) => window.len as usize,
+            _ => 0,
+        };
+        if let Some(op) = completion.op {
+            self.take_back(op);
+        }
+        let Ok(received @ 1..) = completion.result else { return false };
+        core.stats.bytes_in.add(u64::from(received));
+        let placed = (received as usize).min(placed_max);
+        if let Some(bulk) = &mut self.bulk {
+            bulk.arrived(placed);
+        }
+        self.stream.tail += received as usize - placed;
+        true
+    }
+
+    /// Send what has been built, unless a send is underway.
+    pub(crate) fn send<R: Ring>(&mut self, core: &mut Core<R>) {
+        if matches!(self.state, LinkState::Closing | LinkState::Closed) || self.tx.building.is_empty() {
+            return;
+        }
+        let Some(spare) = self.tx.spare.take() else { return };
+        let batch = std::mem::replace(&mut self.tx.building, spare);
+        let zero_copy = self.tx.zero_copy && batch.len_bytes() >= ZERO_COPY_BYTES_MIN;
+        match core.io.submit(Mark::Send(self.key.index), Op::Send { socket: self.socket, batch, zero_copy }) {
+            Ok(()) => self.operations += 1,
+            Err(Op::Send { batch, .. }) => {
+                let spare = std::mem::replace(&mut self.tx.building, batch);
+                self.tx.spare = Some(spare);
+                self.queue(core);
+            }
+            Err(_) => unreachable!("the ring gives back what it was given"),
+        }
+    }
+
+    /// A send has completed. False: the connection is at its end.
+    pub(crate) fn sent<R: Ring>(&mut self, core: &mut Core<R>, completion: Completion) -> bool {
+        self.operations -= 1;
+        if completion.copied {
+            // Loopback always copies; then plain sends cost less.
+            self.tx.zero_copy = false;
+        }
+        let Some(Op::Send { socket, mut batch, zero_copy }) = completion.op else { return false };
+        let ok = match completion.result {
+            Ok(sent) => {
+                core.stats.bytes_out.add(u64::from(sent));
+                batch.advance(sent as usize);
+                sent > 0
+            }
+            Err(_) => false,
+        };
+        if !ok || matches!(self.state, LinkState::Closing | LinkState::Closed) {
+            batch.clear();
+            self.tx.spare = Some(batch);
+            return ok;
+        }
+        if batch.is_empty() {
+            self.tx.spare = Some(batch);
+            return true;
+        }
+        match core.io.submit(Mark::Send(self.key.index), Op::Send { socket, batch, zero_copy }) {
+            Ok(()) => self.operations += 1,
+            Err(_) => return false,
+        }
+        true
+    }
+
+    /// End the connection now: shut it down, abort its tasks. It is closed when everything has come back.
+    pub(crate) fn close<R: Ring>(&mut self, core: &mut Core<R>) {
+        if matches!(self.state, LinkState::Closing | LinkState::Closed) {
+            return;
+        }
+        self.state = LinkState::Closing;
+        self.tx.building.clear();
+        if let Some((mut work, _, _)) = self.work(core) {
+            work.abort_all();
+        }
+        if core.io.submit(Mark::Shutdown(self.key.index), Op::Shutdown { socket: self.socket }).is_ok() {
+            self.operations += 1;
+        } else {
+            // No place in the ring just now; the next turn tries again.
+            self.state = LinkState::Finishing;
+        }
+        self.queue(core);
+    }
+
+    /// On a connection that ends: payload that will not come in full, once the kernel has let go of its buffer.
+    pub(crate) fn abandon_bulk<R: Ring>(&mut self, core: &mut Core<R>) {
+        if self.state == LinkState::Open || self.stream.receiving {
+            return;
+        }
+        let Some(bulk) = self.bulk.take().filter(|bulk| !bulk.discards) else { return };
+        if let Some((mut work, _, _)) = self.work(core) {
+            work.end_operation(bulk.task);
+            work.release_if_aborted(bulk.task);
+        }
+    }
+
+    /// Look at the time: end a login that takes too long, let the session ping. When to look again.
+    pub(crate) fn watch_time<R: Ring>(&mut self, core: &mut Core<R>, now_ms: u64) -> Option<u64> {
+        if self.state != LinkState::Open {
+            return None;
+        }
+        match &mut self.phase {
+            Phase::Login(_) => {
+                let deadline_ms = self.opened_ms + LOGIN_TIMEOUT_MS;
+                if now_ms < deadline_ms {
+                    return Some(deadline_ms);
+                }
+                tracing::info!(peer = %self.peer, "connection dropped: no login within {LOGIN_TIMEOUT_MS} ms");
+                core.stats.connections_dropped.increment();
+                self.close(core);
+                None
+            }
+            Phase::Session(session) => match session.connection.on_time(now_ms) {
+                Ok(()) => {
+                    let deadline_ms = session.connection.next_deadline_ms();
+                    if session.connection.wants_transmit() {
+                        self.queue(core);
+                    }
+                    deadline_ms
+                }
+                Err(refusal) => {
+                    tracing::info!(peer = %self.peer, %refusal, "connection dropped");
+                    core.stats.connections_dropped.increment();
+                    self.close(core);
+                    None
+                }
+            },
+        }
+    }
+
+    /// Go on with the end of the connection. True when it is gone and its place can be reused.
+    pub(crate) fn wind_up<R: Ring>(&mut self, core: &mut Core<R>) -> bool {
+        match self.state {
+            LinkState::Open => false,
+            LinkState::Finishing => {
+                if self.tx.is_idle() {
+                    self.close(core);
+                }
+                false
+            }
+            LinkState::Closing => {
+                if self.operations == 0 {
+                    if core.io.submit(Mark::Close(self.key.index), Op::Close { fd: self.socket }).is_ok() {
+                        self.operations += 1;
+                        self.state = LinkState::Closed;
+                    } else {
+                        self.queue(core);
+                    }
+                }
+                false
+            }
+            LinkState::Closed if self.operations > 0 => false,
+            LinkState::Closed => match self.tsih {
+                None => true,
+                Some(tsih) => {
+                    let told = core.mail.post(ShardId(0), PeerMessage::SessionEnded { tsih }).is_ok();
+                    if told {
+                        self.tsih = None;
+                    } else {
+                        self.queue(core);
+                    }
+                    told
+                }
+            },
+        }
+    }
+}
+
+impl Stream {
+    /// The bytes that have not been consumed.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.buf.as_ref().map_or(&[], |buf| &buf[self.head..self.tail])
+    }
+
+    /// A part of them, counted from the head.
+    pub(crate) fn part(&self, range: Range<usize>) -> &[u8] {
+        &self.bytes()[range]
+    }
+
+    /// Bytes have been dealt with.
+    pub(crate) fn consume(&mut self, len: usize) {
+        self.head += len;
+        assert!(self.head <= self.tail, "only what is there can be consumed");
+        if self.head == self.tail {
+            self.head = 0;
+            self.tail = 0;
+        }
+    }
+
+    /// Make sure that `needed` bytes fit, and that some can be received. False: no memory.
+    fn make_room(&mut self, arena: &crate::mem::Arena) -> bool {
+        let held = self.tail - self.head;
+        let wanted = self.needed.max(held + 1).max(STREAM_BYTES_SMALL);
+        let Some(buf) = &mut self.buf else {
+            let fresh = arena.take(wanted);
+            self.buf = fresh;
+            return self.buf.is_some();
+        };
+        let filled = self.tail == buf.len();
+        let grown = if filled && buf.len() < STREAM_BYTES_LARGE { STREAM_BYTES_LARGE } else { wanted };
+        // A buffer that a burst has left behind goes back when it is empty and a small one will do.
+        let oversized = held == 0 && buf.len() > STREAM_BYTES_LARGE && wanted <= STREAM_BYTES_LARGE;
+        if grown > buf.len() || oversized {
+            if let Some(mut larger) = arena.take(grown) {
+                larger[..held].copy_from_slice(&buf[self.head..self.tail]);
+                *buf = larger;
+                self.head = 0;
+                self.tail = held;
+                return true;
+            }
+            if wanted > buf.len() {
+                return false;
+            }
+        }
+        if self.head > 0 && (self.head + wanted > buf.len() || filled) {
+            buf.copy_within(self.head..self.tail, 0);
+            self.head = 0;
+            self.tail = held;
+        }
+        self.tail < buf.len()
+    }
+}
+
+impl Bulk {
+    /// The part of the buffer that is to be filled next.
+    fn window(&mut self, arena: &crate::mem::Arena) -> Option<Window> {
+        if self.discards {
+            self.at = 0;
+            if self.buf.is_none() {
+                self.buf = arena.take(STREAM_BYTES_SMALL);
+            }
+        }
+        let buf = self.buf.take()?;
+        let len = self.missing.min(buf.len() - self.at);
+        Some(Window { buf, at: self.at as u32, len: len as u32 })
+    }
+
+    /// Bytes have been received into the window.
+    fn arrived(&mut self, len: usize) {
+        if let (Some(digest), Some(buf)) = (&mut self.digest, &self.buf) {
+            digest.update(&buf[self.at..self.at + len]);
+        }
+        self.at += len;
+        self.missing -= len;
+    }
+
+    /// Bytes that were in the stream already.
+    pub(crate) fn take(&mut self, bytes: &[u8]) {
+        if let Some(digest) = &mut self.digest {
+            digest.update(bytes);
+        }
+        if let (false, Some(buf)) = (self.discards, &mut self.buf) {
+            buf[self.at..self.at + bytes.len()].copy_from_slice(bytes);
+            self.at += bytes.len();
+        }
+        self.missing -= bytes.len();
+    }
+}

@@ -1,0 +1,256 @@
+//! Ending tasks before their time: task management functions, logout, and the end of a connection.
+//!
+//! A function is answered only when every task that it aborts has ended, on every shard. A [`Job`] counts the tasks of this shard;
+//! functions that reach beyond the initiator's own session go to all shards by message, and each answers when its job is done.
+
+use super::core::Core;
+use super::link::LinkState;
+use super::peer::{Asker, PeerMessage, ResetScope};
+use super::session::{Answer, Step, Work};
+use crate::bounded::{BitSet, Key, Slab};
+use crate::iscsi::pdu::{LogoutResponseCode, TaskManagementFunction, TaskManagementResponseCode};
+use crate::iscsi::task_management::TaskManagement;
+use crate::iscsi::transfer::{TASKS_MAX, TaskId};
+use crate::ring::Ring;
+use crate::scsi::{self, Attention};
+use crate::units::ShardId;
+
+/// Task management functions and logouts of one shard that wait for tasks.
+const JOBS_MAX: usize = 4096;
+
+/// Tasks of this shard that somebody waits for.
+pub(crate) struct Job {
+    asker: Asker,
+    remaining: u32,
+}
+
+/// The jobs of a shard.
+pub(crate) struct Jobs(Slab<Job>);
+
+impl Jobs {
+    pub(crate) fn new() -> Self {
+        Self(Slab::new(JOBS_MAX))
+    }
+}
+
+impl<R: Ring> Core<R> {
+    /// A job without tasks yet. It must be closed by [`Self::job_collected`]. `None`: too many.
+    pub(crate) fn begin_job(&mut self, asker: Asker) -> Option<Key> {
+        // One more than there are tasks, so that it does not end while they are being collected.
+        self.jobs.0.insert(Job { asker, remaining: 1 }).ok()
+    }
+
+    /// A task that the job waits for.
+    pub(crate) fn job_has_task(&mut self, job: Key) {
+        if let Some(job) = self.jobs.0.at_mut(job) {
+            job.remaining += 1;
+        }
+    }
+
+    /// All tasks have been collected.
+    pub(crate) fn job_collected(&mut self, job: Key) {
+        self.job_task_ended(job);
+    }
+
+    /// A task of the job has ended. With the last one the asker is told.
+    pub(crate) fn job_task_ended(&mut self, key: Key) {
+        let Some(job) = self.jobs.0.at_mut(key) else { return };
+        job.remaining -= 1;
+        if job.remaining == 0
+            && let Some(job) = self.jobs.0.remove(key)
+        {
+            self.mail.post_owed(job.asker.shard, PeerMessage::ResetDone { asker: job.asker });
+        }
+    }
+}
+
+impl<R: Ring> Work<'_, R> {
+    fn asker(&self, task: TaskId) -> Asker {
+        Asker { shard: self.core.id, link: self.key, task: task.0 }
+    }
+
+    /// Carry a task management function out.
+    pub(crate) fn start_management(&mut self, task: TaskId) {
+        let request = self.session.connection.task_management(task);
+        self.set_step(task, Step::Managing);
+        self.task(task).answer = Answer::Management(TaskManagementResponseCode::FUNCTION_COMPLETE);
+        match self.reach(&request) {
+            Ok(None) => self.manage(task, &request, None),
+            Ok(Some((scope, attention))) => self.manage(task, &request, Some((scope, attention))),
+            Err(response) => self.answer_management(task, response),
+        }
+    }
+
+    /// Which units beyond this session a function reaches, if any.
+    fn reach(&self, request: &TaskManagement) -> Result<Option<(ResetScope, Attention)>, TaskManagementResponseCode> {
+        let target = self.session.target.as_ref().map(|(id, _)| *id);
+        let unit = || {
+            let index = scsi::lun::decode(request.lun_raw).and_then(|lun| self.session.lun_index(lun));
+            let slot = index.map(|index| self.session.luns[index].disk);
+            slot.and_then(|slot| self.core.disks.at(slot))
+                .map(|slot| ResetScope::Unit(slot.disk.id()))
+                .ok_or(TaskManagementResponseCode::LUN_DOES_NOT_EXIST)
+        };
+        match request.function {
+            TaskManagementFunction::ABORT_TASK => Ok(None),
+            TaskManagementFunction::ABORT_TASK_SET => unit().map(|_| None),
+            TaskManagementFunction::CLEAR_TASK_SET => unit().map(|scope| Some((scope, Attention::CommandsCleared))),
+            TaskManagementFunction::LOGICAL_UNIT_RESET => unit().map(|scope| Some((scope, Attention::DeviceReset))),
+            TaskManagementFunction::TARGET_WARM_RESET | TaskManagementFunction::TARGET_COLD_RESET => target
+                .map(|target| Some((ResetScope::Target(target), Attention::DeviceReset)))
+                .ok_or(TaskManagementResponseCode::FUNCTION_NOT_SUPPORTED),
+            // No command ever leaves an ACA condition behind (NORMACA is zero), so there is none to clear.
+            _ => Err(TaskManagementResponseCode::FUNCTION_NOT_SUPPORTED),
+        }
+    }
+
+    /// Abort the session's own tasks, and have all shards abort those of others.
+    fn manage(&mut self, task: TaskId, request: &TaskManagement, beyond: Option<(ResetScope, Attention)>) {
+        let shards = if beyond.is_some() { self.core.shards } else { 0 };
+        if !self.core.mail.has_room() {
+            return self.answer_management(task, TaskManagementResponseCode::FUNCTION_REJECTED);
+        }
+        let Some(job) = self.core.begin_job(self.asker(task)) else {
+            return self.answer_management(task, TaskManagementResponseCode::FUNCTION_REJECTED);
+        };
+        // Answers that are awaited: the job's, and every shard's.
+        self.task(task).total = u32::from(shards) + 1;
+        self.begin_operation(task);
+        for shard in 0..shards {
+            self.begin_operation(task);
+            if let Some((scope, attention)) = beyond {
+                let drop_sessions = request.function == TaskManagementFunction::TARGET_COLD_RESET;
+                let asker = self.asker(task);
+                let message = PeerMessage::Reset { scope, attention, drop_sessions, asker };
+                self.core.mail.post_owed(ShardId(shard), message);
+            }
+        }
+        let mut affected = BitSet::new(TASKS_MAX);
+        match request.referenced {
+            Some(referenced) => _ = affected.insert(usize::from(referenced.0)),
+            None => {
+                for affected_task in self.session.connection.affected_tasks(request) {
+                    affected.insert(usize::from(affected_task.0));
+                }
+            }
+        }
+        for index in affected.iter() {
+            self.abort(TaskId(index as u16), Some(job));
+        }
+        self.core.job_collected(job);
+        self.task(task).durable = request.function == TaskManagementFunction::TARGET_COLD_RESET;
+    }
+
+    /// A shard has done its part of a function, or this session's own tasks have ended.
+    pub(crate) fn reset_done(&mut self, task: TaskId) {
+        self.end_operation(task);
+        let entry = self.task(task);
+        entry.total -= 1;
+        if entry.total > 0 || self.release_if_aborted(task) {
+            return;
+        }
+        self.send(task);
+    }
+
+    fn answer_management(&mut self, task: TaskId, response: TaskManagementResponseCode) {
+        self.task(task).answer = Answer::Management(response);
+        self.send(task);
+    }
+
+    /// Abort what another initiator's function (or one's own reset) covers, on this session.
+    pub(crate) fn reset(&mut self, scope: ResetScope, attention: Attention, job: Key, is_own: bool) {
+        let target = self.session.target.as_ref().map(|(id, _)| *id);
+        let disk = match scope {
+            ResetScope::Unit(disk) => match self.core.disks.find(disk) {
+                Some(slot) => Some(slot),
+                None => return,
+            },
+            ResetScope::Target(reset) if target == Some(reset) => None,
+            ResetScope::Target(_) => return,
+        };
+        for entry in &mut self.session.luns {
+            if disk.is_none_or(|slot| slot == entry.disk) && !(is_own && attention == Attention::CommandsCleared) {
+                entry.nexus.raise(attention);
+            }
+        }
+        if is_own {
+            // Its own tasks were aborted when the function arrived; later ones are not affected.
+            return;
+        }
+        let mut affected = BitSet::new(TASKS_MAX);
+        for (task, command) in self.session.connection.tasks() {
+            let slot = scsi::lun::decode(command.lun_raw)
+                .and_then(|lun| self.session.lun_index(lun))
+                .map(|index| self.session.luns[index].disk);
+            if slot.is_some() && disk.is_none_or(|disk| slot == Some(disk)) {
+                affected.insert(usize::from(task.0));
+            }
+        }
+        for index in affected.iter() {
+            self.abort(TaskId(index as u16), Some(job));
+        }
+    }
+
+    /// Log out: what is left of the session's tasks ends without an answer.
+    pub(crate) fn start_logout(&mut self, task: TaskId) {
+        self.core.stats.logouts.increment();
+        self.task(task).answer = Answer::Logout(LogoutResponseCode::CLOSED);
+        self.set_step(task, Step::Managing);
+        let job = self.core.mail.has_room().then(|| self.core.begin_job(self.asker(task))).flatten();
+        if job.is_some() {
+            self.task(task).total = 1;
+            self.begin_operation(task);
+        }
+        let mut tasks = BitSet::new(TASKS_MAX);
+        for (other, _) in self.session.connection.tasks() {
+            tasks.insert(usize::from(other.0));
+        }
+        for index in tasks.iter() {
+            self.abort(TaskId(index as u16), job);
+        }
+        match job {
+            Some(job) => self.core.job_collected(job),
+            None => self.send(task),
+        }
+    }
+
+    /// Abort one task: no answer will go. It ends when its operations have come back.
+    pub(crate) fn abort(&mut self, task: TaskId, job: Option<Key>) {
+        self.session.connection.abort(task);
+        if let Some(job) = job {
+            self.core.job_has_task(job);
+        }
+        let entry = self.task(task);
+        entry.aborted = true;
+        entry.job = job;
+        self.release_if_aborted(task);
+    }
+
+    /// If the task is aborted: end it once nothing of it is in flight. True when it is aborted.
+    pub(crate) fn release_if_aborted(&mut self, task: TaskId) -> bool {
+        if !self.task(task).aborted {
+            return false;
+        }
+        if self.task(task).operations == 0 {
+            if *self.state != LinkState::Closing {
+                self.session.connection.release(task);
+            }
+            self.free(task);
+        }
+        true
+    }
+
+    /// The connection ends: so does every task.
+    pub(crate) fn abort_all(&mut self) {
+        self.session.stalled = None;
+        self.session.ready.clear();
+        for index in 0..TASKS_MAX as u16 {
+            let task = TaskId(index);
+            self.task(task).queued = false;
+            if self.task(task).step != Step::Idle || self.task(task).operations > 0 {
+                self.task(task).aborted = true;
+                self.release_if_aborted(task);
+            }
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! What shards say to each other.
+//!
+//! Two conversations exist. A shard asks a disk's **home shard** for what only the home may do (allocate blocks, open
+//! the write session, flush); and it asks the **registrar** (shard 0) for a session identity at login. Questions carry
+//! who asks, answers carry it back; nothing is remembered in between except by the asker.
+
+use crate::iscsi::login::SessionIdentity;
+use crate::iscsi::pdu::LoginStatus;
+use crate::scsi::{Attention, MediumError};
+use crate::units::{DiskId, ShardId, TargetId};
+
+/// A connection of some shard: slab index and generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct LinkKey {
+    /// Index in the shard's link table.
+    pub(crate) index: u32,
+    /// Tells a reused slot from the old one.
+    pub(crate) generation: u32,
+}
+
+impl LinkKey {
+    /// An asker that does not wait for the answer.
+    pub(crate) const NOBODY: Self = Self { index: u32::MAX, generation: 0 };
+}
+
+/// Who asked the home shard, and for which task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Asker {
+    /// The asking shard.
+    pub(crate) shard: ShardId,
+    /// The connection.
+    pub(crate) link: LinkKey,
+    /// The task on that connection.
+    pub(crate) task: u16,
+}
+
+/// What only a disk's home shard may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HomeRequest {
+    /// Make this byte range writable in place: open the write session and allocate its blocks.
+    Prepare {
+        /// First byte of the disk.
+        offset_bytes: u64,
+        /// Length in bytes.
+        len_bytes: u64,
+    },
+    /// Make everything that completed before durable.
+    Flush,
+}
+
+/// A message between shards.
+#[derive(Debug)]
+pub(crate) enum PeerMessage {
+    /// To a disk's home.
+    Home {
+        /// The disk.
+        disk: DiskId,
+        /// Who asks.
+        asker: Asker,
+        /// For what.
+        request: HomeRequest,
+    },
+    /// From a disk's home.
+    HomeDone {
+        /// Who asked.
+        asker: Asker,
+        /// How it went.
+        result: Result<(), MediumError>,
+    },
+    /// To the registrar: a login wants its session identity. An older session of the same name is ended first.
+    Register {
+        /// Who wants which session.
+        identity: SessionIdentity,
+        /// The shard whose connection logs in.
+        shard: ShardId,
+        /// That connection.
+        link: LinkKey,
+    },
+    /// From the registrar: the identity, or why there is none.
+    Registered {
+        /// The connection that logs in.
+        link: LinkKey,
+        /// Its Target Session Identifying Handle.
+        tsih: Result<u16, LoginStatus>,
+    },
+    /// From the registrar: end this connection, its session was reinstated elsewhere.
+    EndSession {
+        /// The connection.
+        link: LinkKey,
+    },
+    /// To the registrar: a session has ended.
+    SessionEnded {
+        /// Its handle.
+        tsih: u16,
+    },
+    /// To every shard: a task management function aborts the tasks of these units, whosever they are (SAM-5 clause 7).
+    Reset {
+        /// Which units.
+        scope: ResetScope,
+        /// What the initiators learn.
+        attention: Attention,
+        /// A target cold reset: the target's other sessions end as well.
+        drop_sessions: bool,
+        /// Who answers the initiator when all shards are done.
+        asker: Asker,
+    },
+    /// From a shard: its tasks of the reset have ended.
+    ResetDone {
+        /// Who asked.
+        asker: Asker,
+    },
+}
+
+/// Which logical units a reset covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ResetScope {
+    /// One disk, through whichever target it is reached.
+    Unit(DiskId),
+    /// Every LUN of a target.
+    Target(TargetId),
+}

@@ -1,0 +1,716 @@
+//! The turn: reap what has completed, hear messages, run every connection that has something to do, submit, wait.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use super::core::{Core, DiskSlot, Io, Mark};
+use super::home::HomeDisk;
+use super::input;
+use super::link::{Link, LinkState, Phase};
+use super::login::{self, LoginPhase, SystemEntropy};
+use super::mailbox::{Mailbox, Senders};
+use super::message::{DetachError, Reply, SessionInfo, ToShard};
+use super::output::Tx;
+use super::peer::{LinkKey, PeerMessage};
+use super::registrar::{Decision, Registrar};
+use crate::iscsi::chap::Entropy;
+use crate::iscsi::login::{Arrival, LoginPolicy};
+use crate::iscsi::transfer::TaskId;
+use crate::limits::{LOGIN_TIMEOUT_MS, SESSIONS_PER_SHARD_MAX};
+use crate::mem::Arena;
+use crate::observe::ShardStats;
+use crate::ring::{Completion, Fd, Nanos, Op, Ring, Wait};
+use crate::units::{PortalId, ShardId};
+
+/// Completions handled before connections get their turn.
+const COMPLETIONS_PER_TURN_MAX: usize = 1024;
+
+/// The longest that a shard spins before it sleeps: what waking an idle core costs.
+const SPIN_NS_MAX: u64 = 20_000;
+
+/// Turns with more commands than this are not worth spinning for: sleeping lets more of them gather.
+const SPIN_COMMANDS_MAX: u32 = 4;
+
+/// Deadlines are rounded up to this, so that many connections share one wake-up.
+const DEADLINE_GRAIN_MS: u64 = 1000;
+
+/// A listening socket of this shard.
+struct Listener {
+    portal: PortalId,
+    portal_group_tag: u16,
+    fd: Fd,
+    /// Closes the socket when dropped; `None` where the ring has no real sockets.
+    _owned: Option<OwnedFd>,
+    token: Option<crate::ring::Token>,
+    /// Accepting could not be started again for want of a place.
+    paused: bool,
+    closing: Option<Option<Reply<()>>>,
+}
+
+/// One shard. It never leaves the thread that made it.
+pub struct Shard<R: Ring> {
+    core: Core<R>,
+    mailbox: Mailbox,
+    links: Vec<Option<Box<Link>>>,
+    generations: Vec<u32>,
+    free: Vec<u32>,
+    listeners: Vec<Option<Listener>>,
+    registrar: Registrar,
+    policy: LoginPolicy,
+    entropy: Box<dyn Entropy>,
+    detaching: Vec<u32>,
+    quiescing: Option<(u64, Reply<()>)>,
+    sessions_started: u64,
+    zero_copy: bool,
+    stopped: bool,
+    spin_ns: u64,
+    spin_until: Nanos,
+}
+
+/// What a shard is made of besides its ring.
+pub(crate) struct Parts<W> {
+    pub(crate) id: ShardId,
+    pub(crate) shards: u16,
+    pub(crate) senders: Senders<W>,
+    pub(crate) mailbox: Mailbox,
+    pub(crate) stats: Arc<ShardStats>,
+    /// Zero-copy sends are worth trying.
+    pub(crate) zero_copy: bool,
+}
+
+impl<R: Ring> Shard<R> {
+    pub(crate) fn new(ring: R, arena: Arena, parts: Parts<R::Waker>) -> Self {
+        let links_max = SESSIONS_PER_SHARD_MAX as usize;
+        let io = Io { ring, arena };
+        let core = Core::new(parts.id, parts.shards, links_max, io, parts.senders, parts.stats);
+        Self {
+            core,
+            mailbox: parts.mailbox,
+            links: (0..links_max).map(|_| None).collect(),
+            generations: vec![0; links_max],
+            free: (0..links_max as u32).rev().collect(),
+            listeners: Vec::new(),
+            registrar: Registrar::default(),
+            policy: LoginPolicy::default(),
+            entropy: Box::new(SystemEntropy),
+            detaching: Vec::new(),
+            quiescing: None,
+            sessions_started: 0,
+            zero_copy: parts.zero_copy,
+            stopped: false,
+            spin_ns: SPIN_NS_MAX,
+            spin_until: Nanos(0),
+        }
+    }
+
+    /// Draw challenges from this instead of the system, for simulation.
+    pub fn set_entropy(&mut self, entropy: Box<dyn Entropy>) {
+        self.entropy = entropy;
+    }
+
+    /// Run until told to stop.
+    pub(crate) fn run(&mut self) -> Result<(), crate::ring::RingError> {
+        while !self.stopped {
+            let wait = self.turn();
+            self.enter(wait)?;
+        }
+        Ok(())
+    }
+
+    /// One turn without the wait that ends it: says how long it may wait.
+    pub fn turn(&mut self) -> Wait {
+        self.core.now = self.core.io.ring.now();
+        self.core.commands_in_turn = 0;
+        self.core.stats.turns.increment();
+        let completions = self.reap();
+        let messages = self.hear();
+        let runnable = self.core.runnable.len();
+        for _ in 0..runnable {
+            if let Some(index) = self.core.runnable.pop() {
+                self.run_link(index);
+            }
+        }
+        if completions + messages > 0 {
+            self.feed_starved();
+        }
+        self.watch_time();
+        self.finish_detaching();
+        if self.quiescing.is_some() {
+            self.finish_quiescing();
+        }
+        let delivered = self.core.mail.flush();
+        self.wait_after(completions + messages + runnable, delivered)
+    }
+
+    /// Publish what was queued, and wait.
+    pub fn enter(&mut self, wait: Wait) -> Result<(), crate::ring::RingError> {
+        if wait == Wait::Poll {
+            return self.core.io.ring.enter(wait);
+        }
+        self.core.stats.sleeps.increment();
+        self.core.stats.memory_used_bytes.set(self.core.io.arena.stats().bytes_taken as u64);
+        let before = self.core.io.ring.now();
+        let result = self.core.io.ring.enter(wait);
+        // A sleep that was shorter than what waking costs should have been a spin.
+        let slept_ns = self.core.io.ring.now().0 - before.0;
+        if slept_ns < SPIN_NS_MAX {
+            self.spin_ns = SPIN_NS_MAX;
+        }
+        result
+    }
+
+    /// How long the shard may wait now.
+    fn wait_after(&mut self, work: usize, delivered: bool) -> Wait {
+        let pending = !self.core.runnable.is_empty() || !self.core.mail.local_is_empty() || !self.mailbox.is_empty();
+        if pending || self.stopped {
+            return Wait::Poll;
+        }
+        let commands = self.core.commands_in_turn;
+        if work > 0 {
+            let worth_it = commands > 0 && commands <= SPIN_COMMANDS_MAX;
+            let spin_ns = if worth_it { self.spin_ns } else { 0 };
+            self.spin_until = Nanos(self.core.now.0 + spin_ns);
+        }
+        if self.core.now < self.spin_until {
+            return Wait::Poll;
+        }
+        if work == 0 && self.spin_until.0 > 0 && self.spin_ns > 0 {
+            // It has spun for nothing: half as long the next time.
+            self.spin_ns /= 2;
+            self.spin_until = Nanos(0);
+        }
+        // What a full mailbox has refused is tried again soon.
+        let retry_ms = if delivered { u64::MAX } else { self.core.now_ms() + 1 };
+        match self.core.deadline_ms.min(retry_ms) {
+            u64::MAX => Wait::Forever,
+            deadline_ms => Wait::Until(Nanos(deadline_ms.saturating_mul(1_000_000))),
+        }
+    }
+
+    /// Take completions; each leaves its connection in the queue of those that run.
+    fn reap(&mut self) -> usize {
+        let mut count = 0;
+        while count < COMPLETIONS_PER_TURN_MAX
+            && let Some(completion) = self.core.io.ring.reap()
+        {
+            count += 1;
+            self.completed(completion);
+        }
+        self.core.stats.completions.add(count as u64);
+        count
+    }
+
+    fn completed(&mut self, completion: Completion) {
+        let Self { core, links, .. } = self;
+        let link_at =
+            |links: &mut [Option<Box<Link>>], index: u32| links.get_mut(index as usize).and_then(Option::take);
+        let index = match Mark::from_tag(completion.tag) {
+            Mark::Accept(listener) => return self.accepted(listener, completion),
+            Mark::Engine(slot, io) => return self.engine_completed(slot, io, completion),
+            Mark::Flush(slot) => return self.flush_completed(slot, &completion),
+            Mark::Ignore => return,
+            Mark::Receive(index)
+            | Mark::Send(index)
+            | Mark::Shutdown(index)
+            | Mark::Close(index)
+            | Mark::Task(index, _, _) => index,
+        };
+        let Some(mut link) = link_at(links, index) else { unreachable!("a connection outlives its operations") };
+        let alive = match Mark::from_tag(completion.tag) {
+            Mark::Receive(_) => link.received(core, completion),
+            Mark::Send(_) => link.sent(core, completion),
+            Mark::Task(_, task, piece) => {
+                if let Some((mut work, _, _)) = link.work(core) {
+                    work.file_completed(TaskId(task), piece, completion);
+                }
+                true
+            }
+            _ => {
+                link.operations -= 1;
+                true
+            }
+        };
+        if !alive {
+            link.close(core);
+        }
+        link.queue(core);
+        self.links[index as usize] = Some(link);
+    }
+
+    /// Run one connection: everything it can do now, and what it then wants of the ring.
+    fn run_link(&mut self, index: u32) {
+        let Self { core, links, policy, entropy, .. } = self;
+        let Some(link) = links.get_mut(index as usize).and_then(Option::as_mut) else { return };
+        link.queued = false;
+        if link.state == LinkState::Open {
+            match link.phase {
+                Phase::Login(_) => login::run_login(link, core, policy, entropy.as_mut()),
+                Phase::Session(_) => input::advance(link, core),
+            }
+        } else if let Some((mut work, _, _)) = link.work(core) {
+            work.send_ready();
+        }
+        link.send(core);
+        link.receive(core);
+        link.abandon_bulk(core);
+        if link.wind_up(core) {
+            self.remove_link(index);
+        }
+    }
+
+    fn remove_link(&mut self, index: u32) {
+        let Some(link) = self.links[index as usize].take() else { return };
+        assert_eq!(link.operations, 0, "a connection is removed when everything has come back");
+        self.core.stats.connections.subtract(1);
+        if matches!(link.phase, Phase::Session(_)) {
+            self.core.stats.sessions.subtract(1);
+        }
+        self.generations[index as usize] = self.generations[index as usize].wrapping_add(1);
+        // A connection that is still in a queue is found missing there, or its successor is looked at once for nothing.
+        self.free.push(index);
+    }
+
+    /// A connection has come, or accepting has ended.
+    fn accepted(&mut self, index: u32, completion: Completion) {
+        let Some(listener) = self.listeners.get_mut(index as usize).and_then(Option::as_mut) else { return };
+        if !completion.more {
+            listener.token = None;
+        }
+        let (portal, tag) = (listener.portal, listener.portal_group_tag);
+        if let Ok(fd) = completion.result {
+            self.add_link(Fd(fd as i32), portal, tag);
+        } else if !completion.more {
+            // Out of descriptors or memory: listening goes on when the next connection ends, or at the next deadline.
+            let soon = self.core.now_ms() + DEADLINE_GRAIN_MS;
+            self.core.wake_by_ms(soon);
+            if let Some(listener) = self.listeners[index as usize].as_mut() {
+                listener.paused = true;
+            }
+        }
+        self.accept_on(index);
+    }
+
+    fn add_link(&mut self, socket: Fd, portal: PortalId, portal_group_tag: u16) {
+        let addresses = self.core.io.ring.addresses(socket);
+        let tx =
+            addresses.and_then(|(local, _)| Tx::new(&self.core.io.arena, self.zero_copy && !local.ip().is_loopback()));
+        let refused = self.quiescing.is_some();
+        let (Some(addresses), Some(tx), Some(index), false) = (addresses, tx, self.free.pop(), refused) else {
+            tracing::warn!("a connection was turned away: no memory or place for it");
+            let _ = self.core.io.submit(Mark::Ignore, Op::Close { fd: socket });
+            return;
+        };
+        let key = LinkKey { index, generation: self.generations[index as usize] };
+        let arrival = Arrival { portal, portal_group_tag, local: addresses.0, peer: addresses.1 };
+        let now_ms = self.core.now_ms();
+        let mut link = Box::new(Link::new(key, socket, addresses, tx, LoginPhase::new(arrival), now_ms));
+        link.queue(&mut self.core);
+        self.links[index as usize] = Some(link);
+        self.core.stats.accepted.increment();
+        self.core.stats.connections.add(1);
+        self.core.wake_by_ms(now_ms + LOGIN_TIMEOUT_MS);
+    }
+
+    /// Go on accepting, or finish closing a listener.
+    fn accept_on(&mut self, index: u32) {
+        let Some(listener) = self.listeners.get_mut(index as usize).and_then(Option::as_mut) else { return };
+        if listener.token.is_some() || listener.paused && listener.closing.is_none() {
+            return;
+        }
+        if let Some(reply) = &mut listener.closing {
+            if let Some(reply) = reply.take() {
+                reply(());
+            }
+            self.listeners[index as usize] = None;
+            return;
+        }
+        match self.core.io.ring.submit(Mark::Accept(index).tag(), Op::Accept { listener: listener.fd }) {
+            Ok(token) => listener.token = Some(token),
+            Err(_) => {
+                listener.paused = true;
+                let soon = self.core.now_ms() + DEADLINE_GRAIN_MS;
+                self.core.wake_by_ms(soon);
+            }
+        }
+    }
+
+    /// Accept on a listening socket from now on.
+    pub fn listen(&mut self, portal: PortalId, fd: Fd, owned: Option<OwnedFd>) {
+        let portal_group_tag = 1;
+        let listener =
+            Listener { portal, portal_group_tag, fd, _owned: owned, token: None, paused: false, closing: None };
+        let free = self.listeners.iter().position(Option::is_none);
+        let index = free.unwrap_or_else(|| {
+            self.listeners.push(None);
+            self.listeners.len() - 1
+        });
+        self.listeners[index] = Some(listener);
+        self.accept_on(index as u32);
+    }
+
+    fn stop_listening(&mut self, which: impl Fn(PortalId) -> bool, mut reply: Option<Reply<()>>) {
+        for index in 0..self.listeners.len() {
+            let Some(listener) = self.listeners[index].as_mut() else { continue };
+            if !which(listener.portal) || listener.closing.is_some() {
+                continue;
+            }
+            listener.closing = Some(reply.take());
+            if let Some(token) = listener.token {
+                self.core.io.ring.cancel(token);
+            }
+            self.accept_on(index as u32);
+        }
+        if let Some(reply) = reply {
+            reply(());
+        }
+    }
+
+    fn engine_completed(&mut self, slot: u32, io_id: u32, completion: Completion) {
+        let Core { io, mail, disks, home, .. } = &mut self.core;
+        if let Some(disk) = disks.at_mut(slot).and_then(|slot| slot.home.as_mut()) {
+            disk.engine_completed(home, io, mail, io_id, completion);
+        }
+    }
+
+    fn flush_completed(&mut self, slot: u32, completion: &Completion) {
+        let Core { io, mail, disks, home, .. } = &mut self.core;
+        if let Some(disk) = disks.at_mut(slot).and_then(|slot| slot.home.as_mut()) {
+            disk.flush_completed(home, io, mail, completion.result);
+        }
+    }
+
+    /// Give those that wait for memory, ring slots or home requests another try.
+    fn feed_starved(&mut self) {
+        let Core { io, mail, disks, home, .. } = &mut self.core;
+        for slot in 0..disks.len() {
+            if let Some(disk) = disks.at_mut(slot).and_then(|slot| slot.home.as_mut())
+                && disk.stalled()
+            {
+                disk.retry_stalled(home, io, mail);
+            }
+        }
+        for _ in 0..self.core.starved.len() {
+            let Some(index) = self.core.starved.pop() else { return };
+            let Some(link) = self.links[index as usize].as_mut() else { continue };
+            link.starving = false;
+            if let Some((mut work, _, _)) = link.work(&mut self.core) {
+                work.feed_starved();
+            }
+            link.queue(&mut self.core);
+        }
+    }
+
+    /// Connections whose time has come: logins that take too long, initiators that are silent.
+    fn watch_time(&mut self) {
+        let now_ms = self.core.now_ms();
+        if now_ms < self.core.deadline_ms {
+            return;
+        }
+        let mut next_ms = u64::MAX;
+        for index in 0..self.links.len() {
+            let Some(link) = self.links[index].as_mut() else { continue };
+            if let Some(deadline_ms) = link.watch_time(&mut self.core, now_ms) {
+                next_ms = next_ms.min(deadline_ms);
+            }
+        }
+        for index in 0..self.listeners.len() {
+            if let Some(listener) = self.listeners[index].as_mut()
+                && listener.paused
+            {
+                listener.paused = false;
+                self.accept_on(index as u32);
+            }
+        }
+        if let Some((deadline_ms, _)) = self.quiescing {
+            if now_ms >= deadline_ms {
+                self.close_all();
+                next_ms = next_ms.min(now_ms + DEADLINE_GRAIN_MS);
+            } else {
+                next_ms = next_ms.min(deadline_ms);
+            }
+        }
+        self.core.deadline_ms = match (next_ms, self.quiescing.is_some()) {
+            (u64::MAX, _) | (_, true) => next_ms,
+            _ => next_ms.next_multiple_of(DEADLINE_GRAIN_MS),
+        };
+    }
+
+    fn close_all(&mut self) {
+        for link in self.links.iter_mut().flatten() {
+            link.close(&mut self.core);
+        }
+    }
+}
+
+/// Messages, from the control plane and from other shards.
+impl<R: Ring> Shard<R> {
+    /// Hear what others say.
+    fn hear(&mut self) -> usize {
+        let mut count = 0;
+        while let Some(message) = self.core.mail.take_local() {
+            count += 1;
+            self.peer_message(message);
+        }
+        while self.core.mail.has_room()
+            && let Some(message) = self.mailbox.take_peer()
+        {
+            count += 1;
+            self.peer_message(message);
+        }
+        while let Some(message) = self.mailbox.take_control() {
+            count += 1;
+            self.control_message(message);
+        }
+        self.core.stats.messages.add(count as u64);
+        count
+    }
+
+    fn peer_message(&mut self, message: PeerMessage) {
+        match message {
+            PeerMessage::Home { disk, asker, request } => {
+                let Core { io, mail, disks, home, .. } = &mut self.core;
+                let slot = disks.find(disk).and_then(|slot| disks.at_mut(slot));
+                match slot.and_then(|slot| slot.home.as_mut()) {
+                    Some(disk) => disk.request(home, io, mail, asker, request),
+                    None => {
+                        let result = Err(crate::scsi::MediumError::Removed);
+                        mail.post_owed(asker.shard, PeerMessage::HomeDone { asker, result });
+                    }
+                }
+            }
+            PeerMessage::HomeDone { asker, result } => {
+                self.core.home_requests -= 1;
+                self.with_work(asker.link, |work| work.home_done(TaskId(asker.task), result));
+            }
+            PeerMessage::Reset { scope, attention, drop_sessions, asker } => {
+                self.reset_units(scope, attention, drop_sessions, asker);
+            }
+            PeerMessage::ResetDone { asker } => {
+                self.with_work(asker.link, |work| work.reset_done(TaskId(asker.task)));
+            }
+            PeerMessage::Register { identity, shard, link } => {
+                let decision = self.registrar.register(identity, (shard, link));
+                self.announce(decision);
+            }
+            PeerMessage::SessionEnded { tsih } => {
+                if let Some(decision) = self.registrar.ended(tsih) {
+                    self.announce(decision);
+                }
+            }
+            PeerMessage::Registered { link, tsih } => self.registered(link, tsih),
+            PeerMessage::EndSession { link } => {
+                let Self { core, links, .. } = self;
+                let link = links.get_mut(link.index as usize).and_then(Option::as_deref_mut).filter(|l| l.key == link);
+                if let Some(link) = link {
+                    tracing::info!(peer = %link.peer, "session reinstated by a newer login");
+                    link.close(core);
+                }
+            }
+        }
+    }
+
+    fn with_work(&mut self, key: LinkKey, act: impl FnOnce(&mut super::session::Work<'_, R>)) {
+        let Self { core, links, .. } = self;
+        let link = links.get_mut(key.index as usize).and_then(Option::as_deref_mut).filter(|link| link.key == key);
+        if let Some(link) = link {
+            if let Some((mut work, _, _)) = link.work(core) {
+                act(&mut work);
+            }
+            link.queue(core);
+        }
+    }
+
+    fn announce(&mut self, decision: Decision) {
+        let (shard, message) = match decision {
+            Decision::Grant((shard, link), tsih) => (shard, PeerMessage::Registered { link, tsih }),
+            Decision::End((shard, link)) => (shard, PeerMessage::EndSession { link }),
+        };
+        self.core.mail.post_owed(shard, message);
+    }
+
+    fn registered(&mut self, key: LinkKey, decision: Result<u16, crate::iscsi::pdu::LoginStatus>) {
+        self.sessions_started += 1;
+        let id = u64::from(self.core.id.0) << 40 | self.sessions_started;
+        let Self { core, links, .. } = self;
+        let link = links.get_mut(key.index as usize).and_then(Option::as_deref_mut).filter(|link| link.key == key);
+        let link = link.expect("a connection waits for the registrar before it ends");
+        login::registered(link, core, decision, id);
+        link.queue(core);
+    }
+
+    fn reset_units(
+        &mut self,
+        scope: super::peer::ResetScope,
+        attention: crate::scsi::Attention,
+        drop_sessions: bool,
+        asker: super::peer::Asker,
+    ) {
+        let Self { core, links, .. } = self;
+        let Some(job) = core.begin_job(asker) else {
+            // Too many functions at once: this shard's tasks go on, and the asker is told so late rather than never.
+            return core.mail.post_owed(asker.shard, PeerMessage::ResetDone { asker });
+        };
+        for link in links.iter_mut().flatten() {
+            let is_own = asker.shard == core.id && asker.link == link.key;
+            let target = match (&link.phase, scope) {
+                (Phase::Session(session), super::peer::ResetScope::Target(target)) => {
+                    session.target.as_ref().is_some_and(|(id, _)| *id == target)
+                }
+                _ => false,
+            };
+            if let Some((mut work, _, _)) = link.work(core) {
+                work.reset(scope, attention, job, is_own);
+            }
+            if drop_sessions && target && !is_own {
+                link.close(core);
+            }
+            link.queue(core);
+        }
+        core.job_collected(job);
+    }
+
+    fn control_message(&mut self, message: ToShard) {
+        match message {
+            ToShard::Configure { configuration, reply } => {
+                self.configure(configuration);
+                reply(());
+            }
+            ToShard::Listen { portal, listener } => self.listen(portal, Fd(listener.as_raw_fd()), Some(listener)),
+            ToShard::StopListening { portal, reply } => self.stop_listening(|id| id == portal, Some(reply)),
+            ToShard::Attach { disk, engine, reply } => {
+                self.attach(disk, engine);
+                reply(());
+            }
+            ToShard::Detach { disk, reply } => match self.core.disks.find(disk) {
+                Some(slot) => {
+                    if let Some(entry) = self.core.disks.at_mut(slot) {
+                        entry.detaching = Some(reply);
+                    }
+                    self.detaching.push(slot);
+                }
+                None => reply(Err(DetachError("the disk is not attached".into()))),
+            },
+            ToShard::ListSessions { reply } => reply(self.list_sessions()),
+            ToShard::DropSession { id, reply } => {
+                let Self { core, links, .. } = self;
+                let found =
+                    links.iter_mut().flatten().find(|link| matches!(&link.phase, Phase::Session(s) if s.id == id));
+                reply(found.is_some());
+                if let Some(link) = found {
+                    core.stats.connections_dropped.increment();
+                    link.close(core);
+                }
+            }
+            ToShard::Quiesce { patience_ms, reply } => self.quiesce(patience_ms, reply),
+            ToShard::Stop => self.stopped = true,
+        }
+    }
+
+    /// Make a disk known.
+    pub fn attach(&mut self, disk: Arc<crate::medium::Disk>, engine: Option<Box<crate::vhdx::Engine>>) {
+        let is_home = disk.home() == self.core.id;
+        let slot = self.core.disks.insert(DiskSlot { disk: Arc::clone(&disk), tasks: 0, home: None, detaching: None });
+        if is_home && let Some(entry) = self.core.disks.at_mut(slot) {
+            entry.home = HomeDisk::new(slot, disk, engine).map(Box::new);
+        }
+    }
+
+    /// Put a configuration in force.
+    pub fn configure(&mut self, configuration: Arc<super::message::Configuration>) {
+        self.core.configuration = Arc::clone(&configuration);
+        let Self { core, links, .. } = self;
+        for link in links.iter_mut().flatten() {
+            let Phase::Session(session) = &mut link.phase else { continue };
+            let Some((id, name)) = &session.target else { continue };
+            let target = configuration.directory.target(name.as_str()).filter(|target| target.id == *id);
+            if !target.is_some_and(|target| target.allows(&session.initiator, link.peer.ip())) {
+                tracing::info!(peer = %link.peer, "session dropped: its target is gone or no longer allowed");
+                core.stats.connections_dropped.increment();
+                link.close(core);
+            } else if session.map_luns(&configuration, &core.disks) {
+                for entry in &mut session.luns {
+                    entry.nexus.raise(crate::scsi::Attention::ReportedLunsChanged);
+                }
+            }
+        }
+    }
+
+    fn list_sessions(&self) -> Vec<SessionInfo> {
+        let now_ms = self.core.now_ms();
+        let sessions = self.links.iter().flatten().filter_map(|link| match &link.phase {
+            Phase::Session(session) if link.state == LinkState::Open => Some((link, session)),
+            _ => None,
+        });
+        sessions
+            .map(|(link, session)| SessionInfo {
+                id: session.id,
+                tsih: session.tsih,
+                initiator: session.initiator.as_str().to_owned(),
+                target: session.target.as_ref().map(|(_, name)| name.as_str().to_owned()),
+                peer: link.peer,
+                local: link.local,
+                shard: self.core.id,
+                header_digest: session.connection.parameters().header_digest,
+                data_digest: session.connection.parameters().data_digest,
+                age_seconds: (now_ms - session.since_ms) / 1000,
+                stats: Arc::clone(&session.stats),
+            })
+            .collect()
+    }
+
+    /// Disks that are being detached: close those that nothing uses any more, forget those that are closed.
+    fn finish_detaching(&mut self) {
+        let Core { io, mail, disks, home, .. } = &mut self.core;
+        self.detaching.retain(|&slot| {
+            let Some(entry) = disks.at_mut(slot) else { return false };
+            if entry.tasks > 0 {
+                return true;
+            }
+            let result = match entry.home.as_mut() {
+                None => Ok(()),
+                Some(disk) => {
+                    if !disk.closing() {
+                        disk.close(home, io, mail);
+                    }
+                    match disk.closed() {
+                        None => return true,
+                        Some(result) => result.map_err(|error| DetachError(error.to_string())),
+                    }
+                }
+            };
+            if let Some(reply) = disks.remove(slot).and_then(|entry| entry.detaching) {
+                reply(result);
+            }
+            false
+        });
+    }
+
+    /// Begin to go quiet.
+    fn quiesce(&mut self, patience_ms: u64, reply: Reply<()>) {
+        self.stop_listening(|_| true, None);
+        let now_ms = self.core.now_ms();
+        let deadline_ms = now_ms + patience_ms;
+        self.quiescing = Some((deadline_ms, reply));
+        let Self { core, links, .. } = self;
+        for link in links.iter_mut().flatten() {
+            match &mut link.phase {
+                Phase::Session(session) if link.state == LinkState::Open => {
+                    session
+                        .connection
+                        .request_logout(patience_ms.div_ceil(1000).min(u64::from(u16::MAX)) as u16, now_ms);
+                    link.queue(core);
+                }
+                _ => link.close(core),
+            }
+        }
+        self.core.wake_by_ms(deadline_ms);
+    }
+
+    /// Nothing is left of connections and listeners: tell whoever waits for that.
+    fn finish_quiescing(&mut self) {
+        let quiet = self.links.iter().all(Option::is_none) && self.listeners.iter().all(Option::is_none);
+        if quiet && let Some((_, reply)) = self.quiescing.take() {
+            reply(());
+        }
+    }
+}

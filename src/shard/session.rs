@@ -1,0 +1,345 @@
+//! A connection in full feature phase: its LUNs and its tasks.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::core::{Core, DiskTable};
+use super::link::LinkState;
+use super::message::Configuration;
+use super::output::Tx;
+use super::peer::LinkKey;
+use crate::bounded::{Key, Queue};
+use crate::iscsi::connection::Connection;
+use crate::iscsi::discovery::TextExchange;
+use crate::iscsi::names::IscsiName;
+use crate::iscsi::pdu::{LogoutResponseCode, TaskManagementResponseCode};
+use crate::iscsi::transfer::{TASKS_MAX, TaskId};
+use crate::medium::EXTENTS_MAX;
+use crate::mem::{Buf, Slice};
+use crate::observe::{Operation, SessionStats};
+use crate::ring::{Nanos, Ring};
+use crate::scsi::{ByteCheck, MediumError, NexusUnit, Outcome};
+use crate::units::{Lun, TargetId};
+
+/// One LUN as one session sees it.
+pub(crate) struct LunEntry {
+    pub(crate) lun: Lun,
+    pub(crate) disk: u32,
+    pub(crate) read_only: bool,
+    pub(crate) nexus: NexusUnit,
+}
+
+/// A session, which is one connection.
+pub(crate) struct Session {
+    pub(crate) connection: Connection,
+    pub(crate) tasks: Box<[Task]>,
+    /// Ascending.
+    pub(crate) luns: Vec<LunEntry>,
+    pub(crate) lun_numbers: Vec<Lun>,
+    pub(crate) target: Option<(TargetId, IscsiName)>,
+    pub(crate) initiator: IscsiName,
+    /// Names the session for the operator.
+    pub(crate) id: u64,
+    pub(crate) tsih: u16,
+    pub(crate) portal_group_tag: u16,
+    /// Ours and the initiator's.
+    pub(crate) addresses: (SocketAddr, SocketAddr),
+    pub(crate) text: TextExchange,
+    /// Tasks with something to send that did not fit. Each is in here at most once.
+    pub(crate) ready: Queue<TaskId>,
+    /// A PDU at the head of the stream that waits for memory; nothing more is looked at before it.
+    pub(crate) stalled: Option<Stalled>,
+    /// Tasks in [`Step::Starved`].
+    pub(crate) starved: u32,
+    /// Bytes of R2Ts that have not come yet: large ones are received straight into place.
+    pub(crate) solicited_bytes: u64,
+    /// For replies of commands that move no blocks.
+    pub(crate) scratch: Option<Buf>,
+    pub(crate) stats: Arc<SessionStats>,
+    pub(crate) since_ms: u64,
+}
+
+/// The PDU that waits for memory.
+pub(crate) struct Stalled {
+    pub(crate) task: TaskId,
+    /// Bytes to consume once it is dealt with.
+    pub(crate) len: usize,
+    /// Its data, counted from the head of the stream.
+    pub(crate) data: std::ops::Range<usize>,
+    /// The command is ahead of its CmdSN: only its data is to be kept.
+    pub(crate) held: bool,
+}
+
+/// What a task is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// No task.
+    Idle,
+    /// Ahead of its CmdSN.
+    Held,
+    /// Wants memory, a place in the ring, or a place among the home requests; will do this when it is tried again.
+    Starved(Resume),
+    /// Data-Out of the window is coming.
+    Receiving,
+    /// The home shard prepares the window's range.
+    Preparing,
+    /// The medium is being written.
+    Writing,
+    /// The medium is being read.
+    Reading,
+    /// The home shard flushes: before the first read, or after the last write.
+    Flushing,
+    /// Has something to send.
+    Sending,
+    /// The answer waits until the last Data-Out underway has come.
+    Draining,
+    /// A task management function or logout that waits for tasks to end.
+    Managing,
+}
+
+/// What a starved task does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Resume {
+    OpenWindow,
+    WriteOut,
+    ReadIn,
+    Flush,
+}
+
+/// What a task will answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Answer {
+    /// Not known yet.
+    None,
+    /// The pieces are payload; when the command is through, GOOD.
+    DataIn,
+    /// A SCSI Response.
+    Response(Outcome),
+    /// Text Response with the first piece.
+    Text { is_final: bool, continues: bool, target_transfer_tag: u32, transmit_segment_length_max: Option<u32> },
+    /// NOP-In with the first piece.
+    NopIn,
+    /// Logout Response; the connection ends after it.
+    Logout(LogoutResponseCode),
+    /// Task Management Function Response.
+    Management(TaskManagementResponseCode),
+}
+
+/// What a command does with the medium.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Nothing.
+    None,
+    Read,
+    Write,
+    Verify(ByteCheck),
+    WriteAndVerify {
+        compare: bool,
+    },
+    Flush,
+}
+
+/// One task. All of a session's tasks are allocated at login.
+pub(crate) struct Task {
+    pub(crate) step: Step,
+    pub(crate) answer: Answer,
+    pub(crate) kind: Kind,
+    /// The disk's slot, when the task holds it.
+    pub(crate) disk: Option<u32>,
+    pub(crate) operation: Operation,
+    pub(crate) started: Nanos,
+    /// Where on the disk, in bytes.
+    pub(crate) offset_bytes: u64,
+    /// Bytes of the disk that the command covers and that will be moved.
+    pub(crate) total: u32,
+    /// Of those, through.
+    pub(crate) done: u32,
+    /// Bytes of the present window.
+    pub(crate) window: u32,
+    /// Bytes of Data-Out that are wanted in all.
+    pub(crate) data_total: u32,
+    /// Bytes of the window's Data-Out that have come.
+    pub(crate) received: u32,
+    /// Bytes that the CDB asks for, for residuals.
+    pub(crate) transfer_length: u64,
+    /// FUA.
+    pub(crate) durable: bool,
+    /// The window's Data-Out as it comes.
+    pub(crate) buf: Option<Buf>,
+    /// The window's Data-Out, complete; for VERIFY with a single block, that block.
+    pub(crate) data: Option<Slice>,
+    /// What was read, in order.
+    pub(crate) pieces: [Option<Slice>; EXTENTS_MAX],
+    pub(crate) piece_count: u8,
+    /// The piece being sent, and how many bytes of it have been.
+    pub(crate) piece_sent: (u8, u32),
+    /// Operations of this task that are with the ring, the home shard or the receiver.
+    pub(crate) operations: u16,
+    pub(crate) error: Option<MediumError>,
+    /// No answer will go.
+    pub(crate) aborted: bool,
+    /// Bytes of this task's R2Ts that have not come yet.
+    pub(crate) solicited_bytes: u32,
+    /// In `Session::ready`.
+    pub(crate) queued: bool,
+    /// The task management function that waits for this task's end.
+    pub(crate) job: Option<Key>,
+}
+
+impl Task {
+    pub(crate) fn idle() -> Self {
+        Self {
+            step: Step::Idle,
+            answer: Answer::None,
+            kind: Kind::None,
+            disk: None,
+            operation: Operation::Other,
+            started: Nanos(0),
+            offset_bytes: 0,
+            total: 0,
+            done: 0,
+            window: 0,
+            data_total: 0,
+            received: 0,
+            transfer_length: 0,
+            durable: false,
+            buf: None,
+            data: None,
+            pieces: [const { None }; EXTENTS_MAX],
+            piece_count: 0,
+            piece_sent: (0, 0),
+            operations: 0,
+            error: None,
+            aborted: false,
+            solicited_bytes: 0,
+            queued: false,
+            job: None,
+        }
+    }
+
+    /// Let go of what was read.
+    pub(crate) fn clear_pieces(&mut self) {
+        for piece in &mut self.pieces[..usize::from(self.piece_count)] {
+            *piece = None;
+        }
+        self.piece_count = 0;
+        self.piece_sent = (0, 0);
+    }
+
+    /// The payload of an answer that is one piece.
+    pub(crate) fn set_piece(&mut self, piece: Slice) {
+        self.clear_pieces();
+        self.pieces[0] = Some(piece);
+        self.piece_count = 1;
+    }
+}
+
+/// The session with all that its commands need: methods of commands live on this.
+pub(crate) struct Work<'a, R: Ring> {
+    pub(crate) session: &'a mut Session,
+    pub(crate) tx: &'a mut Tx,
+    pub(crate) core: &'a mut Core<R>,
+    pub(crate) key: LinkKey,
+    /// Of the connection: what its teardown waits for.
+    pub(crate) operations: &'a mut u32,
+    pub(crate) state: &'a mut LinkState,
+}
+
+impl<R: Ring> Work<'_, R> {
+    /// A task of the session.
+    #[inline]
+    pub(crate) fn task(&mut self, task: TaskId) -> &mut Task {
+        &mut self.session.tasks[usize::from(task.0)]
+    }
+
+    /// An operation of a task has been handed on.
+    pub(crate) fn begin_operation(&mut self, task: TaskId) {
+        self.task(task).operations += 1;
+        *self.operations += 1;
+    }
+
+    /// An operation of a task has come back.
+    pub(crate) fn end_operation(&mut self, task: TaskId) {
+        let entry = self.task(task);
+        assert!(entry.operations > 0, "an operation ends once");
+        entry.operations -= 1;
+        *self.operations -= 1;
+    }
+
+    /// The task cannot go on now; it is tried again when something has been freed.
+    pub(crate) fn starve(&mut self, task: TaskId, resume: Resume) {
+        let entry = self.task(task);
+        if !matches!(entry.step, Step::Starved(_)) {
+            self.session.starved += 1;
+        }
+        self.task(task).step = Step::Starved(resume);
+    }
+
+    /// Leave [`Step::Starved`], if in it.
+    pub(crate) fn set_step(&mut self, task: TaskId, step: Step) {
+        if matches!(self.task(task).step, Step::Starved(_)) {
+            self.session.starved -= 1;
+        }
+        self.task(task).step = step;
+    }
+
+    /// Try again every task that is starved.
+    pub(crate) fn feed_starved(&mut self) {
+        if self.session.starved == 0 {
+            return;
+        }
+        for index in 0..TASKS_MAX as u16 {
+            let task = TaskId(index);
+            let Step::Starved(resume) = self.task(task).step else { continue };
+            self.set_step(task, Step::Idle);
+            match resume {
+                Resume::OpenWindow => self.open_window(task),
+                Resume::WriteOut => self.write_out(task),
+                Resume::ReadIn => self.read_in(task),
+                Resume::Flush => self.ask_flush(task),
+            }
+        }
+    }
+}
+
+impl Session {
+    /// The LUN's entry.
+    #[inline]
+    pub(crate) fn lun_index(&self, lun: Lun) -> Option<usize> {
+        // LUNs are mostly numbered without gaps.
+        let guess = usize::from(lun.0);
+        if self.luns.get(guess).is_some_and(|entry| entry.lun == lun) {
+            return Some(guess);
+        }
+        self.luns.binary_search_by_key(&lun, |entry| entry.lun).ok()
+    }
+
+    /// Take the LUNs of a new configuration. True when they differ from what the initiator knows.
+    pub(crate) fn map_luns(&mut self, configuration: &Configuration, disks: &DiskTable) -> bool {
+        let map = self.target.as_ref().and_then(|(id, _)| configuration.luns.get(id));
+        let mut former = std::mem::take(&mut self.luns);
+        let mut changed = false;
+        for (lun, mapping) in map.into_iter().flatten() {
+            let Some(disk) = disks.find(mapping.disk) else { continue };
+            let same = former.iter().position(|entry| entry.lun == *lun && entry.disk == disk);
+            let entry = match same {
+                Some(index) => {
+                    let mut entry = former.swap_remove(index);
+                    if entry.read_only != mapping.read_only {
+                        entry.read_only = mapping.read_only;
+                        entry.nexus.raise(crate::scsi::Attention::ModeParametersChanged);
+                    }
+                    entry
+                }
+                None => {
+                    changed = true;
+                    LunEntry { lun: *lun, disk, read_only: mapping.read_only, nexus: NexusUnit::new() }
+                }
+            };
+            self.luns.push(entry);
+        }
+        changed |= !former.is_empty();
+        self.lun_numbers = self.luns.iter().map(|entry| entry.lun).collect();
+        changed
+    }
+}

@@ -1,0 +1,296 @@
+//! From the initiator to the medium.
+//!
+//! A command is worked off in windows of at most 1 MiB: a window has one buffer, R2Ts ask for what did not come unsolicited, and when
+//! all of it has come it is written; then the next window opens. An answer of GOOD leaves only after the last write has completed and
+//! every allocation it needed is in the file (the promise of GOOD), and with FUA after all of that is durable.
+
+use super::core::Mark;
+use super::peer::HomeRequest;
+use super::session::{Kind, Resume, Step, Work};
+use crate::iscsi::transfer::TaskId;
+use crate::limits::BURST_LENGTH_MAX;
+use crate::medium::{Backing, Extent, ExtentList, WritePlan};
+use crate::ring::{Errno, Fd, Op, Ring};
+use crate::scsi::{ByteCheck, MediumError, Outcome};
+
+impl<R: Ring> Work<'_, R> {
+    /// A buffer for data that comes without being asked for, so that nothing can fail between a command's execution and its data.
+    /// Not needed where the data is used up at once. False: no memory.
+    pub(crate) fn keep_unsolicited_data(&mut self, task: TaskId, data: &[u8]) -> bool {
+        let command = self.session.connection.command(task);
+        let expected = command.expected_write_length();
+        let more_may_come = (data.len() as u32) < expected && !self.session.connection.parameters().initial_r2t;
+        if data.is_empty() && !more_may_come || data.len() as u32 >= expected && self.takes_at_once(task) {
+            return true;
+        }
+        let window = expected.clamp(data.len() as u32, BURST_LENGTH_MAX);
+        let Some(buf) = self.core.io.arena.take(window as usize) else { return false };
+        self.task(task).buf = Some(buf);
+        true
+    }
+
+    /// Whether the disk takes bytes straight from the stream.
+    fn takes_at_once(&self, task: TaskId) -> bool {
+        let lun = crate::scsi::lun::decode(self.session.connection.command(task).lun_raw);
+        let Some(index) = lun.and_then(|lun| self.session.lun_index(lun)) else { return true };
+        let backing = self.core.disks.of_task(self.session.luns[index].disk).backing();
+        matches!(backing, Backing::Null | Backing::Memory(_))
+    }
+
+    /// WRITE, WRITE AND VERIFY, and VERIFY with data. `data` is the immediate data.
+    pub(crate) fn start_write(&mut self, task: TaskId, medium_bytes: u64, data_out: u64, data: &[u8]) {
+        let slot = self.task(task).disk.expect("a write has a unit");
+        let block_bytes = u64::from(self.core.disks.of_task(slot).block_length());
+        let expected = u64::from(self.session.connection.command(task).expected_write_length());
+        // Of a transfer that is shorter than the CDB asks for, whole blocks count.
+        let data_total = data_out.min(expected) / block_bytes * block_bytes;
+        let entry = self.task(task);
+        let single = entry.kind == Kind::Verify(ByteCheck::Single);
+        let total = if single && data_total > 0 { medium_bytes } else { medium_bytes.min(data_total) };
+        entry.total = u32::try_from(total).expect("the transfer length is limited by the unit");
+        entry.data_total = data_total as u32;
+        if entry.total == 0 {
+            return self.complete(task, Outcome::GOOD);
+        }
+        let (data_total, kind) = (entry.data_total, entry.kind);
+        self.session.connection.limit_data_out(task, data_total);
+        let data = &data[..data.len().min(data_total as usize)];
+        if data.len() as u32 == data_total && kind == Kind::Write && self.write_at_once(task, data) {
+            return;
+        }
+        if !data.is_empty() {
+            let buf = self
+                .task(task)
+                .buf
+                .take()
+                .or_else(|| self.core.io.arena.take(BURST_LENGTH_MAX.min(data_total) as usize));
+            let Some(mut buf) = buf else { return self.complete(task, MediumError::Busy.outcome()) };
+            buf[..data.len()].copy_from_slice(data);
+            self.task(task).buf = Some(buf);
+        }
+        self.task(task).received = data.len() as u32;
+        self.open_window(task);
+    }
+
+    /// All data is in the stream and the disk is memory: no buffer is needed.
+    fn write_at_once(&mut self, task: TaskId, data: &[u8]) -> bool {
+        let entry = self.task(task);
+        let (offset_bytes, slot, total) = (entry.offset_bytes, entry.disk, entry.total);
+        let disk = self.core.disks.of_task(slot.expect("a write has a unit"));
+        match disk.backing() {
+            Backing::Null => {}
+            Backing::Memory(memory) => memory.write(offset_bytes, data),
+            _ => return false,
+        }
+        self.task(task).done = total;
+        self.complete(task, Outcome::GOOD);
+        true
+    }
+
+    /// Open the next window: a buffer, then R2Ts for what has not come. `received` bytes of it are in the buffer already.
+    pub(crate) fn open_window(&mut self, task: TaskId) {
+        let entry = self.task(task);
+        // VERIFY with a single block has one window of Data-Out, which then serves for all windows of the medium.
+        entry.window = if entry.kind == Kind::Verify(ByteCheck::Single) {
+            entry.data_total
+        } else {
+            (entry.total - entry.done).min(BURST_LENGTH_MAX)
+        };
+        let window = entry.window as usize;
+        if entry.buf.as_ref().is_none_or(|buf| buf.len() < window) {
+            assert_eq!(entry.received, 0, "a window with immediate data has its buffer");
+            match self.core.io.arena.take(window) {
+                Some(buf) => self.task(task).buf = Some(buf),
+                None => return self.starve(task, Resume::OpenWindow),
+            }
+        }
+        self.set_step(task, Step::Receiving);
+        self.receive_more(task);
+    }
+
+    /// Data of the window has come, or the window has just opened.
+    fn receive_more(&mut self, task: TaskId) {
+        let entry = self.task(task);
+        if entry.received == entry.window {
+            return self.window_received(task);
+        }
+        if !self.send_r2ts(task) {
+            self.queue_ready(task);
+        }
+    }
+
+    /// Send the R2Ts that may go now, within the window. False when there is no room.
+    pub(crate) fn send_r2ts(&mut self, task: TaskId) -> bool {
+        let entry = self.task(task);
+        let window_end = match entry.kind {
+            Kind::Verify(ByteCheck::Single) => entry.data_total,
+            _ => entry.done + entry.window,
+        };
+        while let Some(span) = self.session.connection.want_r2t(task) {
+            if span.offset >= window_end {
+                break;
+            }
+            let len = span.len.min(window_end - span.offset);
+            if !self.session.connection.send_r2t(task, len, &mut self.tx.bare()) {
+                return false;
+            }
+            self.session.solicited_bytes += u64::from(len);
+            self.task(task).solicited_bytes += len;
+        }
+        true
+    }
+
+    /// Where in the window's buffer a Data-Out goes.
+    pub(crate) fn place_in_window(&mut self, task: TaskId, buffer_offset: u32) -> usize {
+        let entry = self.task(task);
+        let start = if entry.kind == Kind::Verify(ByteCheck::Single) { 0 } else { entry.done };
+        buffer_offset.saturating_sub(start) as usize
+    }
+
+    /// Data of a PDU that is wholly in the stream.
+    pub(crate) fn data_out(&mut self, task: TaskId, buffer_offset: u32, data: &[u8]) {
+        let at = self.place_in_window(task, buffer_offset);
+        if let Some(buf) = self.task(task).buf.as_mut() {
+            // The engine has checked the PDU against what was asked for, and what was asked for lies in the window; what a
+            // command does not want of its unsolicited data falls off here.
+            let len = data.len().min(buf.len().saturating_sub(at));
+            buf[at..at + len].copy_from_slice(&data[..len]);
+        }
+        self.data_arrived(task, buffer_offset, data.len() as u32);
+    }
+
+    /// Data is in its place.
+    pub(crate) fn data_arrived(&mut self, task: TaskId, buffer_offset: u32, len: u32) {
+        let at = self.place_in_window(task, buffer_offset) as u32;
+        let entry = self.task(task);
+        let solicited_bytes = len.min(entry.solicited_bytes);
+        entry.solicited_bytes -= solicited_bytes;
+        self.session.solicited_bytes -= u64::from(solicited_bytes);
+        let entry = self.task(task);
+        match entry.step {
+            Step::Receiving => {
+                entry.received = (entry.received + len.min(entry.window.saturating_sub(at))).min(entry.window);
+                self.receive_more(task);
+            }
+            // Unsolicited data of a command that waits for its turn.
+            Step::Held => entry.received = entry.received.max(at + len),
+            _ => {}
+        }
+    }
+
+    /// All of the window has come.
+    fn window_received(&mut self, task: TaskId) {
+        let entry = self.task(task);
+        let mut buf = entry.buf.take().expect("an open window has its buffer");
+        if buf.len() > entry.window as usize {
+            buf.truncate(entry.window as usize);
+        }
+        entry.data = Some(buf.freeze());
+        match entry.kind {
+            Kind::Verify(_) => self.read_in(task),
+            _ => self.write_out(task),
+        }
+    }
+
+    /// Write the window.
+    pub(crate) fn write_out(&mut self, task: TaskId) {
+        let entry = self.task(task);
+        let (offset_bytes, window) = (entry.offset_bytes + u64::from(entry.done), entry.window);
+        entry.error = None;
+        let slot = entry.disk.expect("a write has a unit");
+        let disk = self.core.disks.of_task(slot);
+        match disk.plan_write(offset_bytes, window) {
+            WritePlan::Discard => self.window_written(task),
+            WritePlan::Memory => {
+                let data = self.session.tasks[usize::from(task.0)].data.as_ref();
+                if let (Backing::Memory(memory), Some(data)) = (disk.backing(), data) {
+                    memory.write(offset_bytes, data);
+                }
+                self.window_written(task);
+            }
+            WritePlan::Poisoned => self.fail(task, MediumError::Poisoned),
+            WritePlan::Prepare => {
+                let request = HomeRequest::Prepare { offset_bytes, len_bytes: u64::from(window) };
+                if !self.core.ask_home(slot, self.key, task.0, request) {
+                    return self.starve(task, Resume::WriteOut);
+                }
+                self.set_step(task, Step::Preparing);
+                self.begin_operation(task);
+            }
+            WritePlan::File(file, extents) => self.write_extents(task, file, &extents),
+        }
+    }
+
+    fn write_extents(&mut self, task: TaskId, file: Fd, extents: &ExtentList) {
+        self.set_step(task, Step::Writing);
+        let durable = self.task(task).durable;
+        let mut at = 0usize;
+        for (index, extent) in extents.as_slice().iter().enumerate() {
+            let (Extent::File { len_bytes, .. } | Extent::Zeros { len_bytes }) = *extent;
+            if let Extent::File { offset_bytes, .. } = *extent {
+                let data = self.task(task).data.as_ref().expect("a window that is written has its data");
+                let from = data.slice(at..at + len_bytes as usize);
+                self.submit_write(task, index as u8, Op::Write { file, offset_bytes, from, durable });
+            }
+            at += len_bytes as usize;
+        }
+        if self.task(task).operations == 0 {
+            self.writes_ended(task);
+        }
+    }
+
+    fn submit_write(&mut self, task: TaskId, piece: u8, op: Op) {
+        let mark = Mark::Task(self.key.index, task.0, piece);
+        match self.core.io.submit(mark, op) {
+            Ok(()) => self.begin_operation(task),
+            Err(_) => {
+                self.task(task).error.get_or_insert(MediumError::Busy);
+            }
+        }
+    }
+
+    /// One extent of the window has been written, or part of it.
+    pub(crate) fn write_completed(&mut self, task: TaskId, piece: u8, op: Op, result: Result<u32, Errno>) {
+        let Op::Write { file, offset_bytes, from, durable } = op else { return };
+        match result {
+            Ok(written) if written as usize == from.len() => {}
+            Ok(written) if written > 0 => {
+                let from = from.slice(written as usize..from.len());
+                let offset_bytes = offset_bytes + u64::from(written);
+                self.submit_write(task, piece, Op::Write { file, offset_bytes, from, durable });
+            }
+            Err(Errno(libc::ENOSPC | libc::EDQUOT | libc::EFBIG)) => {
+                self.task(task).error = Some(MediumError::OutOfSpace);
+            }
+            Ok(_) | Err(_) => {
+                // What the file holds now is not known, and an initiator may believe later writes to be in order after it.
+                let lba = self.window_lba(task);
+                let slot = self.task(task).disk.expect("a write has a unit");
+                self.core.disks.of_task(slot).poison();
+                self.task(task).error = Some(MediumError::WriteFailed { lba });
+            }
+        }
+    }
+
+    /// Every extent has been written, or has failed.
+    pub(crate) fn writes_ended(&mut self, task: TaskId) {
+        match self.task(task).error {
+            Some(MediumError::Busy) => return self.starve(task, Resume::WriteOut),
+            Some(error) => return self.fail(task, error),
+            None => {}
+        }
+        let slot = self.task(task).disk.expect("a write has a unit");
+        if self.task(task).durable && self.core.disks.of_task(slot).needs_flush_after_durable_write() {
+            return self.ask_flush(task);
+        }
+        self.window_written(task);
+    }
+
+    /// The window is on the medium.
+    pub(crate) fn window_written(&mut self, task: TaskId) {
+        match self.task(task).kind {
+            Kind::WriteAndVerify { .. } => self.read_in(task),
+            _ => self.window_done(task),
+        }
+    }
+}

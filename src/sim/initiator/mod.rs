@@ -1,0 +1,532 @@
+//! A simulated initiator: it logs in, writes, reads, compares and logs out, and believes nothing.
+//!
+//! It is written from RFC 7143, SPC-4 and SBC-3 alone and shares no code with the server. What it offers at login, which
+//! commands it sends, and how it cuts its data are drawn from its seed. Every answer is checked against the rules (numbers,
+//! windows, lengths, residuals, digests), and every byte read against its memory of what it wrote. A lost connection
+//! is taken as real initiators do: log in again under the same name, and the writes without an answer may have happened
+//! or not, but may not happen later.
+//!
+//! **May know:** the simulated stream.
+
+mod command;
+mod contents;
+mod login;
+mod pdu;
+mod session;
+#[cfg(test)]
+mod small_target;
+
+use std::net::SocketAddr;
+
+use command::{Work, sense_key, status};
+use contents::{Contents, UNIT_BYTES};
+use login::{Login, Names, Offer, Progress};
+use pdu::{Digests, Pdu, response};
+use session::{Ended, Event, Session};
+
+use super::random::{Chance, Random};
+use super::stream::Stream;
+use super::world::{Runnable, World};
+use super::{StreamError, hash_bytes};
+use crate::ring::{Nanos, Wait};
+
+/// A logical unit as one initiator uses it.
+#[derive(Clone, Debug)]
+pub struct LunPlan {
+    /// Its number, below 256.
+    pub lun: u8,
+    /// Whether it keeps what is written; a null disk does not.
+    pub keeps_data: bool,
+    /// The first 512-byte sector that belongs to this initiator alone; a multiple of 8.
+    pub first_sector: u64,
+    /// How many sectors, a multiple of 8. They hold zeros at first.
+    pub sector_count: u64,
+    /// Whether commands may fail with medium and space errors.
+    pub may_fail: bool,
+}
+
+/// What an initiator does.
+#[derive(Clone, Debug)]
+pub struct InitiatorConfig {
+    /// Where the target listens.
+    pub portal: SocketAddr,
+    /// Its own iSCSI name.
+    pub initiator_name: String,
+    /// The target's iSCSI name.
+    pub target_name: String,
+    /// The session's ISID: with the name it says which session a new login continues.
+    pub isid: [u8; 6],
+    /// The logical units it uses.
+    pub luns: Vec<LunPlan>,
+    /// Commands to send before the final comparison.
+    pub commands: u32,
+    /// Commands outstanding at most.
+    pub depth: usize,
+    /// The longest transfer in bytes.
+    pub transfer_bytes_max: usize,
+    /// Connections may be lost; it logs in again. Otherwise that is a failure.
+    pub may_lose_connection: bool,
+    /// For each turn: it resets its own connection.
+    pub resets: Chance,
+}
+
+/// What an initiator met on its way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InitiatorReport {
+    /// Logins that reached the full feature phase.
+    pub logins: u32,
+    /// Commands answered GOOD.
+    pub good: u32,
+    /// Commands answered with a medium, hardware, space or abort error.
+    pub failed: u32,
+    /// Commands answered BUSY, TASK SET FULL or with a unit attention.
+    pub retried: u32,
+    /// Connections lost.
+    pub lost: u32,
+    /// A hash of everything received, in order.
+    pub received_hash: u64,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Not connected; to be tried at this moment.
+    Away(Nanos),
+    LoggingIn(Box<Login>, Vec<u8>),
+    Working(Box<Session>),
+    /// Logged out; the target closes.
+    Leaving,
+    Done,
+    Failed(String),
+}
+
+#[derive(Debug)]
+struct Unit {
+    plan: LunPlan,
+    contents: Contents,
+    block_bytes: usize,
+    /// Told ready and its size, in this session.
+    is_known: bool,
+    /// The next sector of the final comparison.
+    compared: u64,
+}
+
+/// One initiator with one session at a time.
+#[derive(Debug)]
+pub struct Initiator {
+    world: World,
+    config: InitiatorConfig,
+    random: Random,
+    stream: Option<Stream>,
+    phase: Phase,
+    offer: Offer,
+    rx: Vec<u8>,
+    units: Vec<Unit>,
+    commands_left: u32,
+    pinged: bool,
+    asked_to_leave: bool,
+    report: InitiatorReport,
+}
+
+/// Between a loss and the next try.
+const RETRY_AFTER: Nanos = Nanos(50_000_000);
+
+/// A server that refuses this often will not take us.
+const ATTEMPTS_MAX: u32 = 2000;
+
+impl Initiator {
+    /// An initiator that has not connected yet.
+    pub fn new(world: &World, config: InitiatorConfig) -> Initiator {
+        let mut random = world.random();
+        let offer = Offer::draw(&mut random);
+        let units = config.luns.iter().map(|plan| Unit {
+            contents: Contents::new(plan.first_sector, plan.sector_count as usize),
+            plan: plan.clone(),
+            block_bytes: UNIT_BYTES,
+            is_known: false,
+            compared: 0,
+        });
+        Initiator {
+            world: world.clone(),
+            units: units.collect(),
+            random,
+            stream: None,
+            phase: Phase::Away(Nanos(0)),
+            offer,
+            rx: Vec::new(),
+            commands_left: config.commands,
+            config,
+            pinged: false,
+            asked_to_leave: false,
+            report: InitiatorReport::default(),
+        }
+    }
+
+    /// What it met so far; an error is a breach of a rule, or wrong data.
+    pub fn result(&self) -> Result<InitiatorReport, String> {
+        match &self.phase {
+            Phase::Failed(why) => Err(format!("{} ({:?}): {why}", self.config.initiator_name, self.offer)),
+            _ => Ok(self.report),
+        }
+    }
+
+    /// Whether it has logged out after finding everything right.
+    pub fn is_done(&self) -> bool {
+        matches!(self.phase, Phase::Done)
+    }
+
+    fn connect(&mut self) -> Result<(), String> {
+        match self.world.connect(self.config.portal) {
+            Ok(stream) => self.stream = Some(stream),
+            Err(_) => return self.lose("connection refused"),
+        }
+        self.rx.clear();
+        self.offer = Offer::draw(&mut self.random);
+        let names = Names {
+            initiator: self.config.initiator_name.clone(),
+            target: self.config.target_name.clone(),
+            isid: self.config.isid,
+        };
+        // Sometimes just below the place where serial numbers wrap.
+        let near_wrap = u64::from(u32::MAX - 20);
+        let cmd_sn = if self.random.below(2) == 0 { near_wrap } else { self.random.below(1 << 32) };
+        let tag = self.random.below(u64::from(u32::MAX)) as u32;
+        let mut login = Login::new(names, self.offer.clone(), tag, cmd_sn as u32);
+        let mut tx = Vec::new();
+        login.request().encode(Digests::default(), &mut tx);
+        self.phase = Phase::LoggingIn(Box::new(login), tx);
+        Ok(())
+    }
+
+    /// The connection is gone: what was written without an answer may be there or not.
+    fn lose(&mut self, why: &str) -> Result<(), String> {
+        self.stream = None;
+        self.report.lost += 1;
+        if !self.config.may_lose_connection {
+            return Err(format!("the connection was lost: {why}"));
+        }
+        if self.report.lost > ATTEMPTS_MAX {
+            return Err(format!("{ATTEMPTS_MAX} connections lost, the last: {why}"));
+        }
+        let at = Nanos(self.world.now().0 + RETRY_AFTER.0);
+        self.world.alarm(RETRY_AFTER);
+        if let Phase::Working(session) = std::mem::replace(&mut self.phase, Phase::Away(at)) {
+            for task in session.into_tasks() {
+                if let Work::Write { unit, count, version } = task.work {
+                    self.units[task.unit].contents.perhaps_written(unit, count, version);
+                }
+            }
+        }
+        for unit in &mut self.units {
+            unit.is_known = false;
+            unit.compared = 0;
+        }
+        self.asked_to_leave = false;
+        Ok(())
+    }
+
+    fn step(&mut self) -> Result<(), String> {
+        if let Phase::Away(at) = self.phase {
+            if self.world.now() < at {
+                return Ok(());
+            }
+            self.connect()?;
+        }
+        if self.stream.is_some() && self.random.happens(self.config.resets) {
+            if let Some(stream) = self.stream.take() {
+                stream.reset();
+            }
+            return self.lose("reset by ourselves");
+        }
+        let is_over = self.read()?;
+        while let Some(pdu) = self.next_pdu()? {
+            self.report.received_hash ^= hash_bytes(&pdu.bhs).rotate_left(self.report.good % 64);
+            self.handle(&pdu)?;
+        }
+        if let Phase::Working(_) = self.phase {
+            self.work();
+        }
+        match is_over {
+            Some(_) if matches!(self.phase, Phase::Leaving) => {
+                self.stream = None;
+                self.phase = Phase::Done;
+                Ok(())
+            }
+            Some(why) if !matches!(self.phase, Phase::Away(_) | Phase::Done) => self.lose(why),
+            _ => self.write(),
+        }
+    }
+
+    /// Read everything that has arrived; says why if the stream is over.
+    fn read(&mut self) -> Result<Option<&'static str>, String> {
+        let mut into = [0; 4096];
+        while let Some(stream) = &mut self.stream {
+            match stream.read(&mut into) {
+                Ok(0) => return Ok(Some("end of stream")),
+                Ok(count) => self.rx.extend_from_slice(&into[..count]),
+                Err(StreamError::WouldBlock) => break,
+                Err(_) => return Ok(Some("reset")),
+            }
+        }
+        Ok(None)
+    }
+
+    fn write(&mut self) -> Result<(), String> {
+        let Some(stream) = &mut self.stream else { return Ok(()) };
+        let tx = match &mut self.phase {
+            Phase::LoggingIn(_, tx) => tx,
+            Phase::Working(session) => &mut session.tx,
+            _ => return Ok(()),
+        };
+        while !tx.is_empty() {
+            match stream.write(tx) {
+                Ok(count) => drop(tx.drain(..count)),
+                Err(StreamError::WouldBlock) => break,
+                Err(_) => return self.lose("reset"),
+            }
+        }
+        Ok(())
+    }
+
+    fn next_pdu(&mut self) -> Result<Option<Pdu>, String> {
+        let digests = match &self.phase {
+            Phase::Working(session) => session.agreed().digests,
+            _ => Digests::default(),
+        };
+        let Some((pdu, len)) = Pdu::decode(&self.rx, digests)? else { return Ok(None) };
+        self.rx.drain(..len);
+        Ok(Some(pdu))
+    }
+
+    fn handle(&mut self, pdu: &Pdu) -> Result<(), String> {
+        match &mut self.phase {
+            Phase::LoggingIn(..) => self.handle_login(pdu),
+            Phase::Working(session) => match session.receive(pdu)? {
+                Event::Nothing | Event::Pong => Ok(()),
+                Event::Ended(ended) => self.handle_end(*ended),
+                Event::AskedToLeave => {
+                    self.asked_to_leave = true;
+                    Ok(())
+                }
+                Event::LoggedOut => {
+                    if session.task_count() > 0 {
+                        return Err("logged out with commands unanswered".to_owned());
+                    }
+                    self.phase = Phase::Leaving;
+                    Ok(())
+                }
+            },
+            phase => Err(format!("a PDU of opcode {:#04x} in {phase:?}", pdu.opcode())),
+        }
+    }
+
+    fn handle_login(&mut self, pdu: &Pdu) -> Result<(), String> {
+        let Phase::LoggingIn(login, tx) = &mut self.phase else { return Ok(()) };
+        if pdu.opcode() != response::LOGIN {
+            return Err(format!("a PDU of opcode {:#04x} in the login", pdu.opcode()));
+        }
+        match login.on_response(pdu)? {
+            Progress::Send(next) => next.encode(Digests::default(), tx),
+            // Target errors (class 3) are its state of the moment.
+            Progress::Refused(3, _) if self.config.may_lose_connection => return self.lose("login refused for now"),
+            Progress::Refused(class, detail) => return Err(format!("login refused: {class:#04x} {detail:#04x}")),
+            Progress::Done { agreed, exp_stat_sn } => {
+                // Login requests are immediate, so the first command takes the login's own CmdSN.
+                let cmd_sn = login.cmd_sn();
+                if pdu.word(28) != cmd_sn {
+                    return Err(format!("ExpCmdSN {} after a login with CmdSN {cmd_sn}", pdu.word(28)));
+                }
+                let mut session = Session::new(agreed, &self.offer, cmd_sn, exp_stat_sn);
+                session.window(pdu)?;
+                self.report.logins += 1;
+                self.pinged = false;
+                self.phase = Phase::Working(Box::new(session));
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_end(&mut self, ended: Ended) -> Result<(), String> {
+        let Ended { task, status, sense } = ended;
+        let unit = &mut self.units[task.unit];
+        if status == status::GOOD {
+            self.report.good += 1;
+            return on_good(unit, task.work, &task.data_in);
+        }
+        let retry = match status {
+            status::BUSY | status::TASK_SET_FULL => true,
+            status::CHECK_CONDITION => key_of(&sense) == Some(sense_key::UNIT_ATTENTION),
+            _ => false,
+        };
+        if retry {
+            self.report.retried += 1;
+            match task.work {
+                Work::Read { unit: first, .. } if self.commands_left == 0 => {
+                    unit.compared = unit.compared.min(first - unit.contents.first());
+                }
+                work => self.commands_left += u32::from(work.range().is_some()),
+            }
+            return Ok(());
+        }
+        self.report.failed += 1;
+        let key = key_of(&sense).filter(|_| status == status::CHECK_CONDITION);
+        let is_expected = match key {
+            Some(sense_key::MEDIUM_ERROR | sense_key::HARDWARE_ERROR | sense_key::DATA_PROTECT) => unit.plan.may_fail,
+            Some(sense_key::ABORTED_COMMAND) => true,
+            _ => status == status::TASK_ABORTED,
+        };
+        if !is_expected {
+            return Err(format!("{:?} ended with status {status:#04x}, sense {sense:02x?}", task.work));
+        }
+        if let Work::Write { unit: first, count, version } = task.work {
+            unit.contents.perhaps_written(first, count, version);
+        }
+        Ok(())
+    }
+
+    // ---- the work ----------------------------------------------------------------------------------------------
+
+    /// Send what may be sent now.
+    fn work(&mut self) {
+        let Phase::Working(session) = &mut self.phase else { return };
+        session.send_data(&mut self.random);
+        while session.is_open() && session.task_count() < self.config.depth && !self.asked_to_leave {
+            let Some((index, work)) = next_work(
+                &mut self.units,
+                session,
+                &mut self.commands_left,
+                self.config.transfer_bytes_max,
+                &mut self.random,
+            ) else {
+                break;
+            };
+            let unit = &self.units[index];
+            session.command(index, unit.plan.lun, work, unit.block_bytes, &mut self.random);
+            session.send_data(&mut self.random);
+        }
+        let is_finished = self.commands_left == 0 && self.units.iter().all(Unit::is_compared) || self.asked_to_leave;
+        if session.task_count() > 0 || session.is_pinging() || !is_finished {
+            return;
+        }
+        if !std::mem::replace(&mut self.pinged, true) {
+            session.ping(&mut self.random);
+        } else if !session.is_leaving() {
+            session.logout(&mut self.random);
+        }
+    }
+}
+
+impl Unit {
+    fn is_compared(&self) -> bool {
+        !self.plan.keeps_data || self.compared >= self.contents.count()
+    }
+}
+
+/// The sense key of sense data in fixed or descriptor format (SPC-4 clause 4.5).
+fn key_of(sense: &[u8]) -> Option<u8> {
+    match sense.first()? & 0x7f {
+        0x70 => sense.get(2).map(|byte| byte & 0x0f),
+        0x72 => sense.get(1).map(|byte| byte & 0x0f),
+        _ => None,
+    }
+}
+
+fn on_good(unit: &mut Unit, work: Work, data_in: &[u8]) -> Result<(), String> {
+    match work {
+        Work::ReadCapacity => {
+            let word = |at: usize| u32::from_be_bytes(std::array::from_fn(|i| data_in[at + i]));
+            if data_in.len() < 12 {
+                return Err("a capacity of less than 12 bytes".to_owned());
+            }
+            let last_lba = u64::from(word(0)) << 32 | u64::from(word(4));
+            unit.block_bytes = word(8) as usize;
+            let bytes = (last_lba + 1).saturating_mul(unit.block_bytes as u64);
+            let needed = (unit.plan.first_sector + unit.plan.sector_count) * UNIT_BYTES as u64;
+            if !matches!(unit.block_bytes, 512 | 4096) || bytes < needed {
+                return Err(format!("a capacity of {bytes} bytes in blocks of {}; {needed} needed", unit.block_bytes));
+            }
+            unit.is_known = true;
+        }
+        Work::Inquiry if data_in.first() != Some(&0) => return Err("not a disk".to_owned()),
+        Work::Read { unit: first, count } => {
+            if data_in.len() != count as usize * UNIT_BYTES {
+                return Err(format!("GOOD with {} bytes for {work:?}", data_in.len()));
+            }
+            if unit.plan.keeps_data {
+                unit.contents.check(first, data_in).map_err(|why| format!("LUN {}: {why}", unit.plan.lun))?;
+            }
+        }
+        Work::Write { unit: first, count, version } => unit.contents.written(first, count, version),
+        Work::TestUnitReady | Work::Inquiry | Work::SynchronizeCache | Work::Verify { .. } => {}
+    }
+    Ok(())
+}
+
+/// The next command that disturbs none that runs, if there is one to send now.
+fn next_work(
+    units: &mut [Unit],
+    session: &Session,
+    commands_left: &mut u32,
+    transfer_bytes_max: usize,
+    random: &mut Random,
+) -> Option<(usize, Work)> {
+    let is_busy =
+        |index: usize, work: Work| session.tasks().any(|task| task.unit == index && !task.work.is_compatible(work));
+    for (index, _) in units.iter().enumerate().filter(|(_, unit)| !unit.is_known) {
+        // One command at a time until the unit is known: its first answer is a unit attention.
+        if session.tasks().any(|task| task.unit == index) {
+            continue;
+        }
+        let first = [Work::TestUnitReady, Work::Inquiry, Work::ReadCapacity];
+        return Some((index, first[random.index(3)]));
+    }
+    if units.iter().any(|unit| !unit.is_known) {
+        return None;
+    }
+    if *commands_left == 0 {
+        let (index, unit) = units.iter_mut().enumerate().find(|(_, unit)| !unit.is_compared())?;
+        let count = (unit.contents.count() - unit.compared).min(128);
+        let work = Work::Read { unit: unit.contents.first() + unit.compared, count };
+        if is_busy(index, work) {
+            return None;
+        }
+        unit.compared += count;
+        return Some((index, work));
+    }
+    let index = random.index(units.len());
+    let work = draw_work(&mut units[index], transfer_bytes_max, random);
+    if is_busy(index, work) {
+        return None;
+    }
+    *commands_left -= 1;
+    Some((index, work))
+}
+
+fn draw_work(unit: &mut Unit, transfer_bytes_max: usize, random: &mut Random) -> Work {
+    let groups = unit.contents.count() / 8;
+    let first = random.below(groups);
+    let groups_max = (transfer_bytes_max / (8 * UNIT_BYTES)).max(1) as u64;
+    let longest = (groups - first).min(if random.below(4) == 0 { groups_max } else { groups_max.min(4) });
+    let (at, count) = (unit.contents.first() + first * 8, 8 * (1 + random.below(longest)));
+    match random.below(20) {
+        0 => Work::SynchronizeCache,
+        1 => Work::TestUnitReady,
+        2 => Work::Verify { unit: at, count },
+        3..=10 => Work::Read { unit: at, count },
+        _ => Work::Write { unit: at, count, version: unit.contents.new_version() },
+    }
+}
+
+impl Runnable for Initiator {
+    fn turn(&mut self, _wait: Wait) {
+        if !self.is_satisfied()
+            && let Err(why) = self.step()
+        {
+            self.stream = None;
+            self.phase = Phase::Failed(why);
+        }
+    }
+
+    fn is_satisfied(&self) -> bool {
+        matches!(self.phase, Phase::Done | Phase::Failed(_))
+    }
+}

@@ -1,0 +1,327 @@
+//! Why a disk could not be opened or created: one variant for each rule of the format, and what to do about it.
+
+use super::format::Guid;
+use super::storage::StorageError;
+
+/// Classes of [`OpenError`], for callers that decide by kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenErrorKind {
+    /// The file is not a VHDX.
+    NotVhdx,
+    /// The file breaks a rule of the format.
+    Corrupt,
+    /// The file may be sound, but needs something that is not there (yet).
+    Unsupported,
+    /// Reading or writing the file failed.
+    Storage,
+}
+
+/// Where a BAT entry is wrong.
+pub type BlockNumber = u32;
+
+/// Why a disk could not be opened. Every text says what is wrong and where; [`OpenError::advice`] what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// Section 2.2.1.
+    #[error("not a VHDX file: the first 8 bytes are not 'vhdxfile'")]
+    NotVhdx,
+    /// Section 2.2: the header section takes the first MiB.
+    #[error("the file has {len_bytes} bytes and ends inside its header section (the first 1 MiB)")]
+    TooShort {
+        /// The file's size.
+        len_bytes: u64,
+    },
+    /// No file system holds such a file.
+    #[error("the file claims {len_bytes} bytes, more than any file can have")]
+    TooLong {
+        /// The file's size.
+        len_bytes: u64,
+    },
+    /// Section 2.2.2: SequenceNumber must never wrap.
+    #[error("header: sequence number {sequence_number} leaves no room to count on")]
+    HeaderSequence {
+        /// What the header says.
+        sequence_number: u64,
+    },
+    /// Section 2.2.2: neither header has its signature and checksum.
+    #[error("neither header (at 64 KiB and at 128 KiB) is valid")]
+    NoValidHeader,
+    /// Section 2.2.2: equal sequence numbers, different content.
+    #[error("both headers (at 64 KiB and at 128 KiB) carry sequence number {sequence_number} but differ")]
+    HeadersAmbiguous {
+        /// The number.
+        sequence_number: u64,
+    },
+    /// Section 2.2.2.
+    #[error("header: format version {version} is not known (1 is)")]
+    Version {
+        /// What the header says.
+        version: u16,
+    },
+    /// Section 2.2.2.
+    #[error("header: log version {log_version} is not known (0 is), and the log is not empty")]
+    LogVersion {
+        /// What the header says.
+        log_version: u16,
+    },
+    /// Section 2.2.2: LogOffset and LogLength.
+    #[error("header: the log ({len_bytes} bytes at {offset_bytes}) is misplaced: {rule}")]
+    LogPlace {
+        /// LogOffset.
+        offset_bytes: u64,
+        /// LogLength.
+        len_bytes: u64,
+        /// The broken rule.
+        rule: &'static str,
+    },
+    /// Section 2.3.3: LogGuid promises entries.
+    #[error(
+        "the log at {offset_bytes} must be replayed (LogGuid {log_guid}) but holds no complete sequence of entries"
+    )]
+    LogWithoutSequence {
+        /// LogOffset.
+        offset_bytes: u64,
+        /// The header's.
+        log_guid: Guid,
+    },
+    /// The scan of section 2.3.3 exceeded its bound.
+    #[error("the log at {offset_bytes} is laid out so that finding its entries takes unreasonably long")]
+    LogUnreasonable {
+        /// LogOffset.
+        offset_bytes: u64,
+    },
+    /// Section 2.3.3: FlushedFileOffset.
+    #[error("the file was cut: it has {len_bytes} bytes, and its log says that {flushed_bytes} were on stable storage")]
+    Truncated {
+        /// The file's size.
+        len_bytes: u64,
+        /// FlushedFileOffset of the newest log entry.
+        flushed_bytes: u64,
+    },
+    /// Section 2.3: the log may not change the headers or itself.
+    #[error("log entry {sequence_number} would change {len_bytes} bytes at {offset_bytes}: {rule}")]
+    LogTarget {
+        /// The entry.
+        sequence_number: u64,
+        /// Where it writes.
+        offset_bytes: u64,
+        /// How much.
+        len_bytes: u64,
+        /// The broken rule.
+        rule: &'static str,
+    },
+    /// Section 2.2.3: neither region table is valid.
+    #[error("neither region table (at 192 KiB and at 256 KiB) is valid: {rule}")]
+    NoValidRegionTable {
+        /// What is wrong with the first.
+        rule: &'static str,
+    },
+    /// Section 2.2.3.2.
+    #[error("region {guid} ({len_bytes} bytes at {offset_bytes}): {rule}")]
+    Region {
+        /// Which.
+        guid: Guid,
+        /// Its place.
+        offset_bytes: u64,
+        /// Its size.
+        len_bytes: u64,
+        /// The broken rule.
+        rule: &'static str,
+    },
+    /// Section 2.2.3.2: a required region of an unknown kind.
+    #[error("the file needs region {guid}, which this version does not know")]
+    RegionUnknown {
+        /// Which.
+        guid: Guid,
+    },
+    /// Section 2.2: BAT or metadata region missing.
+    #[error("the region table has no {name} region")]
+    RegionMissing {
+        /// Which.
+        name: &'static str,
+    },
+    /// Section 2.6.1.1.
+    #[error("metadata table at {offset_bytes}: {rule}")]
+    MetadataTable {
+        /// Where the metadata region is.
+        offset_bytes: u64,
+        /// The broken rule.
+        rule: &'static str,
+    },
+    /// Section 2.6.1.2.
+    #[error("metadata item {item} (offset {offset_bytes} in the metadata region, {len_bytes} bytes): {rule}")]
+    MetadataItem {
+        /// Which.
+        item: Guid,
+        /// Offset in the region.
+        offset_bytes: u64,
+        /// Its size.
+        len_bytes: u64,
+        /// The broken rule.
+        rule: &'static str,
+    },
+    /// Section 2.6.1.2: a required item of an unknown kind.
+    #[error("the file needs metadata item {item}, which this version does not know")]
+    MetadataUnknown {
+        /// Which.
+        item: Guid,
+    },
+    /// Section 2.6.2: a required item missing.
+    #[error("the metadata has no {name} item")]
+    MetadataMissing {
+        /// Which.
+        name: &'static str,
+    },
+    /// Section 2.6.2: an item's value.
+    #[error("metadata item {name} is {value}: {rule}")]
+    MetadataValue {
+        /// Which.
+        name: &'static str,
+        /// What it says.
+        value: u64,
+        /// The broken rule.
+        rule: &'static str,
+    },
+    /// The creating program marks files that are not finished.
+    #[error("the file's creation was never finished")]
+    Incomplete,
+    /// HasParent.
+    #[error(
+        "a differencing disk: it holds only changes to a parent ({parent}), and chains of disks are not supported yet"
+    )]
+    Differencing {
+        /// The parent's path and identity as the file tells them.
+        parent: String,
+    },
+    /// Section 2.5: the BAT region is too small for the disk.
+    #[error("the block allocation table at {offset_bytes} has room for {entries} entries; the disk needs {needed}")]
+    BatTooSmall {
+        /// Where it is.
+        offset_bytes: u64,
+        /// Entries that fit.
+        entries: u64,
+        /// Entries needed.
+        needed: u64,
+    },
+    /// Section 2.5.1: an entry of the table.
+    #[error("block {block} (table entry {entry:#018x} at {offset_bytes}): {rule}")]
+    Block {
+        /// The payload block.
+        block: BlockNumber,
+        /// The entry.
+        entry: u64,
+        /// Where the entry is in the file.
+        offset_bytes: u64,
+        /// The broken rule.
+        rule: &'static str,
+    },
+    /// Section 2.5.1: a bitmap entry of a disk without a parent.
+    #[error("sector bitmap entry {entry:#018x} at {offset_bytes}: a disk without a parent has no sector bitmaps")]
+    Bitmap {
+        /// The entry.
+        entry: u64,
+        /// Where the entry is in the file.
+        offset_bytes: u64,
+    },
+    /// Section 2.1: two objects at one place.
+    #[error("{first} and {second} overlap at byte {offset_bytes} of the file")]
+    Overlap {
+        /// One.
+        first: String,
+        /// The other.
+        second: String,
+        /// Where.
+        offset_bytes: u64,
+    },
+    /// A pending log cannot be replayed in memory.
+    #[error("the log must be replayed before the disk can be read: {rule}")]
+    ReadOnlyReplay {
+        /// Why not in memory.
+        rule: &'static str,
+    },
+    /// Reading or writing failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+impl OpenError {
+    /// The class.
+    pub fn kind(&self) -> OpenErrorKind {
+        match self {
+            Self::NotVhdx => OpenErrorKind::NotVhdx,
+            Self::Version { .. }
+            | Self::LogVersion { .. }
+            | Self::RegionUnknown { .. }
+            | Self::MetadataUnknown { .. }
+            | Self::Differencing { .. }
+            | Self::ReadOnlyReplay { .. } => OpenErrorKind::Unsupported,
+            Self::Storage(StorageError::UnexpectedEnd(_)) => OpenErrorKind::Corrupt,
+            Self::Storage(_) => OpenErrorKind::Storage,
+            _ => OpenErrorKind::Corrupt,
+        }
+    }
+
+    /// What the operator can do.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Self::NotVhdx => "check the path, or name the file's real format",
+            Self::Differencing { .. } => "merge it into a copy of its parent first, or serve a disk without a parent",
+            Self::ReadOnlyReplay { .. } => "open it writable once, or let the program that wrote it close it",
+            Self::Incomplete => "create or copy the disk again",
+            _ => match self.kind() {
+                OpenErrorKind::Unsupported => "use the program that made it to convert it",
+                OpenErrorKind::Storage => "check the host's storage and permissions",
+                _ => "the file is damaged and was left as it is: restore a copy of it",
+            },
+        }
+    }
+}
+
+/// Why a disk could not be created. Nothing usable has been written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CreateError {
+    /// 3 MiB to 64 TiB.
+    #[error("a VHDX disk of {size_bytes} bytes is not possible; choose 3M to 64T")]
+    Size {
+        /// What was asked for.
+        size_bytes: u64,
+    },
+    /// Section 2.6.2.2: whole logical sectors.
+    #[error(
+        "{size_bytes} bytes is not a whole number of {sector_bytes}-byte sectors; the next size up is {next_bytes}"
+    )]
+    SizeNotSectors {
+        /// What was asked for.
+        size_bytes: u64,
+        /// The logical sector.
+        sector_bytes: u32,
+        /// A size that is possible.
+        next_bytes: u64,
+    },
+    /// Section 2.6.2.1.
+    #[error("a block size of {block_size_bytes} bytes is not possible; choose a power of two from 1M to 256M")]
+    BlockSize {
+        /// What was asked for.
+        block_size_bytes: u64,
+    },
+    /// Sections 2.6.2.4 and 2.6.2.5.
+    #[error(
+        "sectors of {logical_bytes} bytes (logical) and {physical_bytes} (physical) are not possible; \
+         choose 512 or 4096, the physical not below the logical"
+    )]
+    Sector {
+        /// Logical.
+        logical_bytes: u32,
+        /// Physical.
+        physical_bytes: u32,
+    },
+    /// Section 2.2.2.
+    #[error("a log of {log_len_bytes} bytes is not possible; choose whole megabytes from 1M to 64M")]
+    LogLength {
+        /// What was asked for.
+        log_len_bytes: u64,
+    },
+    /// Writing failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}

@@ -1,0 +1,257 @@
+//! Replaying the log (section 2.3.3): finding the active sequence, and its effect as an overlay over the file.
+//!
+//! The overlay comes first and is validated like a file; only then is it written. A file that cannot be opened is
+//! therefore left as it was, and a read-only open needs no write at all.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::error::OpenError;
+use super::format::{DATA_DESCRIPTOR_MAGIC, LOG_ENTRY_HEADER_LEN, PAGE, REGION_TABLE_OFFSETS};
+use super::log::{Entry, Ring, descriptors_in, page_of};
+use super::open::ReplaySummary;
+use super::storage::{Storage, StorageError};
+
+const PAGE_LEN: u64 = PAGE as u64;
+
+/// Pages that a replay may hold in memory: 1 GiB, the largest log that Microsoft's engine accepts.
+const PAGES_MAX: usize = 1 << 18;
+
+/// The active sequence, oldest first: from the entry at the head's Tail to the head.
+pub(super) fn active_sequence(ring: &mut Ring<'_>) -> Result<Vec<Entry>, OpenError> {
+    let mut best: Option<Vec<Entry>> = None;
+    let mut tail = 0;
+    // Each round moves the tail forward, so one pass over the ring sees every start of a run: no round begins twice.
+    while tail < ring.len_bytes {
+        let run = run_from(ring, tail)?;
+        let Some(head) = run.last().copied() else {
+            tail += PAGE_LEN;
+            continue;
+        };
+        tail = head.at + head.len_bytes + if head.at < tail { ring.len_bytes } else { 0 };
+        let Some(first) = run.iter().position(|entry| entry.at == head.tail) else {
+            // Incomplete. A shorter run inside it can be complete only from a later start, which has a smaller number of
+            // entries but the same head: incomplete too.
+            continue;
+        };
+        if best.as_ref().and_then(|best| best.last()).is_none_or(|best| head.sequence_number > best.sequence_number) {
+            best = Some(run[first..].to_vec());
+        }
+    }
+    best.ok_or(OpenError::LogWithoutSequence { offset_bytes: ring.offset_bytes, log_guid: ring.log_guid })
+}
+
+/// The longest run of entries, each right behind the one before it and with the next number, from ring offset `start`.
+fn run_from(ring: &mut Ring<'_>, start: u64) -> Result<Vec<Entry>, OpenError> {
+    let mut run: Vec<Entry> = Vec::new();
+    let (mut at, mut used) = (start, 0);
+    while let Some(entry) = ring.entry(at)? {
+        let follows = run.last().is_none_or(|last| last.sequence_number.checked_add(1) == Some(entry.sequence_number));
+        used += entry.len_bytes;
+        if !follows || used > ring.len_bytes {
+            break;
+        }
+        at = (at + entry.len_bytes) % ring.len_bytes;
+        run.push(entry);
+        if used == ring.len_bytes {
+            break;
+        }
+    }
+    Ok(run)
+}
+
+/// A file as it will be once its log has been replayed.
+pub(super) struct Overlay<'a> {
+    base: &'a mut dyn Storage,
+    base_len: u64,
+    len: u64,
+    pages: BTreeMap<u64, Box<[u8; PAGE]>>,
+    /// Disjoint ranges of zeros, start to end. A page wins over them.
+    zeros: BTreeMap<u64, u64>,
+    pub summary: Option<ReplaySummary>,
+}
+
+impl<'a> Overlay<'a> {
+    /// The file itself, nothing replayed.
+    pub fn clean(base: &'a mut dyn Storage) -> Result<Self, OpenError> {
+        let len = base.len_bytes()?;
+        Ok(Self { base, base_len: len, len, pages: BTreeMap::new(), zeros: BTreeMap::new(), summary: None })
+    }
+
+    /// The file with the active sequence of its log applied.
+    pub fn replayed(
+        base: &'a mut dyn Storage,
+        log: Range<u64>,
+        log_guid: super::format::Guid,
+    ) -> Result<Self, OpenError> {
+        let mut overlay = Self::clean(base)?;
+        let mut ring = Ring::new(&mut *overlay.base, log.start, log.end - log.start, log_guid);
+        let sequence = active_sequence(&mut ring)?;
+        let head = sequence.last().expect("a sequence has a head");
+        if head.flushed_file_offset > overlay.len {
+            return Err(OpenError::Truncated { len_bytes: overlay.len, flushed_bytes: head.flushed_file_offset });
+        }
+        let mut summary = ReplaySummary { entries: 0, descriptors: 0 };
+        for entry in &sequence {
+            overlay.apply(entry, &log, log_guid)?;
+            if entry.last_file_offset > 1 << 60 {
+                return Err(OpenError::TooLong { len_bytes: entry.last_file_offset });
+            }
+            overlay.len = overlay.len.max(entry.last_file_offset);
+            summary.entries += 1;
+            summary.descriptors += entry.descriptor_count;
+        }
+        overlay.summary = Some(summary);
+        Ok(overlay)
+    }
+
+    fn apply(&mut self, entry: &Entry, log: &Range<u64>, log_guid: super::format::Guid) -> Result<(), OpenError> {
+        let mut left = entry.descriptor_count;
+        let mut data_at = entry.at + entry.descriptor_sectors() * PAGE_LEN;
+        for index in 0..entry.descriptor_sectors() {
+            // A fresh ring each time: its reading bound was for the scan.
+            let mut ring = Ring::new(&mut *self.base, log.start, log.end - log.start, log_guid);
+            let sector = ring.sector(entry.at + index * PAGE_LEN)?;
+            let skip = if index == 0 { LOG_ENTRY_HEADER_LEN } else { 0 };
+            for descriptor in descriptors_in(&sector[skip..], &mut left) {
+                let offset_bytes = descriptor.file_offset.get();
+                let is_data = descriptor.signature == DATA_DESCRIPTOR_MAGIC;
+                let len_bytes = if is_data { PAGE_LEN } else { u64::from_le_bytes(descriptor.leading_bytes) };
+                check_target(entry.sequence_number, offset_bytes, len_bytes, log)?;
+                if is_data {
+                    let mut ring = Ring::new(&mut *self.base, log.start, log.end - log.start, log_guid);
+                    let page = page_of(descriptor, &ring.sector(data_at)?);
+                    data_at += PAGE_LEN;
+                    self.put_page(offset_bytes, page, log.start)?;
+                } else {
+                    self.put_zeros(offset_bytes..offset_bytes + len_bytes);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn put_page(&mut self, offset_bytes: u64, page: [u8; PAGE], log_offset_bytes: u64) -> Result<(), OpenError> {
+        self.pages.insert(offset_bytes, Box::new(page));
+        if self.pages.len() > PAGES_MAX {
+            return Err(OpenError::LogUnreasonable { offset_bytes: log_offset_bytes });
+        }
+        self.len = self.len.max(offset_bytes + PAGE_LEN);
+        Ok(())
+    }
+
+    fn put_zeros(&mut self, mut range: Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        let covered: Vec<u64> = self.pages.range(range.clone()).map(|(at, _)| *at).collect();
+        for at in covered {
+            self.pages.remove(&at);
+        }
+        // Join with every range that touches this one; those before it first.
+        while let Some((start, end)) = self.zeros.range(..=range.end).next_back().map(|(start, end)| (*start, *end)) {
+            if end < range.start {
+                break;
+            }
+            range = range.start.min(start)..range.end.max(end);
+            self.zeros.remove(&start);
+        }
+        self.zeros.insert(range.start, range.end);
+    }
+
+    /// Whether the replay changes a byte of `range`.
+    pub fn touches(&self, range: Range<u64>) -> bool {
+        let page = self.pages.range(range.start.saturating_sub(PAGE_LEN - 1)..range.end).next().is_some();
+        page || self.zeros.range(..range.end).next_back().is_some_and(|(_, end)| *end > range.start)
+    }
+
+    /// The file's size before the replay.
+    pub fn base_len(&self) -> u64 {
+        self.base_len
+    }
+
+    /// The file below.
+    pub fn base(&mut self) -> &mut dyn Storage {
+        self.base
+    }
+
+    /// Write the replay's effect to the file and flush. Repeating it does no harm.
+    pub fn write_back(self) -> Result<&'a mut dyn Storage, StorageError> {
+        if self.len > self.base_len {
+            self.base.set_len(self.len)?;
+        }
+        let nothing = vec![0; 256 * 1024];
+        for (start, end) in self.zeros {
+            let (mut at, end) = (start, end.min(self.base_len));
+            while at < end {
+                let len = (end - at).min(nothing.len() as u64);
+                self.base.write_at(at, &nothing[..len as usize])?;
+                at += len;
+            }
+        }
+        for (at, page) in self.pages {
+            self.base.write_at(at, &page[..])?;
+        }
+        self.base.flush()?;
+        Ok(self.base)
+    }
+}
+
+fn check_target(sequence_number: u64, offset_bytes: u64, len_bytes: u64, log: &Range<u64>) -> Result<(), OpenError> {
+    let refused = |rule| Err(OpenError::LogTarget { sequence_number, offset_bytes, len_bytes, rule });
+    if offset_bytes < REGION_TABLE_OFFSETS[0] {
+        return refused("the headers are not changed through the log");
+    }
+    match offset_bytes.checked_add(len_bytes) {
+        Some(end) if end > 1 << 60 => refused("it is outside of any file"),
+        None => refused("it is outside of any file"),
+        Some(end) if offset_bytes < log.end && end > log.start => refused("the log does not change itself"),
+        Some(_) => Ok(()),
+    }
+}
+
+impl Storage for Overlay<'_> {
+    fn len_bytes(&mut self) -> Result<u64, StorageError> {
+        Ok(self.len)
+    }
+
+    fn read_at(&mut self, offset_bytes: u64, into: &mut [u8]) -> Result<(), StorageError> {
+        let end = offset_bytes.saturating_add(into.len() as u64);
+        if end > self.len {
+            return Err(StorageError::UnexpectedEnd(end));
+        }
+        if self.summary.is_none() {
+            return self.base.read_at(offset_bytes, into);
+        }
+        let mut done = 0;
+        while done < into.len() {
+            let at = offset_bytes + done as u64;
+            let page = at - at % PAGE_LEN;
+            let len = ((page + PAGE_LEN - at) as usize).min(into.len() - done);
+            let part = &mut into[done..done + len];
+            if let Some(bytes) = self.pages.get(&page) {
+                part.copy_from_slice(&bytes[(at - page) as usize..][..len]);
+            } else if self.zeros.range(..=at).next_back().is_some_and(|(_, end)| *end > at) {
+                part.fill(0);
+            } else {
+                let inside = self.base_len.saturating_sub(at).min(len as u64) as usize;
+                self.base.read_at(at, &mut part[..inside])?;
+                part[inside..].fill(0);
+            }
+            done += len;
+        }
+        Ok(())
+    }
+
+    fn write_at(&mut self, offset_bytes: u64, _bytes: &[u8]) -> Result<(), StorageError> {
+        Err(StorageError::Failed(format!("write at {offset_bytes}: the file is open for reading")))
+    }
+
+    fn flush(&mut self) -> Result<(), StorageError> {
+        Ok(())
+    }
+
+    fn set_len(&mut self, len_bytes: u64) -> Result<(), StorageError> {
+        Err(StorageError::Failed(format!("set the size to {len_bytes}: the file is open for reading")))
+    }
+}

@@ -1,0 +1,14 @@
+//! The server from outside: the real binary, real clients of other projects, and our own initiator.
+//!
+//! Every test starts servers of its own in a folder under `target/` and ends only those. Counts that decide how long a
+//! test takes come from the environment (`LUNARING_KILLS`, `LUNARING_STORM_PDUS`); `tests/run` raises them.
+
+mod bad_input;
+mod chap;
+mod clients;
+mod configuration;
+mod crash;
+mod protocol;
+mod server;
+mod sessions;
+mod storm;
