@@ -89,8 +89,9 @@ pub struct Connection {
 impl Connection {
     /// A connection that enters full feature phase now.
     pub fn new(parameters: SessionParameters, now_ms: u64) -> Self {
-        assert!(parameters.initiator_max_recv_data_segment_length >= 512, "RFC 7143 section 13.12");
+        assert!((512..1 << 24).contains(&parameters.initiator_max_recv_data_segment_length), "RFC 7143 section 13.12");
         assert!(parameters.max_burst_length >= 512, "RFC 7143 section 13.13");
+        assert!(parameters.max_outstanding_r2t >= 1, "RFC 7143 section 13.17");
         Self {
             parameters,
             window: CommandWindow::new(parameters.exp_cmd_sn),
@@ -119,7 +120,7 @@ impl Connection {
 
     /// The initiator has declared its MaxRecvDataSegmentLength anew (RFC 7143 section 13.12), 512..2^24; it holds from the next PDU on.
     pub fn set_initiator_max_recv_data_segment_length(&mut self, len: u32) {
-        assert!(len >= 512, "RFC 7143 section 13.12");
+        assert!((512..1 << 24).contains(&len), "RFC 7143 section 13.12");
         self.parameters.initiator_max_recv_data_segment_length = len;
     }
 

@@ -288,3 +288,54 @@ fn mutated_pdus_never_break_the_engine() {
     assert!(heard.iter().all(|count| *count > 30), "every kind of event must come often: {heard:?}");
     assert!(received > 100_000, "sessions must live long enough to be worth something: {received}");
 }
+
+/// A whole window arrives in any order; some of it is aborted while held, some is lost and aborted by its CmdSN. Everything else
+/// comes out once, in order, and the window is whole again afterwards.
+#[test]
+fn a_full_window_in_any_order_comes_out_in_order() {
+    const WINDOW: usize = crate::limits::COMMANDS_PER_SESSION_MAX as usize;
+    for seed in 1..=50 {
+        let mut random = Random(seed);
+        let mut session = Session::new(parameters());
+        let mut order: Vec<Bhs> = (0..WINDOW).map(|_| session.read(512)).collect();
+        (1..WINDOW).for_each(|at| order.swap(at, random.below(at as u64 + 1) as usize));
+        let mut delivered = Vec::new();
+        let mut aborted = Vec::new();
+        for bhs in order {
+            let lost = random.one_in(10);
+            let mut got = if lost { Vec::new() } else { session.send(bhs, &[]) };
+            if lost || random.one_in(10) {
+                let mut abort = session.request(Opcode::TASK_MANAGEMENT_REQUEST, 1, true);
+                abort.set_bytes(8, &LUN_1);
+                abort.set_u32(20, bhs.initiator_task_tag());
+                abort.set_u32(32, bhs.cmd_sn());
+                got.extend(session.send(abort, &[]));
+            }
+            for got in got {
+                match got.event {
+                    Event::Command { task } => delivered.push(task),
+                    Event::TaskManagement { task } => {
+                        let victim = session.connection.task_management(task).referenced.expect("it is here");
+                        session.connection.abort(victim);
+                        delivered.retain(|other| *other != victim);
+                        aborted.push(victim);
+                        let code = TaskManagementResponseCode::FUNCTION_COMPLETE;
+                        assert!(session.connection.send_task_management_response(task, code, &mut session.sink));
+                    }
+                    event => assert!(matches!(event, Event::Held { .. })),
+                }
+            }
+            if random.one_in(2)
+                && let Some(task) = take(&mut random, &mut aborted)
+            {
+                session.connection.release(task);
+            }
+            session.sent();
+        }
+        let numbers: Vec<u32> = delivered.iter().map(|task| session.connection.command(*task).cmd_sn).collect();
+        assert!(numbers.is_sorted() && numbers.len() > WINDOW / 2);
+        aborted.into_iter().for_each(|task| session.connection.release(task));
+        let last = delivered.into_iter().map(|task| session.good(task, 512)).last().expect("some");
+        assert_eq!((last.exp_cmd_sn(), last.max_cmd_sn()), (228, 228 + WINDOW as u32 - 1));
+    }
+}

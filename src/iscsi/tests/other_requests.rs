@@ -70,6 +70,9 @@ fn a_silent_initiator_is_pinged_and_dropped() {
     pong.set_u32(20, ping.bhs.target_transfer_tag());
     assert_eq!(session.send(pong, &[]), []);
     assert_eq!(session.sent(), [], "the answer to a ping is not answered");
+    let read = session.read(512);
+    let task = session.start(read, &[]);
+    assert_eq!(session.good(task, 512).stat_sn(), 500, "the ping has not used it up");
     assert_eq!(session.connection.on_time(NOW_MS + 5000), Ok(()));
     assert_eq!(session.connection.on_time(NOW_MS + 8000), Err(Refusal::PingTimeout));
     let never = SessionParameters { ping_interval_ms: 0, ..parameters() };
