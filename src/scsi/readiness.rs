@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn a_request_for_no_sense_bytes_is_answered_with_none() {
-        assert_eq!(reply(&DISK, &[0x03, 0, 0, 0, 0, 0]), []);
+        assert_eq!(reply(&DISK, &[0x03, 0, 0, 0, 0, 0]), [0u8; 0]);
     }
 
     #[test]
