@@ -1,9 +1,9 @@
 //! The PDU formats of RFC 7143 section 11, in two levels.
 //!
-//! [`Bhs`] is any 48 bytes, with safe accessors after one length check. The request types ([`ScsiCommandRequest`] and its
-//! siblings) hold only legal requests, and their `parse` is the only door from one to the other; a refused request names
-//! the [`RejectReason`] to answer with. What a target sends is built by the response types' `encode`, which starts from
-//! zeros. Sequence numbers that belong to the connection ([`Sequence`]) are filled in at emission.
+//! [`Bhs`] is any 48 bytes, with safe accessors after one length check. The request types ([`ScsiCommandRequest`] and
+//! its siblings) hold only legal requests, and their `parse` is the only door from one to the other; a refused
+//! request names the [`RejectReason`] to answer with. What a target sends is built by the response types' `encode`,
+//! which starts from zeros. Sequence numbers that belong to the connection ([`Sequence`]) are filled in at emission.
 //!
 //! May know: nothing of connections, sockets or SCSI's meaning.
 

@@ -1,4 +1,5 @@
-//! The codes of RFC 7143 section 11: opcodes, reasons, functions, statuses. Open: a peer may send any value of the field.
+//! The codes of RFC 7143 section 11: opcodes, reasons, functions, statuses. Open: a peer may send any value of the
+//! field.
 //!
 //! May know: nothing.
 

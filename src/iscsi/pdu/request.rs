@@ -52,7 +52,8 @@ impl ScsiCommandRequest {
             exp_stat_sn: bhs.exp_stat_sn(),
             cdb: bhs.array(32),
         };
-        // Section 11.3.1: ATTR 5 to 7 are reserved, and F may be 0 only where W is 1. Section 11.2.1.8: no reserved tag.
+        // Section 11.3.1: ATTR 5 to 7 are reserved, and F may be 0 only where W is 1. Section 11.2.1.8: no reserved
+        // tag.
         let legal = request.attribute.0 <= TaskAttribute::ACA.0
             && (request.is_final || request.write)
             && request.initiator_task_tag != TAG_RESERVED;
@@ -70,8 +71,8 @@ pub struct CommandAhs {
 }
 
 impl CommandAhs {
-    /// Read all AHS in `bytes` (exactly TotalAHSLength of them). A length that does not fit, an unknown type or a doubled one is
-    /// an invalid PDU field.
+    /// Read all AHS in `bytes` (exactly TotalAHSLength of them). A length that does not fit, an unknown type or a
+    /// doubled one is an invalid PDU field.
     pub fn parse(mut bytes: &[u8]) -> Result<Self, RejectReason> {
         const EXTENDED_CDB: u8 = 1;
         const BIDIRECTIONAL_READ_LENGTH: u8 = 2;
@@ -206,8 +207,8 @@ pub struct LoginRequest {
 }
 
 impl LoginRequest {
-    /// Read a Login Request. Which combinations of T, C and stages are legal is the login's own judgement, since it answers with
-    /// a login status instead of a Reject.
+    /// Read a Login Request. Which combinations of T, C and stages are legal is the login's own judgement, since it
+    /// answers with a login status instead of a Reject.
     pub fn parse(bhs: &Bhs) -> Self {
         Self {
             transit: bhs.flags() & flags::TRANSIT != 0,

@@ -1,5 +1,5 @@
-//! The connection from the outside: an initiator's bytes in, a target's bytes out. Digests are made and checked with another
-//! implementation than the engine's.
+//! The connection from the outside: an initiator's bytes in, a target's bytes out. Digests are made and checked with
+//! another implementation than the engine's.
 
 mod commands;
 mod mutation;

@@ -1,5 +1,5 @@
-//! A hostile initiator: correct PDUs, mutated and interleaved at random, against a shard that does everything a shard may do.
-//! Nothing panics, the engine's state stays consistent, and what it sends can be parsed.
+//! A hostile initiator: correct PDUs, mutated and interleaved at random, against a shard that does everything a shard
+//! may do. Nothing panics, the engine's state stays consistent, and what it sends can be parsed.
 
 use super::*;
 use crate::iscsi::pdu::{LogoutResponseCode, RejectReason, TaskManagementResponseCode};
@@ -247,8 +247,8 @@ fn live(seed: u64) -> (u64, [u32; KINDS]) {
 }
 
 impl Session {
-    /// Like `arrive`, with a shard that acts on each event before the next. A length field may have been mutated, and then
-    /// whatever is missing never comes.
+    /// Like `arrive`, with a shard that acts on each event before the next. A length field may have been mutated, and
+    /// then whatever is missing never comes.
     fn arrive_at(&mut self, shard: &mut Shard, random: &mut Random, bytes: &[u8]) -> Result<(), Refusal> {
         let mut stream = bytes.to_vec();
         loop {
@@ -289,8 +289,8 @@ fn mutated_pdus_never_break_the_engine() {
     assert!(received > 100_000, "sessions must live long enough to be worth something: {received}");
 }
 
-/// A whole window arrives in any order; some of it is aborted while held, some is lost and aborted by its CmdSN. Everything else
-/// comes out once, in order, and the window is whole again afterwards.
+/// A whole window arrives in any order; some of it is aborted while held, some is lost and aborted by its CmdSN.
+/// Everything else comes out once, in order, and the window is whole again afterwards.
 #[test]
 fn a_full_window_in_any_order_comes_out_in_order() {
     const WINDOW: usize = crate::limits::COMMANDS_PER_SESSION_MAX as usize;

@@ -14,8 +14,9 @@ fn discovery() -> SessionParameters {
     SessionParameters { session_type: SessionType::Discovery, ..parameters() }
 }
 
-/// RFC 7143 section 11.18: a ping is answered with its data, as much as fits the initiator's MaxRecvDataSegmentLength; in order,
-/// it takes a place in the window until then. Without data the engine answers alone.
+/// RFC 7143 section 11.18: a ping is answered with its data, as much as fits the initiator's
+/// MaxRecvDataSegmentLength; in order, it takes a place in the window until then. Without data the engine answers
+/// alone.
 #[test]
 fn pings_are_echoed() {
     let mut session = Session::new(SessionParameters { data_digest: true, ..parameters() });
@@ -50,8 +51,8 @@ fn a_nop_out_without_tag_is_silent() {
     }
 }
 
-/// Section 11.19: on silence a NOP-In goes out, with a transfer tag and the next StatSN, which it does not use up; any sign of life
-/// calms, and none ends the connection.
+/// Section 11.19: on silence a NOP-In goes out, with a transfer tag and the next StatSN, which it does not use up;
+/// any sign of life calms, and none ends the connection.
 #[test]
 fn a_silent_initiator_is_pinged_and_dropped() {
     let mut session = Session::new(parameters());
@@ -123,8 +124,8 @@ fn logouts_that_close_nothing() {
     }
 }
 
-/// Windows' deviation 17, sections 11.16 and 11.17: a SNACK is rejected, and the Reject has the StatSN that is next, and uses it
-/// up.
+/// Windows' deviation 17, sections 11.16 and 11.17: a SNACK is rejected, and the Reject has the StatSN that is next,
+/// and uses it up.
 #[test]
 fn a_snack_is_rejected_with_the_right_stat_sn() {
     let mut session = Session::new(parameters());
@@ -153,7 +154,8 @@ fn a_snack_is_rejected_with_the_right_stat_sn() {
     assert_eq!(reject(&mut session, 7, 0), (RejectReason::INVALID_PDU_FIELD, 507));
 }
 
-/// Sections 11.10 and 11.11: text goes through, with its data; one request at a time; a refused one is rejected with its header.
+/// Sections 11.10 and 11.11: text goes through, with its data; one request at a time; a refused one is rejected with
+/// its header.
 #[test]
 fn text_requests_reach_their_exchange_one_at_a_time() {
     let mut session = Session::new(parameters());
@@ -183,7 +185,8 @@ fn text_requests_reach_their_exchange_one_at_a_time() {
     assert_eq!(session.only_sent().bhs.0[2], 0x09);
 }
 
-/// Section 4.3: a discovery session serves text and the logout that closes it; NOP-Out keeps it alive; all else is rejected.
+/// Section 4.3: a discovery session serves text and the logout that closes it; NOP-Out keeps it alive; all else is
+/// rejected.
 #[test]
 fn a_discovery_session_serves_no_commands() {
     let mut session = Session::new(discovery());
@@ -204,7 +207,8 @@ fn a_discovery_session_serves_no_commands() {
     assert!(matches!(session.event(bhs, &[]), Event::Logout { .. }));
 }
 
-/// Section 11.9: the target asks for a logout with the time it gives, and holds the initiator to it; other messages go as given.
+/// Section 11.9: the target asks for a logout with the time it gives, and holds the initiator to it; other messages
+/// go as given.
 #[test]
 fn asynchronous_messages() {
     let mut session = Session::new(SessionParameters { data_digest: true, ..parameters() });

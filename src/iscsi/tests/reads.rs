@@ -14,9 +14,9 @@ fn read(session: &mut Session, length: u32, payload: &[u8], ending: Ending) -> V
     session.sent()
 }
 
-/// RFC 7143 sections 11.7, 13.12 and 13.13: PDUs of at most the initiator's MaxRecvDataSegmentLength, F at the end of each
-/// sequence of at most MaxBurstLength, DataSN counting on, and the status once, in the last (Windows' deviation 19: F only on the
-/// last PDU).
+/// RFC 7143 sections 11.7, 13.12 and 13.13: PDUs of at most the initiator's MaxRecvDataSegmentLength, F at the end of
+/// each sequence of at most MaxBurstLength, DataSN counting on, and the status once, in the last (Windows' deviation
+/// 19: F only on the last PDU).
 #[test]
 fn a_read_is_split_by_segment_and_burst_and_ends_with_its_status() {
     let parameters =
@@ -104,8 +104,8 @@ fn residuals_of_reads() {
     }
 }
 
-/// Section 11.4.2 and 11.4.7: a status that is not GOOD has a SCSI Response of its own, after the data, and counts the Data-In
-/// PDUs (section 11.4.8).
+/// Section 11.4.2 and 11.4.7: a status that is not GOOD has a SCSI Response of its own, after the data, and counts
+/// the Data-In PDUs (section 11.4.8).
 #[test]
 fn a_failed_read_ends_with_a_response_and_sense() {
     let mut session = Session::new(SessionParameters { data_digest: true, ..parameters() });

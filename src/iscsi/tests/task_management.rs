@@ -36,7 +36,8 @@ fn to_carry_out(session: &mut Session, bhs: Bhs) -> TaskId {
     }
 }
 
-/// An aborted task gets no response, keeps its `TaskId` until released, and frees its tag and, then, its place in the window.
+/// An aborted task gets no response, keeps its `TaskId` until released, and frees its tag and, then, its place in the
+/// window.
 #[test]
 fn abort_task_names_its_task_and_frees_it_in_two_steps() {
     let mut session = Session::new(parameters());
@@ -61,8 +62,8 @@ fn abort_task_names_its_task_and_frees_it_in_two_steps() {
     assert_eq!(session.good(other, 512).max_cmd_sn(), 229);
 }
 
-/// Windows' deviation 12, section 11.6.1: of a task that is not here, the RefCmdSN decides. In the window and before the request:
-/// it counts as received, and the answer is "function complete". Outside: "task does not exist".
+/// Windows' deviation 12, section 11.6.1: of a task that is not here, the RefCmdSN decides. In the window and before
+/// the request: it counts as received, and the answer is "function complete". Outside: "task does not exist".
 #[test]
 fn abort_task_of_a_task_that_is_not_here() {
     let mut session = Session::new(parameters());
@@ -152,8 +153,8 @@ fn functions_that_are_not_supported() {
     }
 }
 
-/// Sections 4.2.3.2 and 11.5.1: what affects many tasks affects those before it on its LUN, or on all for a target reset, held
-/// ones included, and nothing after it.
+/// Sections 4.2.3.2 and 11.5.1: what affects many tasks affects those before it on its LUN, or on all for a target
+/// reset, held ones included, and nothing after it.
 #[test]
 fn many_tasks_are_affected_by_lun_and_cmd_sn() {
     let mut session = Session::new(parameters());
@@ -183,8 +184,8 @@ fn many_tasks_are_affected_by_lun_and_cmd_sn() {
     assert_eq!(session.only_sent().bhs.0[2], 0);
 }
 
-/// Windows' deviation 19, section 4.2.3.3: an immediate request that affects many tasks waits for the commands before it that are
-/// missing, and one in order simply has its place.
+/// Windows' deviation 19, section 4.2.3.3: an immediate request that affects many tasks waits for the commands before
+/// it that are missing, and one in order simply has its place.
 #[test]
 fn an_immediate_reset_waits_for_the_commands_before_it() {
     let mut session = Session::new(parameters());
