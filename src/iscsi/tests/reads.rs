@@ -168,7 +168,9 @@ fn a_bidirectional_command_has_two_residuals() {
 /// Section 11.2.2.3: the length of an extended CDB is told, and AHS that cannot be are an invalid PDU field.
 #[test]
 fn additional_headers_are_parsed_or_refused() {
-    let mut session = Session::new(parameters());
+    // The header digest covers the additional headers too.
+    let mut session = Session::new(SessionParameters { header_digest: true, ..parameters() });
+    session.chunk = 3;
     let bhs = session.read(512);
     let bytes = session.wire(bhs, &[0, 17, 1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], &[]);
     let got = session.arrive(&bytes).expect("legal");

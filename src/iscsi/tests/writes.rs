@@ -328,3 +328,14 @@ fn a_task_may_end_during_its_bulk_transfer() {
     assert_eq!(session.connection.bulk_done(None, &[]), Ok(Event::Handled));
     session.connection.check_invariants();
 }
+
+/// Section 11.8.5: a Target Transfer Tag is never the reserved value, also after 2^32 - 1 of them.
+#[test]
+fn transfer_tags_skip_the_reserved_value() {
+    let mut session = Session::new(parameters());
+    session.connection.next_transfer_tag = TAG_RESERVED - 1;
+    let write = session.write(8192);
+    let task = session.start(write, &[]);
+    let tags: Vec<u32> = solicit(&mut session, task).iter().map(|r2t| r2t.bhs.target_transfer_tag()).collect();
+    assert_eq!(tags, [TAG_RESERVED - 1, 0]);
+}
