@@ -1,7 +1,7 @@
 //! The scenarios.
 
 use super::server::{DiskPlan, Server, ServerConfig};
-use super::{Report, Scenario};
+use super::{Report, Run, Scenario};
 use crate::medium::{DiskFormat, DiskKind};
 use crate::ring::Nanos;
 use crate::sim::{
@@ -84,14 +84,15 @@ struct Scene {
 const REGION_SECTORS: u64 = 768;
 
 impl Scene {
-    fn new(seed: u64, setting: &Setting, change: impl FnOnce(&mut ServerConfig)) -> Result<Scene, String> {
+    fn new(run: Run, setting: &Setting, change: impl FnOnce(&mut ServerConfig)) -> Result<Scene, String> {
         let config = WorldConfig {
             network_faults: setting.network.clone(),
             pipe_capacity_bytes: setting.pipe_capacity_bytes,
             history_events_max: 0,
+            history_is_printed: run.is_printed,
             ..WorldConfig::default()
         };
-        let world = World::with_config(seed, config);
+        let world = World::with_config(run.seed, config);
         let mut random = world.random();
         let mut config = server_config(&mut random);
         change(&mut config);
@@ -129,7 +130,7 @@ impl Scene {
         self.world.set_network_faults(NetworkFaults::default());
         self.server.stop()?;
         Ok(Report {
-            time: self.world.now(),
+            time: self.world.elapsed(),
             events: self.world.history_count(),
             hash: self.world.history_hash(),
             initiators: self.initiators.iter().map(Initiator::result).collect::<Result<_, _>>()?,
@@ -166,15 +167,15 @@ fn initiator_config(number: u64, setting: &Setting, plans: &[DiskPlan], random: 
     }
 }
 
-fn calm(seed: u64) -> Result<Report, String> {
-    Scene::new(seed, &Setting::default(), |_| {})?.finish()
+fn calm(run: Run) -> Result<Report, String> {
+    Scene::new(run, &Setting::default(), |_| {})?.finish()
 }
 
-fn rough(seed: u64) -> Result<Report, String> {
-    Scene::new(seed, &Setting { network: NetworkFaults::rough(), ..Setting::default() }, |_| {})?.finish()
+fn rough(run: Run) -> Result<Report, String> {
+    Scene::new(run, &Setting { network: NetworkFaults::rough(), ..Setting::default() }, |_| {})?.finish()
 }
 
-fn lossy(seed: u64) -> Result<Report, String> {
+fn lossy(run: Run) -> Result<Report, String> {
     let network = NetworkFaults {
         reset: Chance::per_million(3000),
         accept_refused: Chance::percent(5),
@@ -182,11 +183,11 @@ fn lossy(seed: u64) -> Result<Report, String> {
     };
     let resets = Chance::per_million(500);
     let setting = Setting { network, may_lose_connection: true, resets, ..Setting::default() };
-    Scene::new(seed, &setting, |_| {})?.finish()
+    Scene::new(run, &setting, |_| {})?.finish()
 }
 
-fn bad_disks(seed: u64) -> Result<Report, String> {
-    let mut scene = Scene::new(seed, &Setting::default(), |_| {})?;
+fn bad_disks(run: Run) -> Result<Report, String> {
+    let mut scene = Scene::new(run, &Setting::default(), |_| {})?;
     let failing = FileFaults {
         eio_read: Chance::percent(5),
         eio_write: Chance::percent(2),
@@ -203,22 +204,22 @@ fn bad_disks(seed: u64) -> Result<Report, String> {
     scene.finish()
 }
 
-fn narrow(seed: u64) -> Result<Report, String> {
+fn narrow(run: Run) -> Result<Report, String> {
     let setting = Setting { network: NetworkFaults::rough(), pipe_capacity_bytes: 5000, ..Setting::default() };
-    Scene::new(seed, &setting, |config| config.memory_bytes = 16 << 20)?.finish()
+    Scene::new(run, &setting, |config| config.memory_bytes = 16 << 20)?.finish()
 }
 
-fn killed(seed: u64) -> Result<Report, String> {
-    with_crashes(seed, End::Killed)
+fn killed(run: Run) -> Result<Report, String> {
+    with_crashes(run, End::Killed)
 }
 
-fn power_cut(seed: u64) -> Result<Report, String> {
-    with_crashes(seed, End::PowerCut)
+fn power_cut(run: Run) -> Result<Report, String> {
+    with_crashes(run, End::PowerCut)
 }
 
-fn with_crashes(seed: u64, end: End) -> Result<Report, String> {
+fn with_crashes(run: Run, end: End) -> Result<Report, String> {
     let setting = Setting { may_lose_connection: true, commands: 200, ..Setting::default() };
-    let mut scene = Scene::new(seed, &setting, |_| {})?;
+    let mut scene = Scene::new(run, &setting, |_| {})?;
     for _ in 0..1 + scene.random.below(3) {
         let time = Nanos(scene.random.below(200_000_000));
         if scene.run(time)? == Outcome::Satisfied {
