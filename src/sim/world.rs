@@ -187,6 +187,12 @@ impl World {
         self.kernel.borrow_mut().file_state(file).set_len(len_bytes);
     }
 
+    /// Reserve space for the first `len_bytes` of a file: writes there cannot meet a full file system.
+    pub fn file_reserve(&self, name: &str, len_bytes: u64) {
+        let file = self.file(name);
+        self.kernel.borrow_mut().file_state(file).extend(0, len_bytes);
+    }
+
     /// Make a file durable as it is now.
     pub fn file_sync(&self, name: &str) {
         let file = self.file(name);

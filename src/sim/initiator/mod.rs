@@ -148,7 +148,7 @@ pub struct Initiator {
 }
 
 /// Between a loss and the next try.
-const RETRY_AFTER: Nanos = Nanos(50_000_000);
+const RETRY_AFTER: Nanos = Nanos(3_000_000);
 
 /// A server that refuses this often will not take us.
 const ATTEMPTS_MAX: u32 = 2000;

@@ -221,7 +221,7 @@ fn with_crashes(run: Run, end: End) -> Result<Report, String> {
     let setting = Setting { may_lose_connection: true, commands: 200, ..Setting::default() };
     let mut scene = Scene::new(run, &setting, |_| {})?;
     for _ in 0..1 + scene.random.below(3) {
-        let time = Nanos(scene.random.below(200_000_000));
+        let time = Nanos(scene.random.below(12_000_000));
         if scene.run(time)? == Outcome::Satisfied {
             break;
         }

@@ -9,8 +9,8 @@ use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::iscsi::chap::{Entropy, EntropyFailed};
 use crate::iscsi::directory::{AccessRule, Authentication, Directory, Portal, Target};
@@ -296,8 +296,8 @@ impl Server {
         let pending = Arc::new(Pending::default());
         let answered = Arc::clone(&pending);
         let reply: Answer = Box::new(move |result| {
-            answered.failed.store(result.is_err(), Ordering::Release);
-            answered.is_here.store(true, Ordering::Release);
+            let first = answered.0.set(result).is_ok();
+            assert!(first, "a reply is given once");
         });
         let sent = self.process.as_ref()?.senders.of(shard).send_control(message(reply));
         assert!(sent.is_ok(), "the mailbox of an idle shard has room");
@@ -313,8 +313,8 @@ impl Server {
         if outcome != crate::sim::Outcome::Satisfied {
             return Err(format!("{what}: {outcome:?}"));
         }
-        let failed = waiter.0.iter().any(|pending| pending.failed.load(Ordering::Acquire));
-        if failed { Err(format!("{what} was refused")) } else { Ok(()) }
+        let refusals = waiter.0.iter().filter_map(|pending| pending.0.get()?.as_ref().err());
+        refusals.map(|why| Err(format!("{what}: {why}"))).next().unwrap_or(Ok(()))
     }
 }
 
@@ -322,10 +322,7 @@ type Answer = Box<dyn FnOnce(Result<(), String>) + Send>;
 
 /// An answer that is awaited.
 #[derive(Debug, Default)]
-struct Pending {
-    is_here: AtomicBool,
-    failed: AtomicBool,
-}
+struct Pending(OnceLock<Result<(), String>>);
 
 /// Satisfied when all answers are here.
 struct Waiter(Vec<Arc<Pending>>);
@@ -334,7 +331,7 @@ impl Runnable for Waiter {
     fn turn(&mut self, _wait: Wait) {}
 
     fn is_satisfied(&self) -> bool {
-        self.0.iter().all(|pending| pending.is_here.load(Ordering::Acquire))
+        self.0.iter().all(|pending| pending.0.get().is_some())
     }
 }
 
@@ -379,6 +376,8 @@ fn import(world: &World, path: &Path, name: &str) -> Result<(), String> {
             world.file_write(name, at, part);
         }
     }
+    // What was created is taken to be there; only growth can meet a full file system.
+    world.file_reserve(name, len);
     world.file_sync(name);
     Ok(())
 }
