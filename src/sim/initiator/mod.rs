@@ -217,6 +217,11 @@ impl Initiator {
         matches!(self.phase, Phase::Done)
     }
 
+    /// Whether it has ever reached the full feature phase.
+    pub fn has_logged_in(&self) -> bool {
+        self.report.logins > 0
+    }
+
     fn connect(&mut self) -> Result<(), String> {
         match self.world.connect(self.config.portal) {
             Ok(stream) => self.stream = Some(stream),

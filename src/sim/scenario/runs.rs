@@ -16,6 +16,8 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "lossy", about: "connections are reset by either side at any moment", run: lossy },
     Scenario { name: "bad-disks", about: "one disk's file fails with EIO, another's has no space", run: bad_disks },
     Scenario { name: "narrow", about: "a shard with little memory and small socket buffers", run: narrow },
+    Scenario { name: "crowd", about: "many sessions that each do a little", run: crowd },
+    Scenario { name: "stopped", about: "the server stops in good order while sessions are busy", run: stopped },
     Scenario { name: "killed", about: "the process is killed and started again, several times", run: killed },
     Scenario { name: "power-cut", about: "the power is cut and comes back, several times", run: power_cut },
 ];
@@ -55,6 +57,10 @@ struct Setting {
     may_lose_connection: bool,
     resets: Chance,
     commands: u32,
+    /// Initiators at most.
+    initiators_max: u64,
+    /// Sectors of each LUN that belong to one initiator: the regions of several lie in one VHDX block.
+    region_sectors: u64,
     pipe_capacity_bytes: usize,
     transfer_bytes_max: usize,
 }
@@ -66,6 +72,8 @@ impl Default for Setting {
             may_lose_connection: false,
             resets: Chance::NEVER,
             commands: 120,
+            initiators_max: 4,
+            region_sectors: 768,
             pipe_capacity_bytes: 256 * 1024,
             transfer_bytes_max: 256 * 1024,
         }
@@ -79,9 +87,6 @@ struct Scene {
     initiators: Vec<Initiator>,
     random: Random,
 }
-
-/// Sectors of each LUN that belong to one initiator: the regions of several lie in one VHDX block.
-const REGION_SECTORS: u64 = 768;
 
 impl Scene {
     fn new(run: Run, setting: &Setting, change: impl FnOnce(&mut ServerConfig)) -> Result<Scene, String> {
@@ -98,7 +103,7 @@ impl Scene {
         change(&mut config);
         let plans = config.disks.clone();
         let server = Server::start(&world, config)?;
-        let count = 1 + random.below(4);
+        let count = 1 + random.below(setting.initiators_max);
         let initiators = (0..count)
             .map(|number| {
                 let config = initiator_config(number, setting, &plans, &mut random);
@@ -128,7 +133,11 @@ impl Scene {
             return Err(format!("{outcome:?} with initiators unsatisfied: {waiting:?}"));
         }
         self.world.set_network_faults(NetworkFaults::default());
-        self.server.stop()?;
+        self.server.stop(&mut [])?;
+        self.report()
+    }
+
+    fn report(&self) -> Result<Report, String> {
         Ok(Report {
             time: self.world.elapsed(),
             events: self.world.history_count(),
@@ -149,8 +158,8 @@ fn initiator_config(number: u64, setting: &Setting, plans: &[DiskPlan], random: 
             DiskFormat::Memory => Keeping::WhileServed,
             DiskFormat::Raw | DiskFormat::Vhdx => Keeping::Always,
         },
-        first_sector: number * REGION_SECTORS,
-        sector_count: REGION_SECTORS,
+        first_sector: number * setting.region_sectors,
+        sector_count: setting.region_sectors,
         may_fail: false,
     };
     InitiatorConfig {
@@ -207,6 +216,25 @@ fn bad_disks(run: Run) -> Result<Report, String> {
 fn narrow(run: Run) -> Result<Report, String> {
     let setting = Setting { network: NetworkFaults::rough(), pipe_capacity_bytes: 5000, ..Setting::default() };
     Scene::new(run, &setting, |config| config.memory_bytes = 16 << 20)?.finish()
+}
+
+fn stopped(run: Run) -> Result<Report, String> {
+    let mut scene = Scene::new(run, &Setting { commands: 2000, ..Setting::default() }, |_| {})?;
+    let time = Nanos(scene.random.below(10_000_000));
+    scene.run(time)?;
+    let Scene { server, initiators, .. } = &mut scene;
+    server.stop(initiators)?;
+    // The last words are still under way.
+    scene.run(Nanos(100_000_000))?;
+    if let Some(left) = scene.initiators.iter().find(|initiator| !initiator.is_done() && initiator.has_logged_in()) {
+        return Err(format!("a session was not given the time to log out: {left:?}"));
+    }
+    scene.report()
+}
+
+fn crowd(run: Run) -> Result<Report, String> {
+    let setting = Setting { commands: 12, initiators_max: 32, region_sectors: 128, ..Setting::default() };
+    Scene::new(run, &setting, |_| {})?.finish()
 }
 
 fn killed(run: Run) -> Result<Report, String> {

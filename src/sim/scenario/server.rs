@@ -9,8 +9,8 @@ use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crate::iscsi::chap::{Entropy, EntropyFailed};
 use crate::iscsi::directory::{AccessRule, Authentication, Directory, Portal, Target};
@@ -20,7 +20,7 @@ use crate::mem::{Arena, ArenaConfig};
 use crate::observe::ShardStats;
 use crate::ring::{Fd, Ring, Wait};
 use crate::shard::{Configuration, LunMap, Mapping, Parts, Senders, Shard, ToShard, mailbox};
-use crate::sim::{FileOptions, Random, Runnable, SimRing, SimWaker, World};
+use crate::sim::{FileOptions, Initiator, Random, Runnable, SimRing, SimWaker, World};
 use crate::units::{DiskId, Lun, PortalId, ShardId, TargetId};
 use crate::vhdx;
 
@@ -129,11 +129,11 @@ impl Server {
         self.process.iter_mut().flat_map(|process| &mut process.shards).map(|shard| shard as &mut dyn Runnable)
     }
 
-    /// Go down in good order, disks closed; what is left on the disks' files is checked. Runs the world.
-    pub fn stop(&mut self) -> Result<(), String> {
+    /// Go down in good order, disks closed; what is left on the disks' files is checked. Runs the world, `clients` included.
+    pub fn stop(&mut self, clients: &mut [Initiator]) -> Result<(), String> {
         let quiet =
             self.tell_all(|reply| ToShard::Quiesce { patience_ms: 5000, reply: Box::new(move |()| reply(Ok(()))) });
-        self.await_replies("quiesce", quiet)?;
+        self.await_replies("quiesce", quiet, clients)?;
         let disks: Vec<Arc<Disk>> = self.process.iter().flat_map(|process| process.disks.clone()).collect();
         for disk in &disks {
             let (id, home) = (disk.id(), disk.home());
@@ -145,7 +145,7 @@ impl Server {
                     |reply: Answer| ToShard::Detach { disk: id, reply: Box::new(move |r| reply(r.map_err(|e| e.0))) };
                 replies.extend(self.tell(shard, detach));
             }
-            self.await_replies("detach", replies)?;
+            self.await_replies("detach", replies, &mut [])?;
         }
         drop(disks);
         self.process = None;
@@ -304,11 +304,18 @@ impl Server {
         Some(pending)
     }
 
-    fn await_replies(&mut self, what: &str, replies: Vec<Arc<Pending>>) -> Result<(), String> {
+    fn await_replies(
+        &mut self,
+        what: &str,
+        replies: Vec<Arc<Pending>>,
+        clients: &mut [Initiator],
+    ) -> Result<(), String> {
         let world = self.world.clone();
         let mut waiter = Waiter(replies);
+        let mut clients: Vec<Guest<'_>> = clients.iter_mut().map(Guest).collect();
         let mut runnables: Vec<&mut dyn Runnable> = self.shards().collect();
         runnables.push(&mut waiter);
+        runnables.extend(clients.iter_mut().map(|client| client as &mut dyn Runnable));
         let outcome = world.run(&mut runnables, crate::sim::RunLimit::default());
         if outcome != crate::sim::Outcome::Satisfied {
             return Err(format!("{what}: {outcome:?}"));
@@ -332,6 +339,15 @@ impl Runnable for Waiter {
 
     fn is_satisfied(&self) -> bool {
         self.0.iter().all(|pending| pending.0.get().is_some())
+    }
+}
+
+/// A client that goes on meanwhile, but is not what is waited for.
+struct Guest<'a>(&'a mut Initiator);
+
+impl Runnable for Guest<'_> {
+    fn turn(&mut self, wait: Wait) {
+        self.0.turn(wait);
     }
 }
 
