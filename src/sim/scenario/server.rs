@@ -378,6 +378,8 @@ fn configuration(luns: LunMap) -> Result<Configuration, String> {
 /// Bytes that are copied at once between the world and real files.
 const COPY_BYTES: usize = 64 * 1024;
 
+static ZEROS: [u8; COPY_BYTES] = [0; COPY_BYTES];
+
 /// Make a durable file of the world with the contents of a real one.
 fn import(world: &World, path: &Path, name: &str) -> Result<(), String> {
     let describe = |error: std::io::Error| format!("{}: {error}", path.display());
@@ -388,7 +390,7 @@ fn import(world: &World, path: &Path, name: &str) -> Result<(), String> {
     for at in (0..len).step_by(COPY_BYTES) {
         let part = &mut bytes[..(len - at).min(COPY_BYTES as u64) as usize];
         file.read_exact_at(part, at).map_err(describe)?;
-        if part.iter().any(|&byte| byte != 0) {
+        if *part != ZEROS[..part.len()] {
             world.file_write(name, at, part);
         }
     }
@@ -409,7 +411,7 @@ fn export(world: &World, name: &str, path: &Path) -> Result<(), String> {
     for at in (0..len).step_by(COPY_BYTES) {
         let part = &mut bytes[..(len - at).min(COPY_BYTES as u64) as usize];
         world.file_read(name, at, part);
-        if part.iter().any(|&byte| byte != 0) {
+        if *part != ZEROS[..part.len()] {
             file.write_all_at(part, at).map_err(describe)?;
         }
     }
