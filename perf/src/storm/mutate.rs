@@ -43,10 +43,11 @@ impl Draft {
         Draft { header, ahs: vec![], data, header_digest_wrong: false, data_digest_wrong: false }
     }
 
-    /// Whether the header promises more bytes than are sent, so that the target must wait.
-    pub fn promises_more(&self) -> bool {
+    /// Whether the header promises more or fewer bytes than are sent, so that the target waits for the rest or takes
+    /// data for the next header: nothing that follows can be expected to be understood.
+    pub fn is_out_of_step(&self) -> bool {
         let promised = self.header.ahs_len() + self.header.data_len() + pdu::pad_len(self.header.data_len());
-        promised > self.ahs.len() + self.data.len() + pdu::pad_len(self.data.len())
+        promised != self.ahs.len() + self.data.len() + pdu::pad_len(self.data.len())
     }
 
     /// As bytes.
