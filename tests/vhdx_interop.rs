@@ -212,3 +212,41 @@ fn disks_made_by_qemu_are_read_and_written() {
         judge_with_qemu(&file.now, &expected, here, false);
     }
 }
+
+/// QEMU's write to the table fails behind its log entry, and it leaves the log pending. We replay it, in memory and in the
+/// file, and see what QEMU sees after its own repair.
+#[test]
+fn a_log_that_qemu_left_behind_is_replayed() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let here = directory.path();
+    qemu("qemu-img", &["create", "-f", "vhdx", "-o", "block_size=1M,log_size=1M", "theirs.vhdx", "40M"], here);
+    qemu("qemu-io", &["-f", "vhdx", "-c", "write -P 1 0 64k", "-c", "write -P 2 39M 512", "theirs.vhdx"], here);
+    let failing = "driver=vhdx,file.driver=blkdebug,file.image.driver=file,file.image.filename=theirs.vhdx,\
+                   file.inject-error.0.event=none,file.inject-error.0.iotype=write,file.inject-error.0.sector=4096";
+    let output = Command::new("qemu-io")
+        .args(["--image-opts", failing, "-c", "write -P 3 9M 4k"])
+        .current_dir(here)
+        .output()
+        .expect("qemu-io is needed");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("write failed"), "{output:?}");
+    let theirs = SparseFile::load(&here.join("theirs.vhdx"));
+    qemu("qemu-img", &["check", "-r", "all", "-f", "vhdx", "theirs.vhdx"], here);
+    qemu("qemu-img", &["convert", "-f", "vhdx", "-O", "raw", "theirs.vhdx", "expected.raw"], here);
+    let mut expected = SparseFile::load(&here.join("expected.raw"));
+    let (mut ours, mut raw) = (vec![0; 40 * MIB as usize], vec![0; 40 * MIB as usize]);
+    expected.read(0, &mut raw);
+    assert_eq!((raw[0], raw[9 << 20], raw[39 << 20]), (1, 3, 2));
+
+    let mut untouched = RecordedFile::new(theirs.clone());
+    let disk = open_with(&mut untouched, Access::ReadOnly, 1).expect("opens");
+    assert!(disk.replay.is_some_and(|replay| replay.descriptors > 0), "qemu-io left a log");
+    assert!(untouched.history.is_empty());
+    read_disk(&mut untouched, &disk.geometry, &disk.view, 0, &mut ours);
+    assert!(ours == raw, "replayed in memory");
+    let mut host = Host::open(RecordedFile::new(theirs), 1);
+    host.read(0, &mut ours);
+    assert!(ours == raw, "replayed in the file");
+    scribble(&mut host, &mut expected, 20, 2);
+    let (file, _) = host.close();
+    judge_with_qemu(&file.now, &expected, here, false);
+}

@@ -1,7 +1,7 @@
 //! Items under keys that go stale.
 
-/// The key of an item in a [`Slab`]: a place and how often the place was used. A key whose item is gone stays invalid even
-/// when the place is used again (until 2^32 uses later).
+/// The key of an item in a [`Slab`]: a place and how often the place was used. A key whose item is gone stays invalid
+/// even when the place is used again (until 2^32 uses later).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
     index: u32,

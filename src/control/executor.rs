@@ -8,7 +8,6 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use futures_lite::io::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
@@ -42,11 +41,6 @@ pub fn run<T>(cpu: Option<usize>, future: impl Future<Output = T>) -> Result<T, 
 /// Start a task on the running executor; it lives until it ends or the executor does.
 pub fn spawn(future: impl Future<Output = ()> + 'static) {
     glommio::spawn_local(future).detach();
-}
-
-/// Sleep on the running executor.
-pub async fn sleep(duration: Duration) {
-    glommio::timer::sleep(duration).await;
 }
 
 /// A connected unix socket on the running executor.
@@ -107,9 +101,10 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     /// CPU time of this thread so far.
     fn thread_cpu() -> Duration {
@@ -168,7 +163,7 @@ mod tests {
                 late.unbounded_send("file").unwrap();
             });
             spawn(async move {
-                sleep(Duration::from_millis(20)).await;
+                async_io::Timer::after(Duration::from_millis(20)).await;
                 sender.unbounded_send("other").unwrap();
             });
             let mut order = Vec::new();

@@ -1,7 +1,7 @@
 //! CHAP, one-way and mutual (RFC 1994; RFC 7143 section 12.1.3), seen from the target.
 //!
-//! Knows the keys `CHAP_A`, `CHAP_I`, `CHAP_C`, `CHAP_N`, `CHAP_R` and their order, not the PDUs that carry them. Challenges come
-//! from an injected source of randomness.
+//! Knows the keys `CHAP_A`, `CHAP_I`, `CHAP_C`, `CHAP_N`, `CHAP_R` and their order, not the PDUs that carry them.
+//! Challenges come from an injected source of randomness.
 
 #![forbid(unsafe_code)]
 

@@ -7,7 +7,7 @@
 use super::chap::Secret;
 use super::names::{IscsiName, NameError};
 use crate::units::{PortalId, TargetId};
-use core::net::{IpAddr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
@@ -18,6 +18,8 @@ pub struct Directory {
     /// Sorted by name, so that a listing has one order.
     targets: Vec<Target>,
     by_name: HashMap<IscsiName, usize>,
+    /// The targets that each rule opens, so that a listing costs what it lists and not what it hides.
+    by_rule: HashMap<AccessRule, Vec<usize>>,
     portals: Vec<Portal>,
     discovery: Authentication,
 }
@@ -38,7 +40,7 @@ pub struct Target {
 }
 
 /// Who may see and use a target.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum AccessRule {
     /// The initiator with this name.
     InitiatorName(IscsiName),
@@ -49,7 +51,7 @@ pub enum AccessRule {
 }
 
 /// A range of IP addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Network {
     address: IpAddr,
     prefix_bits: u8,
@@ -124,7 +126,8 @@ pub enum AccessRuleError {
 }
 
 impl Directory {
-    /// A directory of these targets, reached at these portals; `discovery` is asked of initiators in discovery sessions.
+    /// A directory of these targets, reached at these portals; `discovery` is asked of initiators in discovery
+    /// sessions.
     ///
     /// # Errors
     /// What is wrong with the data.
@@ -135,6 +138,7 @@ impl Directory {
     ) -> Result<Directory, DirectoryError> {
         targets.sort_by(|a, b| a.name.cmp(&b.name));
         let mut by_name = HashMap::with_capacity(targets.len());
+        let mut by_rule: HashMap<AccessRule, Vec<usize>> = HashMap::new();
         for (index, target) in targets.iter().enumerate() {
             if target.alias.as_ref().is_some_and(|alias| alias.len() > 255 || alias.chars().any(char::is_control)) {
                 return Err(DirectoryError::Alias(target.name.clone()));
@@ -142,8 +146,11 @@ impl Directory {
             if by_name.insert(target.name.clone(), index).is_some() {
                 return Err(DirectoryError::DuplicateTarget(target.name.clone()));
             }
+            for rule in &target.access {
+                by_rule.entry(rule.without_host_bits()).or_default().push(index);
+            }
         }
-        Ok(Directory { targets, by_name, portals, discovery })
+        Ok(Directory { targets, by_name, by_rule, portals, discovery })
     }
 
     /// The target with this name, in any case.
@@ -160,6 +167,22 @@ impl Directory {
     #[must_use]
     pub fn targets(&self) -> &[Target] {
         &self.targets
+    }
+
+    /// The places in [`Self::targets`] of those that an initiator of this name at this address may see, rising.
+    #[must_use]
+    pub fn visible(&self, initiator: &IscsiName, address: IpAddr) -> Vec<usize> {
+        let mut places = Vec::new();
+        let mut open = |rule: &AccessRule| places.extend(self.by_rule.get(rule).into_iter().flatten());
+        open(&AccessRule::Any);
+        open(&AccessRule::InitiatorName(initiator.clone()));
+        let address = address.to_canonical();
+        for prefix_bits in 0..=address_bits(address) {
+            open(&AccessRule::Network(Network { address, prefix_bits }.without_host_bits()));
+        }
+        places.sort_unstable();
+        places.dedup();
+        places
     }
 
     /// All portals.
@@ -188,8 +211,8 @@ impl Target {
 }
 
 impl Portal {
-    /// The address to tell an initiator that came in at `local`: a wildcard stands for the address that it already reaches.
-    /// `None` when the portal cannot be reached by that address family.
+    /// The address to tell an initiator that came in at `local`: a wildcard stands for the address that it already
+    /// reaches. `None` when the portal cannot be reached by that address family.
     #[must_use]
     pub fn advertised(&self, local: IpAddr) -> Option<SocketAddr> {
         let listen = self.listen.ip().to_canonical();
@@ -203,11 +226,26 @@ impl Portal {
 }
 
 impl Network {
-    /// The addresses that agree with `address` in their first `prefix_bits` bits; `None` when there are not so many bits.
+    /// The addresses that agree with `address` in their first `prefix_bits` bits; `None` when there are not so many
+    /// bits.
     #[must_use]
     pub fn new(address: IpAddr, prefix_bits: u8) -> Option<Network> {
-        let bits_max = if address.is_ipv4() { 32 } else { 128 };
-        (prefix_bits <= bits_max).then_some(Network { address, prefix_bits })
+        (prefix_bits <= address_bits(address)).then_some(Network { address, prefix_bits })
+    }
+
+    fn without_host_bits(self) -> Network {
+        let host_bits = u32::from(address_bits(self.address) - self.prefix_bits);
+        let address = match self.address {
+            IpAddr::V4(address) => {
+                let mask = u32::MAX.checked_shl(host_bits).unwrap_or(0);
+                IpAddr::V4(Ipv4Addr::from_bits(address.to_bits() & mask))
+            }
+            IpAddr::V6(address) => {
+                let mask = u128::MAX.checked_shl(host_bits).unwrap_or(0);
+                IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & mask))
+            }
+        };
+        Network { address, ..self }
     }
 
     /// Whether the address is in the range. An IPv4 address that arrives as IPv4-mapped IPv6 counts as IPv4.
@@ -224,6 +262,10 @@ impl Network {
         };
         (ours ^ theirs).checked_shr(unused_bits).unwrap_or(0) == 0
     }
+}
+
+fn address_bits(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
 }
 
 impl FromStr for Network {
@@ -249,6 +291,16 @@ impl FromStr for Network {
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.address, self.prefix_bits)
+    }
+}
+
+impl AccessRule {
+    /// The one writing of rules that open the same.
+    fn without_host_bits(&self) -> AccessRule {
+        match self {
+            AccessRule::Network(network) => AccessRule::Network(network.without_host_bits()),
+            AccessRule::InitiatorName(_) | AccessRule::Any => self.clone(),
+        }
     }
 }
 
@@ -349,6 +401,37 @@ mod tests {
         assert!(!allows(&["ip:2001:db8::/32"], "2001:db9::1"));
         assert!(allows(&["ip:::/0"], "2001:db9::1"));
         assert!(allows(&["iqn:iqn.other", "ip:10.0.0.1"], "10.0.0.1"));
+    }
+
+    #[test]
+    fn what_is_visible_is_what_is_allowed() {
+        let rules = [
+            "",
+            "any",
+            "iqn:iqn.host",
+            "ip:10.0.0.0/8",
+            "ip:10.0.0.77/24",
+            "ip:10.0.0.1",
+            "ip:0.0.0.0/0",
+            "ip:::/0",
+            "ip:2001:db8::5/64 any",
+            "iqn:iqn.other ip:10.0.0.1/32 ip:10.0.0.1",
+        ];
+        let named = |(n, rules): (usize, &&str)| {
+            target(&format!("iqn.2026-11.io.x:t{n}"), &rules.split_whitespace().collect::<Vec<_>>())
+        };
+        let targets: Vec<Target> = rules.iter().enumerate().map(named).collect();
+        let directory = Directory::new(targets, vec![], Authentication::None).unwrap();
+        for name in ["iqn.host", "iqn.other", "iqn.stranger"] {
+            let name = IscsiName::foreign(name).unwrap();
+            for address in
+                ["10.0.0.1", "10.0.0.2", "10.1.0.1", "192.0.2.1", "::ffff:10.0.0.1", "2001:db8::1", "fe80::1"]
+            {
+                let allowed = |place: &usize| directory.targets()[*place].allows(&name, ip(address));
+                let expected: Vec<usize> = (0..rules.len()).filter(allowed).collect();
+                assert_eq!(directory.visible(&name, ip(address)), expected, "{name} at {address}");
+            }
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Text Requests of the full feature phase: SendTargets (RFC 7143 appendix C) and the few keys that may still be negotiated.
+//! Text Requests of the full feature phase: SendTargets (RFC 7143 appendix C) and the few keys that may still be
+//! negotiated.
 //!
 //! The connection hands in complete Text Requests in CmdSN order and sends what comes out; one exchange runs at a time.
 
@@ -8,17 +9,18 @@
 #[allow(clippy::unwrap_used)]
 mod tests;
 
-use super::directory::{Directory, Target};
+use super::directory::Directory;
 use super::keys::{self, Key, KeyRow, Kind, Sender, Usage};
 use super::names::IscsiName;
 use super::negotiation::declared_number;
 use super::pdu::{RejectReason, TAG_RESERVED, TextRequest, TextResponse};
 use super::text::{self, TextBuilder, TextCollector};
+use crate::limits::{NEGOTIATION_BYTES_MAX, PORTALS_MAX};
 use core::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-/// Bytes of text in one Text Response at most, also where the initiator would take more. Not less, because libiscsi (as of 1.19) takes 256 KiB
-/// at once but no second piece: that is a listing of some 3,500 targets.
+/// Bytes of text in one Text Response at most, also where the initiator would take more. Not less, because libiscsi (as
+/// of 1.19) takes 256 KiB at once but no second piece: that is a listing of some 3,500 targets.
 pub const TEXT_RESPONSE_BYTES_MAX: usize = 256 * 1024;
 
 /// What a Text Request is answered from.
@@ -89,7 +91,10 @@ struct Outgoing {
 #[derive(Debug)]
 struct Listing {
     directory: Arc<Directory>,
-    next: usize,
+    /// The places of the targets still to be told.
+    places: std::vec::IntoIter<usize>,
+    /// The TargetAddress pairs, which are the same for every target.
+    addresses: Vec<u8>,
 }
 
 impl TextExchange {
@@ -222,7 +227,11 @@ impl Underway {
     fn send_targets(&mut self, value: &str, context: &TextContext<'_>, answer: &mut TextBuilder) {
         let named = match (value, context.target) {
             ("All", None) => {
-                self.outgoing.listing = Some(Listing { directory: Arc::clone(context.directory), next: 0 });
+                self.outgoing.listing = Some(Listing {
+                    directory: Arc::clone(context.directory),
+                    places: context.directory.visible(context.initiator_name, context.peer).into_iter(),
+                    addresses: addresses(context.directory, context.local),
+                });
                 return;
             }
             // Not to be supported in a normal session.
@@ -240,7 +249,8 @@ impl Underway {
             (name, Some(own)) => context.directory.target(name).filter(|target| target.name == *own),
         };
         if let Some(target) = named {
-            describe(target, context.directory, context.local, answer);
+            answer.pair("TargetName", target.name.as_str());
+            answer.pairs(&addresses(context.directory, context.local));
         }
     }
 }
@@ -256,9 +266,8 @@ impl Outgoing {
         let bytes_max = segment.min(TEXT_RESPONSE_BYTES_MAX);
         while self.text.len() <= bytes_max {
             let Some(listing) = &mut self.listing else { break };
-            match listing.next(context) {
-                Some(text) => self.text.extend_from_slice(&text),
-                None => self.listing = None,
+            if !listing.write_next(&mut self.text) {
+                self.listing = None;
             }
         }
         if self.text.len() <= bytes_max {
@@ -272,25 +281,23 @@ impl Outgoing {
 }
 
 impl Listing {
-    /// The text of the next target that the initiator may see.
-    fn next(&mut self, context: &TextContext<'_>) -> Option<Vec<u8>> {
-        while let Some(target) = self.directory.targets().get(self.next) {
-            self.next += 1;
-            if target.allows(context.initiator_name, context.peer) {
-                let mut text = TextBuilder::default();
-                describe(target, &self.directory, context.local, &mut text);
-                // A target's own text is far below the bound: 256 portals of at most 70 bytes.
-                return text.finish().ok();
-            }
-        }
-        None
+    /// Write the text of the next target; false when there is none left.
+    fn write_next(&mut self, text: &mut Vec<u8>) -> bool {
+        let Some(target) = self.places.next().and_then(|place| self.directory.targets().get(place)) else {
+            return false;
+        };
+        text.extend_from_slice(b"TargetName=");
+        text.extend_from_slice(target.name.as_str().as_bytes());
+        text.push(0);
+        text.extend_from_slice(&self.addresses);
+        true
     }
 }
 
-/// TargetName and a TargetAddress for each portal (RFC 7143 section 13.8).
-fn describe(target: &Target, directory: &Directory, local: IpAddr, text: &mut TextBuilder) {
-    text.pair("TargetName", target.name.as_str());
+/// A TargetAddress pair for each portal (RFC 7143 section 13.8), each address once.
+fn addresses(directory: &Directory, local: IpAddr) -> Vec<u8> {
     let mut told: Vec<(SocketAddr, u16)> = Vec::new();
+    let mut text = TextBuilder::default();
     for portal in directory.portals() {
         let Some(address) = portal.advertised(local) else { continue };
         if !told.contains(&(address, portal.portal_group_tag)) {
@@ -298,4 +305,7 @@ fn describe(target: &Target, directory: &Directory, local: IpAddr, text: &mut Te
             text.pair("TargetAddress", &format!("{address},{}", portal.portal_group_tag));
         }
     }
+    // An address takes at most 70 bytes, so even the largest number of portals fits.
+    const { assert!(PORTALS_MAX * 70 < NEGOTIATION_BYTES_MAX / 2) };
+    text.finish().unwrap_or_default()
 }

@@ -1,4 +1,5 @@
-//! The text keys that this target knows: one row per key of RFC 7143 section 13, with its obsolete ones, of section 12.1 (CHAP) and of RFC 7144.
+//! The text keys that this target knows: one row per key of RFC 7143 section 13, with its obsolete ones, of section
+//! 12.1 (CHAP) and of RFC 7144.
 //!
 //! A row says what kind of value the key has, who may send it when, and, for an operational parameter, what this target
 //! prefers and where the result goes. The rules that use the rows are in `negotiation`.
@@ -384,7 +385,8 @@ pub static KEYS: [KeyRow; 35] = {
             },
         ),
         row(K::SessionType, "SessionType", U::Leading, Session, Initiator, Identity),
-        // RFC3720 is the task management that every initiator knows; FastAbort and ResponseFence change what aborted tasks owe.
+        // RFC3720 is the task management that every initiator knows; FastAbort and ResponseFence change what aborted
+        // tasks owe.
         normal(K::TaskReporting, "TaskReporting", List { allowed: |_, item| item == "RFC3720", result: |_, _| () }),
         row(K::NodeArchitecture, "X#NodeArchitecture", U::LeadingOperational, Session, Both, DeclaredText),
         row(K::IFMarker, "IFMarker", U::InitializeOperational, Connection, Both, Obsolete("No")),

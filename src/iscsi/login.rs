@@ -1,7 +1,8 @@
 //! The login phase of a connection (RFC 7143 section 6.3), sans-IO: Login Requests in, Login Responses out.
 //!
-//! The order of calls: [`Login::receive`] until it gives [`LoginStep::Establish`]; then, when the registrar of sessions has
-//! decided, [`Login::granted`] or [`Login::refused`]. After [`LoginStep::Close`] the connection is closed when the reply has left.
+//! The order of calls: [`Login::receive`] until it gives [`LoginStep::Establish`]; then, when the registrar of sessions
+//! has decided, [`Login::granted`] or [`Login::refused`]. After [`LoginStep::Close`] the connection is closed when the
+//! reply has left.
 
 #![forbid(unsafe_code)]
 
@@ -141,9 +142,15 @@ pub struct Established {
     pub arrival: Arrival,
 }
 
+impl LoginFailure {
+    fn who(&self) -> &str {
+        self.initiator_name.as_ref().map_or("an unnamed initiator", IscsiName::as_str)
+    }
+}
+
 impl Established {
-    /// What [`super::connection::Connection`] starts from. The times are the server's, in ms: how long to wait before a ping (0: never)
-    /// and for its answer.
+    /// What [`super::connection::Connection`] starts from. The times are the server's, in ms: how long to wait before a
+    /// ping (0: never) and for its answer.
     #[must_use]
     pub fn session_parameters(&self, ping_interval_ms: u64, ping_timeout_ms: u64) -> SessionParameters {
         let negotiated = &self.negotiated;
@@ -171,9 +178,10 @@ impl Established {
 
 /// Why a login ended without a session.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("login of {} refused with status {:04x}: {reason}", initiator_name.as_ref().map_or("an unnamed initiator", |name| name.as_str()), status.0)]
+#[error("login of {} refused with status {:04x}: {reason}", self.who(), status.0)]
 pub struct LoginFailure {
-    /// The status that the initiator was told; it is told nothing when the connection did not begin with a Login Request.
+    /// The status that the initiator was told; it is told nothing when the connection did not begin with a Login
+    /// Request.
     pub status: LoginStatus,
     /// The rule that was broken.
     pub reason: String,
@@ -204,15 +212,8 @@ const STAT_SN_FIRST: u32 = 1;
 #[derive(Debug)]
 pub struct Login {
     arrival: Arrival,
-    progress: Progress,
-}
-
-#[derive(Debug)]
-enum Progress {
-    /// No Login Request has come.
-    Fresh,
-    /// The first Login Request has come.
-    Begun(Box<Begun>),
+    /// `None` while no Login Request has come.
+    begun: Option<Box<Begun>>,
 }
 
 /// What is known since the first Login Request.
@@ -291,11 +292,11 @@ impl Login {
     /// A login that has not begun.
     #[must_use]
     pub fn new(arrival: Arrival) -> Login {
-        Login { arrival, progress: Progress::Fresh }
+        Login { arrival, begun: None }
     }
 
-    /// Look at the bytes at the head of the stream. What cannot become a legal Login Request is refused without waiting for the
-    /// rest of it.
+    /// Look at the bytes at the head of the stream. What cannot become a legal Login Request is refused without waiting
+    /// for the rest of it.
     pub fn receive(&mut self, bytes: &[u8], environment: &mut Environment<'_>) -> LoginReceive {
         let Some(bhs) = Bhs::from_prefix(bytes) else {
             return LoginReceive::NeedBytes(BHS_LEN);
@@ -313,21 +314,14 @@ impl Login {
 
     /// Handle one whole PDU: its header and its data segment without padding.
     pub fn handle(&mut self, bhs: &Bhs, data: &[u8], environment: &mut Environment<'_>) -> LoginStep {
-        if matches!(self.progress, Progress::Fresh) && bhs.opcode() != Opcode::LOGIN_REQUEST {
+        if self.begun.is_none() && bhs.opcode() != Opcode::LOGIN_REQUEST {
             // RFC 7143 section 6.3: before the login phase has begun the connection is ended without a word.
             let reason = "the connection does not begin with a Login Request".into();
             let failure = LoginFailure { status: LoginStatus::INVALID_DURING_LOGIN, reason, initiator_name: None };
             return LoginStep::Close { reply: None, failure };
         }
         let request = LoginRequest::parse(bhs);
-        let begun = match &mut self.progress {
-            Progress::Begun(begun) => begun,
-            Progress::Fresh => {
-                self.progress = Progress::Begun(Box::new(Begun::new(request, environment.policy)));
-                let Progress::Begun(begun) = &mut self.progress else { unreachable!() };
-                begun
-            }
-        };
+        let begun = self.begun.get_or_insert_with(|| Box::new(Begun::new(request, environment.policy)));
         match begun.advance(bhs, &request, data, &self.arrival, environment) {
             Ok(step) => step,
             Err(Refused { status, reason }) => {
@@ -345,7 +339,7 @@ impl Login {
     #[must_use]
     pub fn granted(self, tsih: u16) -> (LoginReply, Established) {
         assert_ne!(tsih, 0);
-        let Progress::Begun(mut begun) = self.progress else { panic!("granted before a Login Request") };
+        let mut begun = self.begun.expect("granted before a Login Request");
         let identity = begun.identity(&self.arrival).expect("granted before LoginStep::Establish");
         let reply = begun.reply(Some(LoginStage::FULL_FEATURE_PHASE), tsih);
         assert_eq!(begun.outgoing.remaining(), 0);
@@ -366,8 +360,7 @@ impl Login {
     /// When no Login Request has come.
     #[must_use]
     pub fn refused(self, status: LoginStatus) -> LoginReply {
-        let Progress::Begun(begun) = self.progress else { panic!("refused before a Login Request") };
-        begun.refusal(status)
+        self.begun.expect("refused before a Login Request").refusal(status)
     }
 }
 
@@ -486,7 +479,8 @@ impl Begun {
             let target = environment.directory.target(name);
             let target = target.ok_or_else(|| Refused::new(LoginStatus::NOT_FOUND, format!("no target {name:?}")))?;
             if !target.allows(&initiator_name, arrival.peer.ip()) {
-                let reason = format!("no access rule of {} allows it from {}", target.name, arrival.peer.ip());
+                let address = arrival.peer.ip().to_canonical();
+                let reason = format!("no access rule of {} allows it from {address}", target.name);
                 return Err(Refused::new(LoginStatus::AUTHORIZATION_FAILURE, reason));
             }
             self.session = Some(Session { initiator_name, target: Some((target.id, target.name.clone())) });
@@ -544,7 +538,8 @@ impl Begun {
         Ok(())
     }
 
-    /// Send the next piece of the answer, and agree to the transition that the initiator wants when nothing is left to say.
+    /// Send the next piece of the answer, and agree to the transition that the initiator wants when nothing is left to
+    /// say.
     fn respond(&mut self, request: &LoginRequest, arrival: &Arrival) -> LoginStep {
         let ready = self.stage == LoginStage::OPERATIONAL_NEGOTIATION || self.security.is_passed();
         if self.outgoing.remaining() > self.piece_bytes_max() || !request.transit || !ready {
@@ -559,7 +554,8 @@ impl Begun {
         LoginStep::Reply(reply)
     }
 
-    /// How much text the initiator takes in one response: the default of the login phase, or less if it has declared less.
+    /// How much text the initiator takes in one response: the default of the login phase, or less if it has declared
+    /// less.
     fn piece_bytes_max(&self) -> usize {
         let declared = self.negotiation.negotiated().transmit_segment_length_max;
         usize::try_from(declared).unwrap_or(usize::MAX).min(LOGIN_SEGMENT_BYTES_MAX)

@@ -22,4 +22,6 @@ pub mod keys;
 pub mod login;
 pub mod names;
 pub mod negotiation;
+#[cfg(test)]
+mod tests;
 pub mod text;

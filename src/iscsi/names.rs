@@ -1,8 +1,8 @@
 //! iSCSI node names: what is a legal name, and the one normal form in which names are compared.
 //!
-//! Names are `iqn.`, `eui.` or `naa.` names (RFC 7143 section 4.2.7). They compare after the stringprep profile of RFC 3722;
-//! its effect on names made of ASCII letters, digits, `-`, `.` and `:` is to make letters lower case, and that is what is
-//! done here (non-ASCII letters are made lower case too; compatibility forms are not folded).
+//! Names are `iqn.`, `eui.` or `naa.` names (RFC 7143 section 4.2.7). They compare after the stringprep profile of RFC
+//! 3722; its effect on names made of ASCII letters, digits, `-`, `.` and `:` is to make letters lower case, and that is
+//! what is done here (non-ASCII letters are made lower case too; compatibility forms are not folded).
 
 #![forbid(unsafe_code)]
 
@@ -25,13 +25,11 @@ pub enum NameError {
     TooLong(usize),
     /// Neither `iqn.`, `eui.` nor `naa.`.
     #[error(
-        "'{0}' is not an iSCSI name; write iqn.YYYY-MM.REVERSED-DOMAIN:ANYTHING, for example iqn.2026-11.com.example:disk1"
+        "'{0}' is not an iSCSI name; write iqn.YYYY-MM.REVERSED-DOMAIN:NAME, for example iqn.2026-11.com.example:disk1"
     )]
     UnknownType(String),
     /// `iqn.` is not followed by a year, a dash, a month and a dot.
-    #[error(
-        "'{0}': after 'iqn.' write the year and month in which you owned the domain, for example iqn.2026-11.com.example"
-    )]
+    #[error("'{0}': after 'iqn.' write a year and month in which you owned the domain, as in iqn.2026-11.com.example")]
     Date(String),
     /// The reversed domain of an `iqn.` name is missing or has an empty part.
     #[error("'{0}': after the date write a domain name in reverse, for example iqn.2026-11.com.example:disk1")]
@@ -81,9 +79,9 @@ impl IscsiName {
         Ok(IscsiName(name.into()))
     }
 
-    /// A name that someone else chose, an initiator above all: only its length, its type prefix and the absence of spaces and control
-    /// characters are checked, because names with underscores or without a date are in use and the name serves as an
-    /// identifier only.
+    /// A name that someone else chose, an initiator above all: only its length, its type prefix and the absence of
+    /// spaces and control characters are checked, because names with underscores or without a date are in use and the
+    /// name serves as an identifier only.
     ///
     /// # Errors
     /// Which rule is broken.

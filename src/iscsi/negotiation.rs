@@ -1,8 +1,8 @@
 //! What a negotiation results in: our preferences, the values agreed, and the rules that lead from one to the other
 //! (RFC 7143 section 6.2).
 //!
-//! The initiator offers, we answer; we offer nothing of our own, so that no answer of the initiator is ever awaited. Where
-//! it is silent, the defaults of the standard hold.
+//! The initiator offers, we answer; we offer nothing of our own, so that no answer of the initiator is ever awaited.
+//! Where it is silent, the defaults of the standard hold.
 
 #![forbid(unsafe_code)]
 
@@ -179,8 +179,8 @@ impl Negotiation {
         Ok(())
     }
 
-    /// Answer an operational parameter that has been noted. `text` is the whole text it came in: what one key means may depend on
-    /// another one behind it.
+    /// Answer an operational parameter that has been noted. `text` is the whole text it came in: what one key means may
+    /// depend on another one behind it.
     ///
     /// # Errors
     /// What makes the login fail.

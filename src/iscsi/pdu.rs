@@ -191,6 +191,20 @@ open_enum! {
 }
 
 open_enum! {
+    /// Type of a SNACK Request (section 11.16.1).
+    SnackKind {
+        /// Data or R2T PDUs are to be sent again.
+        DATA_OR_R2T = 0,
+        /// Responses are to be sent again.
+        STATUS = 1,
+        /// Data-In PDUs have arrived.
+        DATA_ACK = 2,
+        /// Data-In PDUs are to be sent again in other sizes.
+        R_DATA = 3,
+    }
+}
+
+open_enum! {
     /// AsyncEvent of an Asynchronous Message (section 11.9.1).
     AsyncEvent {
         /// A SCSI asynchronous event; sense data is attached.
@@ -777,6 +791,31 @@ impl LogoutRequest {
     }
 }
 
+/// SNACK Request (section 11.16), as far as it is needed to refuse it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnackRequest {
+    /// Type.
+    pub kind: SnackKind,
+    /// Initiator Task Tag of the command, or [`TAG_RESERVED`].
+    pub initiator_task_tag: u32,
+    /// BegRun: the first number of the run.
+    pub begin: u32,
+    /// RunLength; 0: all from `begin` on.
+    pub run_length: u32,
+}
+
+impl SnackRequest {
+    /// Read a SNACK Request.
+    pub fn parse(bhs: &Bhs) -> Self {
+        Self {
+            kind: SnackKind(bhs.flags() & 0x0f),
+            initiator_task_tag: bhs.initiator_task_tag(),
+            begin: bhs.u32_at(40),
+            run_length: bhs.u32_at(44),
+        }
+    }
+}
+
 /// NOP-Out (section 11.18).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NopOut {
@@ -882,7 +921,7 @@ pub struct ScsiResponse {
     pub status: ScsiStatus,
     /// Initiator Task Tag.
     pub initiator_task_tag: u32,
-    /// ExpDataSN: how many Data-In and R2T PDUs were sent for the task.
+    /// ExpDataSN: how many Data-In and R2T PDUs were sent for the task, but 0 when no Data-In was (section 11.4.8).
     pub exp_data_sn: u32,
     /// Residual of the write direction, or of the only one.
     pub residual: Residual,

@@ -6,7 +6,8 @@ use super::command_window::{Arrival, before};
 use super::connection::Connection;
 use super::pdu::{
     BHS_LEN, Bhs, CommandAhs, DIGEST_LEN, DataOut, LogoutReason, LogoutRequest, LogoutResponseCode, NopOut, Opcode,
-    RejectReason, ScsiCommandRequest, TAG_RESERVED, TaskManagementRequest, TextRequest, pad_len,
+    RejectReason, ScsiCommandRequest, SnackKind, SnackRequest, TAG_RESERVED, TaskManagementRequest, TextRequest,
+    pad_len,
 };
 use super::refusal::Refusal;
 use super::session::SessionType;
@@ -296,8 +297,7 @@ impl Connection {
                 }
             }
             Opcode::DATA_OUT => self.refuse(bhs, RejectReason::INVALID_PDU_FIELD),
-            // Section 11.16: no SNACK can be served at ErrorRecoveryLevel 0.
-            Opcode::SNACK_REQUEST => self.refuse(bhs, RejectReason::SNACK_REJECT),
+            Opcode::SNACK_REQUEST => self.refuse_snack(bhs),
             Opcode::LOGIN_REQUEST => return Err(Refusal::LoginInFullFeaturePhase),
             _ => self.refuse(bhs, RejectReason::COMMAND_NOT_SUPPORTED),
         }?;
@@ -522,6 +522,21 @@ impl Connection {
             self.queue_reject(bhs, RejectReason::INVALID_PDU_FIELD)?;
         }
         Ok(self.settle(task))
+    }
+
+    /// Section 11.16: no SNACK can be served at ErrorRecoveryLevel 0. One that asks for what was never sent, or was
+    /// acknowledged, breaks the protocol besides; and no Data-In of ours asks for an acknowledgement.
+    fn refuse_snack(&mut self, bhs: &Bhs) -> Result<Event, Refusal> {
+        let snack = SnackRequest::parse(bhs);
+        let could_be_sent = match snack.kind {
+            SnackKind::DATA_ACK => return self.refuse(bhs, RejectReason::INVALID_DATA_ACK),
+            SnackKind::STATUS if snack.begin == 0 && snack.run_length == 0 => true,
+            SnackKind::STATUS => !before(snack.begin, self.acknowledged_stat_sn) && before(snack.begin, self.stat_sn),
+            SnackKind::DATA_OR_R2T | SnackKind::R_DATA => self.tasks.find(snack.initiator_task_tag).is_some(),
+            _ => return self.refuse(bhs, RejectReason::INVALID_PDU_FIELD),
+        };
+        let reason = if could_be_sent { RejectReason::SNACK_REJECT } else { RejectReason::PROTOCOL_ERROR };
+        self.refuse(bhs, reason)
     }
 
     /// Answer a PDU with a Reject.

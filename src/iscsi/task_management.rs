@@ -122,16 +122,21 @@ impl Connection {
             return Event::TaskManagement { task };
         }
         let ref_cmd_sn = request.ref_cmd_sn;
-        let to_come =
-            self.window.contains(ref_cmd_sn) && before(ref_cmd_sn, request.cmd_sn) && self.window.plug(ref_cmd_sn);
-        self.answer(
-            task,
-            Answer::TaskManagement(if to_come {
-                TaskManagementResponseCode::FUNCTION_COMPLETE
-            } else {
-                TaskManagementResponseCode::TASK_DOES_NOT_EXIST
-            }),
-        )
+        let code = if self.names_other_request(request) {
+            TaskManagementResponseCode::FUNCTION_REJECTED
+        } else if self.window.contains(ref_cmd_sn) && before(ref_cmd_sn, request.cmd_sn) && self.window.plug(ref_cmd_sn)
+        {
+            TaskManagementResponseCode::FUNCTION_COMPLETE
+        } else {
+            TaskManagementResponseCode::TASK_DOES_NOT_EXIST
+        };
+        self.answer(task, Answer::TaskManagement(code))
+    }
+
+    /// Section 11.5.1: a task management request cannot be aborted; nor can text, logout and pings, which are answered at once.
+    fn names_other_request(&self, request: &TaskManagementRequest) -> bool {
+        let named = self.tasks.find(request.referenced_task_tag);
+        named.is_some_and(|named| matches!(self.tasks.entry(named).request, Request::Other(_)))
     }
 
     fn referenced(&self, request: &TaskManagementRequest) -> Option<TaskId> {

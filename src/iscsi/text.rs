@@ -1,4 +1,5 @@
-//! The text format of login and text negotiation (RFC 7143 section 6.1): `key=value` pairs that each end with a zero byte.
+//! The text format of login and text negotiation (RFC 7143 section 6.1): `key=value` pairs that each end with a zero
+//! byte.
 //!
 //! Knows how pairs and values are written, not what any key means. Nothing here panics on any bytes.
 
@@ -15,7 +16,8 @@ pub enum TextError {
     /// A part between zero bytes has no `=`.
     #[error("text without '='")]
     NoEqualsSign,
-    /// A key that is empty, longer than 63 bytes, does not begin with a letter, or has characters that keys cannot have.
+    /// A key that is empty, longer than 63 bytes, does not begin with a letter, or has characters that keys cannot
+    /// have.
     #[error("malformed key name")]
     Key,
     /// A value that is not UTF-8.
@@ -35,8 +37,8 @@ pub struct Pair<'a> {
     pub value: &'a str,
 }
 
-/// The pairs of a complete text. Surplus zero bytes are passed over, and the last pair's zero byte may be missing: initiators
-/// are seen to do both.
+/// The pairs of a complete text. Surplus zero bytes are passed over, and the last pair's zero byte may be missing:
+/// initiators are seen to do both.
 pub fn pairs(text: &[u8]) -> impl Iterator<Item = Result<Pair<'_>, TextError>> {
     text.split(|&byte| byte == 0).filter(|part| !part.is_empty()).map(pair)
 }
@@ -52,8 +54,8 @@ fn pair(part: &[u8]) -> Result<Pair<'_>, TextError> {
     Ok(Pair { key, value })
 }
 
-/// Whether the bytes are a standard-label: a letter (a capital one says the standard, which then names `iSCSIProtocolLevel`), then letters, digits and `.-+@_`. `#` is the mark of public extension
-/// keys (`X#name`).
+/// Whether the bytes are a standard-label: a letter (a capital one says the standard, which then names
+/// `iSCSIProtocolLevel`), then letters, digits and `.-+@_`. `#` is the mark of public extension keys (`X#name`).
 fn is_key(key: &[u8]) -> bool {
     let inner = |byte: &u8| byte.is_ascii_alphanumeric() || b".-+@_#".contains(byte);
     key.len() <= KEY_BYTES_MAX && key.first().is_some_and(u8::is_ascii_alphabetic) && key.iter().all(inner)
@@ -94,7 +96,8 @@ pub fn parse_range(value: &str) -> Option<(u64, u64)> {
     (low <= high).then_some((low, high))
 }
 
-/// A binary value: hexadecimal after `0x`, base64 after `0b`, or a decimal number; `None` when malformed or longer than `bytes_max`.
+/// A binary value: hexadecimal after `0x`, base64 after `0b`, or a decimal number; `None` when malformed or longer than
+/// `bytes_max`.
 #[must_use]
 pub fn parse_binary(value: &str, bytes_max: usize) -> Option<Vec<u8>> {
     let bytes = if let Some(digits) = hex_digits(value) {
@@ -227,6 +230,16 @@ impl TextBuilder {
         self.bytes.push(b'=');
         self.bytes.extend_from_slice(value.as_bytes());
         self.bytes.push(0);
+    }
+
+    /// Append pairs that are written already, each with its zero byte.
+    pub fn pairs(&mut self, text: &[u8]) {
+        debug_assert!(text.last().is_none_or(|&byte| byte == 0));
+        if self.bytes.len() + text.len() > NEGOTIATION_BYTES_MAX {
+            self.overflow = true;
+        } else {
+            self.bytes.extend_from_slice(text);
+        }
     }
 
     /// The text.

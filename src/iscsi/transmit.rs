@@ -201,7 +201,8 @@ impl Connection {
     pub fn send_response(&mut self, task: TaskId, ending: Ending, sense: &[u8], tx: &mut impl Transmit) -> bool {
         let entry = self.tasks.entry(task);
         assert_eq!(entry.phase, Phase::Active);
-        let data_sn = entry.data_sn;
+        // Section 11.4.8: Data-In and R2T PDUs are counted, but a command without Data-In says 0.
+        let exp_data_sn = if entry.data_in_offset > 0 { entry.data_sn } else { 0 };
         let (residual, read_residual) = residuals(scsi(entry), &ending);
         // Section 11.4.7: SenseLength before the sense data.
         let mut segment = [0; 2 + SENSE_LEN_MAX];
@@ -219,7 +220,7 @@ impl Connection {
             response: ServiceResponse::COMPLETED,
             status: ending.status,
             initiator_task_tag: entry.initiator_task_tag,
-            exp_data_sn: data_sn,
+            exp_data_sn,
             residual,
             read_residual,
             data_segment_len: segment.len(),

@@ -44,7 +44,11 @@ pub struct ArenaConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum ArenaError {
     /// No such address range.
-    #[error("cannot reserve {bytes} of address space for buffers ({source}); lower the memory limit of the server or raise `ulimit -v`", bytes = HumanBytes(*bytes as u64))]
+    #[error(
+        "cannot reserve {bytes} of address space for buffers ({source}); \
+         lower the memory limit of the server or raise `ulimit -v`",
+        bytes = HumanBytes(*bytes as u64)
+    )]
     Reserve {
         /// What was asked for.
         bytes: usize,
@@ -168,8 +172,8 @@ impl Arena {
         Ok(Arena { inner: Rc::new(inner) })
     }
 
-    /// A buffer of exactly `len` bytes (1 byte to 1 MiB) in the smallest slot that holds it. `None` when the arena is at
-    /// its bound; never waits.
+    /// A buffer of exactly `len` bytes (1 byte to 1 MiB) in the smallest slot that holds it. `None` when the arena is
+    /// at its bound; never waits.
     #[inline]
     pub fn take(&self, len: usize) -> Option<Buf> {
         assert!(len > 0 && len <= BUFFER_LENGTH_MAX, "no class for a buffer of {len} bytes");
@@ -692,7 +696,7 @@ mod tests {
             if held.len() > 200 {
                 held.clear();
             }
-            assert_eq!(arena.stats().bytes_taken, held.iter().map(Buf::slot_len).sum());
+            assert_eq!(arena.stats().bytes_taken, held.iter().map(Buf::slot_len).sum::<usize>());
         }
         drop(held);
         assert_eq!(take_all(&arena, 1 << 20).len(), 8, "everything came back");

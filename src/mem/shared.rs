@@ -1,7 +1,7 @@
 //! Memory that all shards read and write at once: the memory disk.
 //!
-//! **Why concurrent access is sound.** No reference into the area ever exists; every access goes through
-//! [`copy_in`], [`copy_out`] and [`zero_bytes`], which act like loops of relaxed atomic byte loads and stores: on x86-64 they are
+//! **Why concurrent access is sound.** No reference into the area ever exists; every access goes through [`copy_in`],
+//! [`copy_out`] and [`zero_bytes`], which act like loops of relaxed atomic byte loads and stores: on x86-64 they are
 //! opaque string instructions, elsewhere they are such loops. Two commands that overlap may therefore see each other's
 //! bytes in any mixture, as on a disk, and nothing worse.
 

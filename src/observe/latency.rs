@@ -68,7 +68,8 @@ impl Default for LatencyCells {
     }
 }
 
-/// An empty histogram of nanoseconds that [`LatencyCells`] can be merged into: 1 ns to [`LATENCY_NS_MAX`], to two digits.
+/// An empty histogram of nanoseconds that [`LatencyCells`] can be merged into: 1 ns to [`LATENCY_NS_MAX`], to two
+/// digits.
 pub fn latency_histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, LATENCY_NS_MAX, 2).expect("constant bounds are valid")
 }
@@ -95,6 +96,7 @@ fn middle_of(index: usize) -> u64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

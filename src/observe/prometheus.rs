@@ -92,7 +92,8 @@ impl Page {
         }
     }
 
-    /// Write the operations, bytes, errors and latencies of every disk. Kinds of operation that never happened are left out.
+    /// Write the operations, bytes, errors and latencies of every disk. Kinds of operation that never happened are left
+    /// out.
     pub fn disks(&mut self, disks: &[(String, DiskSummary)]) {
         let rows: Vec<(&str, &str, &OpSummary)> = disks
             .iter()
@@ -171,6 +172,7 @@ impl Page {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::observe::{DiskStats, ShardStats};

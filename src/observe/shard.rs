@@ -12,7 +12,7 @@ macro_rules! shard_stats {
         }
 
         /// What a shard's counters showed at one moment.
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
         pub struct ShardSummary {
             $($(#[doc = $help])+ pub $name: u64,)*
         }
@@ -27,7 +27,9 @@ macro_rules! shard_stats {
         impl ShardSummary {
             /// Every number: name, whether it only grows, meaning, value.
             pub fn rows(&self) -> impl Iterator<Item = (&'static str, bool, &'static str, u64)> {
-                [$((stringify!($name), shard_stats!(@grows $kind), concat!($($help),+).trim_ascii(), self.$name),)*].into_iter()
+                let help = [$(concat!($($help),+).trim_ascii()),*];
+                let numbers = [$((stringify!($name), shard_stats!(@grows $kind), self.$name)),*];
+                numbers.into_iter().zip(help).map(|((name, grows, value), help)| (name, grows, help, value))
             }
         }
     };
@@ -105,6 +107,7 @@ impl SessionStats {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -46,14 +46,14 @@ struct Inner {
 const EMPTY_IOVEC: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
 
 impl SendBatch {
-    /// A batch of up to `segments_max` segments (at most [`BATCH_SEGMENTS_MAX`]) with 64 header bytes for each, at least
-    /// 4 KiB. `None` when the arena is at its bound.
+    /// A batch of up to `segments_max` segments (at most [`BATCH_SEGMENTS_MAX`]) with 64 header bytes for each, at
+    /// least 4 KiB. `None` when the arena is at its bound.
     pub fn new(arena: &Arena, segments_max: usize) -> Option<SendBatch> {
         Self::with_header_bytes(arena, segments_max, segments_max * HEADER_BYTES_PER_SEGMENT)
     }
 
-    /// The same with room for `header_bytes` bytes pushed with [`push_bytes`](Self::push_bytes), rounded up to a power of
-    /// two of at least 4 KiB.
+    /// The same with room for `header_bytes` bytes pushed with [`push_bytes`](Self::push_bytes), rounded up to a power
+    /// of two of at least 4 KiB.
     pub fn with_header_bytes(arena: &Arena, segments_max: usize, header_bytes: usize) -> Option<SendBatch> {
         assert!(segments_max > 0 && segments_max <= BATCH_SEGMENTS_MAX, "a batch of {segments_max} segments");
         let header_bytes = header_bytes.max(BUFFER_ALIGNMENT).next_power_of_two();
@@ -152,8 +152,8 @@ impl SendBatch {
         })
     }
 
-    /// Take `sent` bytes (at most [`len_bytes`](Self::len_bytes)) off the front. Slices that are wholly sent are let go;
-    /// an empty batch has all its room again.
+    /// Take `sent` bytes (at most [`len_bytes`](Self::len_bytes)) off the front. Slices that are wholly sent are let
+    /// go; an empty batch has all its room again.
     pub fn advance(&mut self, sent: usize) {
         let inner = &mut *self.inner;
         assert!(sent <= inner.len_bytes, "{sent} bytes sent of a batch of {}", inner.len_bytes);

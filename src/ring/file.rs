@@ -25,8 +25,8 @@ pub fn direct_io_alignment(file: &File) -> Option<DioAlignment> {
     known.then_some(DioAlignment { memory, offset })
 }
 
-/// Take the file for this process: exclusive, or shared among readers (flock). Held until every descriptor of this opening
-/// is closed. `Ok(false)` when someone else has it.
+/// Take the file for this process: exclusive, or shared among readers (flock). Held until every descriptor of this
+/// opening is closed. `Ok(false)` when someone else has it.
 pub fn lock(file: &File, exclusive: bool) -> io::Result<bool> {
     let result = if exclusive { file.try_lock() } else { file.try_lock_shared() };
     match result {

@@ -11,6 +11,8 @@ use super::{Errno, Nanos};
 
 /// `IORING_REGISTER_RING_FDS` of io_uring_register(2).
 const REGISTER_RING_FDS: libc::c_uint = 20;
+/// `IORING_UNREGISTER_RING_FDS`.
+const UNREGISTER_RING_FDS: libc::c_uint = 21;
 
 /// `struct io_uring_rsrc_update`.
 #[repr(C)]
@@ -77,6 +79,11 @@ impl Kernel {
         self.ring.submitter()
     }
 
+    #[cfg(test)]
+    pub(super) fn is_registered(&self) -> bool {
+        self.enter_flags.contains(EnterFlags::REGISTERED_RING)
+    }
+
     /// Whether a submission fits, after handing those before to the kernel if need be.
     #[inline]
     pub(super) fn make_room(&mut self) -> bool {
@@ -140,8 +147,9 @@ impl Kernel {
             KernelWait::None | KernelWait::Completion => (flags, std::ptr::null(), 0),
         };
         let minimum = libc::c_uint::from(wait != KernelWait::None);
-        // SAFETY: the descriptor is our ring's, or its registered index with the flag that says so. The argument and the
-        // time it points to live until the call returns. What the submissions name is kept valid by whoever pushed them.
+        // SAFETY: the descriptor is our ring's, or its registered index with the flag that says so. The argument and
+        // the time it points to live until the call returns. What the submissions name is kept valid by whoever pushed
+        // them.
         let result = unsafe {
             libc::syscall(libc::SYS_io_uring_enter, self.enter_fd, submit, minimum, flags.bits(), pointer, size)
         };
@@ -157,12 +165,26 @@ impl Kernel {
     }
 }
 
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        if self.enter_flags.contains(EnterFlags::REGISTERED_RING) {
+            // The registration keeps the ring alive beyond its descriptor, and a thread has few of them.
+            let mut update = RingFdUpdate { offset: self.enter_fd.cast_unsigned(), reserved: 0, data: 0 };
+            register_ring_call(self.ring.as_raw_fd(), UNREGISTER_RING_FDS, &mut update);
+        }
+    }
+}
+
 /// Have the kernel keep the ring's descriptor at hand for this thread; its index there.
 fn register_ring_fd(ring: i32) -> Option<i32> {
     let mut update = RingFdUpdate { offset: u32::MAX, reserved: 0, data: u64::try_from(ring).ok()? };
-    // SAFETY: one update is read and written, and lives until the call returns.
-    let result = unsafe {
-        libc::syscall(libc::SYS_io_uring_register, ring, REGISTER_RING_FDS, &raw mut update, 1 as libc::c_uint)
-    };
-    (result == 1).then_some(update.offset.cast_signed())
+    let registered = register_ring_call(ring, REGISTER_RING_FDS, &mut update);
+    registered.then_some(update.offset.cast_signed())
+}
+
+fn register_ring_call(ring: i32, operation: libc::c_uint, update: &mut RingFdUpdate) -> bool {
+    let count: libc::c_uint = 1;
+    // SAFETY: one update is read and written, and is ours until the call returns.
+    let result = unsafe { libc::syscall(libc::SYS_io_uring_register, ring, operation, &raw mut *update, count) };
+    result == 1
 }

@@ -7,8 +7,8 @@
 //! [`Completion`] moves it back. Nothing in safe code can lend memory to the kernel, and dropping a ring waits for what
 //! is in flight (or leaks it on purpose), so no buffer is freed under the kernel's hands.
 //!
-//! **Keys.** The caller marks an operation with a [`Tag`], which comes back unchanged. The ring's own key
-//! ([`Token`]) carries a generation, so a stale or doubled completion trips an assertion instead of completing a stranger.
+//! **Keys.** The caller marks an operation with a [`Tag`], which comes back unchanged. The ring's own key ([`Token`])
+//! carries a generation, so a stale or doubled completion trips an assertion instead of completing a stranger.
 //!
 //! **May know:** `mem`, `bounded` and the kernel. Nothing of iSCSI, SCSI or disks.
 #![allow(unsafe_code)]
@@ -100,8 +100,8 @@ pub enum AllocateMode {
 /// One operation, owning what it needs.
 #[derive(Debug)]
 pub enum Op {
-    /// Accept connections; the completion's result is the new socket (close-on-exec, TCP_NODELAY; in blocking mode, since
-    /// older kernels answer EAGAIN on a nonblocking one instead of waiting). Multishot where the kernel has it
+    /// Accept connections; the completion's result is the new socket (close-on-exec, TCP_NODELAY; in blocking mode,
+    /// since older kernels answer EAGAIN on a nonblocking one instead of waiting). Multishot where the kernel has it
     /// (`Completion::more`), otherwise one connection for each submission: submit again whenever `more` is false.
     Accept {
         /// A listening socket.
@@ -141,7 +141,8 @@ pub enum Op {
         /// Where the bytes go.
         into: Window,
     },
-    /// Write file bytes; `durable` makes data and the metadata needed to read it back stable before completion (RWF_DSYNC).
+    /// Write file bytes; `durable` makes data and the metadata needed to read it back stable before completion
+    /// (RWF_DSYNC).
     Write {
         /// An open file.
         file: Fd,
@@ -175,7 +176,8 @@ pub enum Op {
         /// The new size in bytes.
         len_bytes: u64,
     },
-    /// Shut both directions of a socket down, so that pending receives and sends complete.
+    /// Shut both directions of a socket down, so that pending receives and sends complete. What the socket has taken
+    /// still goes to the peer, as long as that takes some of it every ten seconds.
     Shutdown {
         /// A connected socket.
         socket: Fd,
@@ -239,9 +241,9 @@ pub trait Wake: Clone + Send + Sync + 'static {
 /// Owned operations in, completions out. One ring belongs to one thread.
 ///
 /// Duties of the implementation: every submitted operation completes exactly once with `more == false`; buffers come
-/// back with it; operations may complete in any order. Duties of the caller: no two receives and no two sends at once on
-/// one socket (a zero-copy send that waits only for its buffers does not count); a socket is closed only after all its
-/// operations have completed (the same exception; closing it is what ends such a wait on a dead peer); after every return of [`Ring::enter`], look at whatever the waker may have announced.
+/// back with it; operations may complete in any order. Duties of the caller: no two receives and no two sends at once
+/// on one socket (a zero-copy send that waits only for its buffers does not count); a socket is closed only after all
+/// its operations have completed; after every return of [`Ring::enter`], look at whatever the waker may have announced.
 pub trait Ring {
     /// Wakes this ring from other threads.
     type Waker: Wake;

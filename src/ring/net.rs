@@ -3,10 +3,14 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::Fd;
+
+/// How long a connection that has been shut down may go without the peer taking any of what is left.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How to listen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,9 +45,9 @@ pub fn listen(address: SocketAddr, options: ListenOptions) -> io::Result<OwnedFd
 }
 
 /// Steer connections among the listeners of one shared port by the CPU that received them: CPU `c` goes to the listener
-/// `listener_of_cpu[c]`, counted in the order of their `listen` calls; other CPUs are spread by the kernel's hash. Set on
-/// any one listener of the group, after all of them listen. When a listener of the group closes, the last one takes its
-/// number, so steer anew after such changes.
+/// `listener_of_cpu[c]`, counted in the order of their `listen` calls; other CPUs are spread by the kernel's hash. Set
+/// on any one listener of the group, after all of them listen. When a listener of the group closes, the last one takes
+/// its number, so steer anew after such changes.
 pub fn steer_by_cpu(listener: BorrowedFd<'_>, listener_of_cpu: &[u32]) -> io::Result<()> {
     let mut program = steering_program(listener_of_cpu)?;
     let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
@@ -103,10 +107,14 @@ pub(super) fn send_at_once(socket: Fd) {
     }
 }
 
-/// Shut both directions down: 0, or an errno value negated as completions have it.
+/// Shut both directions down: 0, or an errno value negated as completions have it. What was sent still arrives, but a
+/// peer that takes nothing for [`LAST_WORDS_TIMEOUT`] is given up, so that buffers of zero-copy sends come back.
 pub(super) fn shutdown(socket: Fd) -> i32 {
     let Some(borrowed) = borrow(socket) else { return -libc::EBADF };
-    match SockRef::from(&borrowed).shutdown(std::net::Shutdown::Both) {
+    let socket = SockRef::from(&borrowed);
+    // Fails for what is no TCP socket, which needs no limit.
+    let _ = socket.set_tcp_user_timeout(Some(LAST_WORDS_TIMEOUT));
+    match socket.shutdown(std::net::Shutdown::Both) {
         Ok(()) => 0,
         Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
     }

@@ -142,3 +142,28 @@ fn write(file: Fd, offset_bytes: u64, from: &Slice, durable: bool, fixed_index: 
 fn start_of(window: &mut Window) -> *mut u8 {
     window.bytes_mut().as_mut_ptr()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::mem::{Arena, ArenaConfig};
+
+    /// The per-operation flags of an entry: the eighth word of `struct io_uring_sqe`.
+    fn operation_flags(entry: squeue::Entry) -> u32 {
+        const { assert!(size_of::<squeue::Entry>() == 64) };
+        // SAFETY: an entry is 64 bytes of integers, all initialised.
+        let words: [u32; 16] = unsafe { std::mem::transmute_copy(&entry) };
+        words[7]
+    }
+
+    #[test]
+    fn a_durable_write_says_so_in_either_form() {
+        let arena = Arena::new(ArenaConfig { bytes_max: 1 << 21, hugepages: false }).unwrap();
+        for index in [None, Some(0)] {
+            for (durable, flags) in [(false, 0), (true, libc::RWF_DSYNC as u32)] {
+                assert_eq!(operation_flags(write(Fd(1), 0, &arena.zeros(10), durable, index)), flags);
+            }
+        }
+    }
+}

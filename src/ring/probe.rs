@@ -66,7 +66,8 @@ pub struct Features {
 pub enum RingError {
     /// The kernel was built without io_uring, or a sandbox hides it.
     #[error(
-        "this kernel has no io_uring (ENOSYS); use Linux 5.15 or later with CONFIG_IO_URING, outside of sandboxes that hide it"
+        "this kernel has no io_uring (ENOSYS); use Linux 5.15 or later with CONFIG_IO_URING, \
+         outside of sandboxes that hide it"
     )]
     Missing,
     /// A kernel that lacks what everything here is built on.
@@ -74,7 +75,8 @@ pub enum RingError {
     TooOld(KernelVersion),
     /// Switched off for everyone or for all but a privileged group.
     #[error(
-        "io_uring is disabled on this host (kernel.io_uring_disabled = {value}); run `sysctl kernel.io_uring_disabled=0`{}",
+        "io_uring is disabled on this host (kernel.io_uring_disabled = {value}); \
+         run `sysctl kernel.io_uring_disabled=0`{}",
         if *.value == 1 { ", or run the server with CAP_SYS_ADMIN or in the group kernel.io_uring_group" } else { "" }
     )]
     Disabled {
@@ -83,12 +85,14 @@ pub enum RingError {
     },
     /// Refused by a filter, most often a container's.
     #[error(
-        "io_uring is forbidden to this process (EPERM), usually by the seccomp profile of a container; allow io_uring_setup, io_uring_enter and io_uring_register"
+        "io_uring is forbidden to this process (EPERM), usually by the seccomp profile of a container; \
+         allow io_uring_setup, io_uring_enter and io_uring_register"
     )]
     Forbidden,
     /// No memory, or not enough that may be locked.
     #[error(
-        "no memory for an io_uring (ENOMEM); raise the limit of locked memory (`ulimit -l unlimited`, or LimitMEMLOCK=infinity in the service unit)"
+        "no memory for an io_uring (ENOMEM); raise the limit of locked memory \
+         (`ulimit -l unlimited`, or LimitMEMLOCK=infinity in the service unit)"
     )]
     Memory,
     /// A system call failed in another way.
@@ -160,7 +164,8 @@ impl Features {
         self.zero_copy_send = probe.is_supported(opcode::SendMsgZc::CODE) && reports_copies;
         self.truncate = probe.is_supported(opcode::Ftruncate::CODE);
         self.fixed_buffers = ring.submitter().register_buffers_sparse(1).is_ok();
-        self.registered_ring = ring.submitter().register_ring_fd().is_ok();
+        let mut submitter = ring.submitter();
+        self.registered_ring = submitter.register_ring_fd().is_ok() && submitter.unregister_ring_fd().is_ok();
         self.no_iowait = ring.params().is_feature_no_iowait();
     }
 

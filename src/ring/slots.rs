@@ -1,9 +1,9 @@
 //! The table of operations in flight: who owns an operation between submission and its last completion.
 //!
-//! A slot ends in one place, [`Slots::complete`], on the final entry of the completion queue, and then gives its operation
-//! back. There are three lifetimes: one entry; a multishot, until an entry without `F_MORE`; a zero-copy send, whose
-//! buffers are held until the entry with `F_NOTIF`. Keys carry the slot's generation, so that an entry which is stale or
-//! comes twice trips an assertion here, before it could end a stranger.
+//! A slot ends in one place, [`Slots::complete`], on the final entry of the completion queue, and then gives its
+//! operation back. There are three lifetimes: one entry; a multishot, until an entry without `F_MORE`; a zero-copy
+//! send, whose buffers are held until the entry with `F_NOTIF`. Keys carry the slot's generation, so that an entry
+//! which is stale or comes twice trips an assertion here, before it could end a stranger.
 //!
 //! Knows no ring and makes no system call.
 
@@ -282,6 +282,15 @@ mod tests {
         let mut slots = slots();
         let (token, _) = slots.insert(Tag(1), send(), Lifetime::ZeroCopy);
         slots.complete(entry(token, 0, F_NOTIF));
+    }
+
+    #[test]
+    #[should_panic(expected = "does not expect it")]
+    fn a_held_send_does_not_end_without_its_notification() {
+        let mut slots = slots();
+        let (token, _) = slots.insert(Tag(1), send(), Lifetime::ZeroCopy);
+        slots.complete(entry(token, 100, F_MORE));
+        slots.complete(entry(token, 100, 0));
     }
 
     #[test]

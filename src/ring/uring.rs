@@ -257,10 +257,10 @@ impl Ring for UringRing {
         let submitter = self.kernel.submitter();
         match prepare::entry(op, headers, &mut self.fixed, &self.features, &submitter) {
             Some(entry) => {
-                // SAFETY: the entry names memory of the operation's buffers, which the slot now owns and gives back only
-                // on the last completion, and of the slot's headers, which nothing else touches until then. None of it
-                // moves: buffers lie in the arena, a batch's ranges and the headers in boxes. `drop` waits for the
-                // kernel or leaks all three.
+                // SAFETY: the entry names memory of the operation's buffers, which the slot now owns and gives back
+                // only on the last completion, and of the slot's headers, which nothing else touches until then. None
+                // of it moves: buffers lie in the arena, a batch's ranges and the headers in boxes. `drop` waits for
+                // the kernel or leaks all three.
                 unsafe { self.kernel.push(&entry.user_data(token.0)) };
             }
             None => self.own.push(token).expect("there are as many places as slots"),
@@ -437,16 +437,108 @@ mod tests {
     }
 
     #[test]
-    fn a_poll_without_work_costs_no_system_call() {
+    fn a_cancellation_that_found_no_room_is_made_up_for() {
         let (mut ring, _arena) = ring(FeatureLimit::Full, 4);
-        ring.submit(Tag(1), Op::Timeout { after: Nanos(50_000_000) }).unwrap();
-        ring.enter(Wait::Poll).unwrap();
-        assert!(!ring.kernel.has_work(), "nothing to submit and nothing to bring in");
-        let mut polls = 0u64;
-        while ring.reap().is_none() {
-            ring.enter(Wait::Poll).unwrap();
-            polls += 1;
+        let token = ring.submit(Tag(1), Op::Timeout { after: Nanos(3_600_000_000_000) }).unwrap();
+        ring.cancels.push(token).unwrap();
+        while ring.in_flight() > 0 {
+            ring.enter(Wait::Forever).unwrap();
+            assert!(ring.reap().is_none_or(|done| done.result == Err(Errno(libc::ECANCELED))));
         }
-        assert!(polls > 1000, "only {polls} polls in 50 ms");
+    }
+
+    #[test]
+    fn a_dropped_ring_has_waited_for_the_kernel_and_closed_what_nobody_took() {
+        let options = net::ListenOptions { reuse_port: false, backlog: 4, incoming_cpu: None };
+        let listener = net::listen("127.0.0.1:0".parse().unwrap(), options).unwrap();
+        for limit in [FeatureLimit::Full, FeatureLimit::Baseline] {
+            let (mut ring, arena) = ring(limit, 8);
+            ring.submit(Tag(1), Op::Accept { listener: Fd(listener.as_raw_fd()) }).unwrap();
+            let mut peer = TcpStream::connect(net::local_address(listener.as_fd()).unwrap()).unwrap();
+            let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+            let stream = Window::whole(arena.take(4096).unwrap());
+            ring.submit(Tag(2), Op::Recv { socket: Fd(socket.as_raw_fd()), bulk: None, stream }).unwrap();
+            ring.enter(Wait::Forever).unwrap();
+            drop(ring);
+            peer.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+            assert_eq!(peer.read(&mut [0]).unwrap(), 0, "the accepted socket was closed");
+            assert_eq!(arena.stats().bytes_taken, 0);
+        }
+    }
+
+    #[test]
+    fn a_poll_without_work_costs_no_system_call() {
+        for limit in [FeatureLimit::Full, FeatureLimit::Baseline] {
+            let (mut ring, _arena) = ring(limit, 4);
+            ring.submit(Tag(1), Op::Timeout { after: Nanos(50_000_000) }).unwrap();
+            ring.enter(Wait::Poll).unwrap();
+            assert!(!ring.kernel.has_work(), "nothing to submit and nothing to bring in");
+            let mut polls = 0u64;
+            while ring.reap().is_none() {
+                ring.enter(Wait::Poll).unwrap();
+                polls += 1;
+            }
+            assert!(polls > 1000, "only {polls} polls in 50 ms");
+        }
+    }
+
+    #[test]
+    fn a_thread_can_make_rings_without_end() {
+        let (first, _arena) = ring(FeatureLimit::Full, 4);
+        for _ in 0..40 {
+            let (ring, _arena) = ring(FeatureLimit::Full, 4);
+            assert_eq!(ring.kernel.is_registered(), first.kernel.is_registered());
+        }
+    }
+
+    #[test]
+    fn completions_beyond_the_queue_are_not_lost() {
+        let options = net::ListenOptions { reuse_port: false, backlog: 64, incoming_cpu: None };
+        let listener = net::listen("127.0.0.1:0".parse().unwrap(), options).unwrap();
+        let address = net::local_address(listener.as_fd()).unwrap();
+        for limit in [FeatureLimit::Full, FeatureLimit::Baseline] {
+            // A completion queue of 16 entries.
+            let (mut ring, _arena) = ring(limit, 4);
+            ring.submit(Tag(1), Op::Accept { listener: Fd(listener.as_raw_fd()) }).unwrap();
+            let peers: Vec<TcpStream> = (0..40).map(|_| TcpStream::connect(address).unwrap()).collect();
+            // Not reaping: the kernel has to keep what does not fit.
+            for _ in 0..5 {
+                ring.enter(Wait::Poll).unwrap();
+            }
+            let mut accepted = 0;
+            while accepted < peers.len() {
+                ring.enter(Wait::Forever).unwrap();
+                while let Some(done) = ring.reap() {
+                    // SAFETY: the kernel has just made this socket for us.
+                    drop(unsafe { OwnedFd::from_raw_fd(done.result.unwrap().cast_signed()) });
+                    accepted += 1;
+                    if !done.more {
+                        ring.submit(Tag(1), Op::Accept { listener: Fd(listener.as_raw_fd()) }).unwrap();
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn direct_io_goes_through_fixed_buffers_and_through_plain_ones() {
+        use std::os::unix::fs::OpenOptionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let mut options = File::options();
+        let options = options.read(true).write(true).create(true).custom_flags(libc::O_DIRECT);
+        let file = options.open(directory.path().join("file")).unwrap();
+        let fd = Fd(file.as_raw_fd());
+        for (limit, byte) in [(FeatureLimit::Full, 3), (FeatureLimit::Baseline, 4)] {
+            let (mut ring, arena) = ring(limit, 4);
+            let mut buf = arena.take(65_536).unwrap();
+            buf.fill(byte);
+            let write = Op::Write { file: fd, offset_bytes: 4096, from: buf.freeze(), durable: true };
+            assert_eq!(run(&mut ring, write).result, Ok(65_536));
+            let into = Window::part(arena.take(131_072).unwrap(), 8192, 65_536);
+            let done = run(&mut ring, Op::Read { file: fd, offset_bytes: 0, into });
+            assert_eq!(done.result, Ok(65_536));
+            let Some(Op::Read { into, .. }) = done.op else { panic!("{done:?}") };
+            assert!(into.bytes()[..4096].iter().all(|b| *b == 0) && into.bytes()[4096..].iter().all(|b| *b == byte));
+        }
     }
 }

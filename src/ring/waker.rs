@@ -4,15 +4,15 @@
 //! write to it ends the ring's wait.
 //!
 //! - A waker swaps `WOKEN` in. Only if it found `ASLEEP` does it write to the eventfd.
-//! - Before waiting, the ring swaps `AWAKE` for `ASLEEP`; if it found `WOKEN` instead, it stores `AWAKE` and does not wait.
-//!   After waiting it stores `AWAKE`.
+//! - Before waiting, the ring swaps `AWAKE` for `ASLEEP`; if it found `WOKEN` instead, it stores `AWAKE` and does not
+//!   wait. After waiting it stores `AWAKE`.
 //!
 //! **No wake-up is lost.** All changes of the word have one order. Take a waker's swap W and the ring's next attempt to
-//! sleep S. If W comes before S, then S finds `WOKEN` (or an earlier consumption of it, after which `enter` has returned
-//! since W) and the ring does not wait. If W comes after S and before the ring stores `AWAKE`, then W, or another waker's
-//! swap between S and W, found `ASLEEP` and writes to the eventfd; the read of it was submitted no later than the wait, and
-//! the eventfd counts, so the wait ends whichever comes first. If W comes after that store, the wait has ended already,
-//! `enter` returns, and the word is `WOKEN` for the next one.
+//! sleep S. If W comes before S, then S finds `WOKEN` (or an earlier consumption of it, after which `enter` has
+//! returned since W) and the ring does not wait. If W comes after S and before the ring stores `AWAKE`, then W, or
+//! another waker's swap between S and W, found `ASLEEP` and writes to the eventfd; the read of it was submitted no
+//! later than the wait, and the eventfd counts, so the wait ends whichever comes first. If W comes after that store,
+//! the wait has ended already, `enter` returns, and the word is `WOKEN` for the next one.
 //!
 //! **What the waker did before is seen after.** W releases, and every consumption of `WOKEN` or end of a wait acquires
 //! (they are swaps, too, so that they read from W or from a later change in W's release sequence).

@@ -82,7 +82,7 @@ mod tests {
         let request_sense = [0x03, 0, 0, 0, 252, 0];
         let (action, data) = run_on(Some(&unit), &mut nexus, &request_sense);
         assert_eq!(action, Action::DataIn);
-        assert_eq!(data, [0x70, 0, 6, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x29, 1, 0, 0, 0, 0]);
+        assert_eq!(data, [0x70, 0, 6, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x29, 0, 0, 0, 0, 0]);
         let (_, data) = run_on(Some(&unit), &mut nexus, &[0x03, 1, 0, 0, 252, 0]);
         assert_eq!(data, [0x72, 6, 0x2a, 9, 0, 0, 0, 0]);
         let (_, data) = run_on(Some(&unit), &mut nexus, &request_sense);
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn a_request_for_no_sense_bytes_is_answered_with_none() {
-        assert_eq!(reply(&DISK, &[0x03, 0, 0, 0, 0, 0]), []);
+        assert_eq!(reply(&DISK, &[0x03, 0, 0, 0, 0, 0]), [0u8; 0]);
     }
 
     #[test]

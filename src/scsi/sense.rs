@@ -137,7 +137,7 @@ sense_codes! {
     LOGICAL_UNIT_NOT_SUPPORTED = ILLEGAL_REQUEST, 0x25, 0x00, "LOGICAL UNIT NOT SUPPORTED";
     WRITE_PROTECTED = DATA_PROTECT, 0x27, 0x00, "WRITE PROTECTED";
     SPACE_ALLOCATION_FAILED_WRITE_PROTECT = DATA_PROTECT, 0x27, 0x07, "SPACE ALLOCATION FAILED WRITE PROTECT";
-    POWER_ON_OCCURRED = UNIT_ATTENTION, 0x29, 0x01, "POWER ON OCCURRED";
+    POWER_ON_RESET_OR_BUS_DEVICE_RESET_OCCURRED = UNIT_ATTENTION, 0x29, 0x00, "POWER ON, RESET, OR BUS DEVICE RESET OCCURRED";
     BUS_DEVICE_RESET_FUNCTION_OCCURRED = UNIT_ATTENTION, 0x29, 0x03, "BUS DEVICE RESET FUNCTION OCCURRED";
     I_T_NEXUS_LOSS_OCCURRED = UNIT_ATTENTION, 0x29, 0x07, "I_T NEXUS LOSS OCCURRED";
     MODE_PARAMETERS_CHANGED = UNIT_ATTENTION, 0x2a, 0x01, "MODE PARAMETERS CHANGED";
@@ -387,8 +387,8 @@ mod tests {
 
     #[test]
     fn descriptor_format() {
-        let sense = Sense::new(SenseCode::POWER_ON_OCCURRED);
-        assert_eq!(*sense.encode(SenseFormat::Descriptor), [0x72, 6, 0x29, 1, 0, 0, 0, 0]);
+        let sense = Sense::new(SenseCode::POWER_ON_RESET_OR_BUS_DEVICE_RESET_OCCURRED);
+        assert_eq!(*sense.encode(SenseFormat::Descriptor), [0x72, 6, 0x29, 0, 0, 0, 0, 0]);
 
         let sense = Sense::new(SenseCode::UNRECOVERED_READ_ERROR).with_information(0x0123_4567_89ab_cdef);
         let expected = [0x72, 3, 0x11, 0, 0, 0, 0, 12, 0, 10, 0x80, 0, 0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef];

@@ -150,7 +150,9 @@ impl<R: Ring> Io<R> {
 
 impl<W: Wake> Mail<W> {
     pub(crate) fn new(me: ShardId, senders: Senders<W>) -> Self {
-        Self { me, senders, local: Queue::new(OUTBOX_MAX), outbox: Queue::new(OUTBOX_MAX) }
+        // Answers that a home shard may owe at once: all that every shard may have asked for.
+        let owed_max = senders.0.len() * HOME_REQUESTS_MAX;
+        Self { me, senders, local: Queue::new(OUTBOX_MAX + owed_max), outbox: Queue::new(OUTBOX_MAX + owed_max) }
     }
 
     /// Send a message, to this shard too. Delivered in order to each receiver. Given back when everything is full.
@@ -179,7 +181,7 @@ impl<W: Wake> Mail<W> {
     /// Whether answers to a message that is taken now will find a place.
     pub(crate) fn has_room(&self) -> bool {
         let spare = OUTBOX_MAX / 2;
-        self.local.capacity() - self.local.len() > spare && self.outbox.capacity() - self.outbox.len() > spare
+        self.local.len() < spare && self.outbox.len() < spare
     }
 
     /// The next message to this shard itself.

@@ -94,6 +94,8 @@ pub(crate) struct Link {
     pub(crate) tx: Tx,
     /// Operations in flight that belong to it.
     pub(crate) operations: u32,
+    /// The socket has been shut down, or is about to be.
+    is_shut_down: bool,
     /// In `Core::runnable`.
     pub(crate) queued: bool,
     /// In `Core::starved`.
@@ -123,6 +125,7 @@ impl Link {
             bulk: None,
             tx,
             operations: 0,
+            is_shut_down: false,
             queued: false,
             starving: false,
             opened_ms: now_ms,
@@ -165,7 +168,7 @@ impl Link {
 
     /// Receive more, unless that is underway or there is no use for it.
     pub(crate) fn receive<R: Ring>(&mut self, core: &mut Core<R>) {
-        if self.stream.receiving || self.state != LinkState::Open {
+        if self.stream.receiving || self.state != LinkState::Open || self.has_enough() {
             return;
         }
         if !self.stream.make_room(&core.io.arena) {
@@ -192,6 +195,17 @@ impl Link {
                 self.queue(core);
             }
         }
+    }
+
+    /// Whether there is something to work on already: then the peer waits, and TCP tells it so.
+    fn has_enough(&self) -> bool {
+        let held = self.stream.tail - self.stream.head;
+        let needed = match &self.bulk {
+            Some(bulk) if bulk.missing > 0 => 1,
+            Some(bulk) => bulk.trailer_len,
+            None => self.stream.needed,
+        };
+        held >= needed.max(1)
     }
 
     /// How much to receive into the stream: just a header where placed data will follow, so that it is not copied.
@@ -259,6 +273,10 @@ impl Link {
 
     /// A send has completed. False: the connection is at its end.
     pub(crate) fn sent<R: Ring>(&mut self, core: &mut Core<R>, completion: Completion) -> bool {
+        if completion.more {
+            // The socket has taken the bytes; the batch comes back when the kernel needs its buffers no longer.
+            return true;
+        }
         self.operations -= 1;
         if completion.copied {
             // Loopback always copies; then plain sends cost less.
@@ -299,13 +317,20 @@ impl Link {
         if let Some((mut work, _, _)) = self.work(core) {
             work.abort_all();
         }
+        self.queue(core);
+    }
+
+    /// Shut the socket down, so that what is pending on it completes. Tried again while the ring has no place.
+    fn shut_down<R: Ring>(&mut self, core: &mut Core<R>) {
+        if self.is_shut_down {
+            return;
+        }
         if core.io.submit(Mark::Shutdown(self.key.index), Op::Shutdown { socket: self.socket }).is_ok() {
+            self.is_shut_down = true;
             self.operations += 1;
         } else {
-            // No place in the ring just now; the next turn tries again.
-            self.state = LinkState::Finishing;
+            self.queue(core);
         }
-        self.queue(core);
     }
 
     /// On a connection that ends: payload that will not come in full, once the kernel has let go of its buffer.
@@ -365,7 +390,8 @@ impl Link {
                 false
             }
             LinkState::Closing => {
-                if self.operations == 0 {
+                self.shut_down(core);
+                if self.is_shut_down && self.operations == 0 {
                     if core.io.submit(Mark::Close(self.key.index), Op::Close { fd: self.socket }).is_ok() {
                         self.operations += 1;
                         self.state = LinkState::Closed;

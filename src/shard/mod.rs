@@ -42,6 +42,8 @@ mod session;
 mod threads;
 mod write;
 
+pub(crate) use mailbox::{Senders, mailbox};
 pub use message::{Configuration, DetachError, LunMap, Mapping, Reply, SessionInfo, ToShard};
+pub(crate) use run::Parts;
 pub use run::Shard;
 pub use threads::{Shards, ShardsConfig, StartError, portal_listeners};

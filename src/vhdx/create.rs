@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn the_largest_disk_has_its_table() {
         let largest = CreateOptions { block_size_bytes: Some(MIB), ..options(DISK_SIZE_MAX) };
-        let layout = Layout::of(&largest).unwrap();
+        let layout = Layout::of(&largest).expect("possible");
         assert_eq!(layout.geometry.block_count, 1 << 26);
         assert_eq!(layout.geometry.bat_entries(), (1 << 26) + (1 << 14) - 1);
         assert_eq!(layout.bat.len_bytes, 513 * MIB);

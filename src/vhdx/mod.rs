@@ -34,6 +34,7 @@
 #![forbid(unsafe_code)]
 
 mod bat;
+mod check;
 mod create;
 mod engine;
 mod error;
@@ -48,6 +49,7 @@ mod replay;
 mod storage;
 mod view;
 
+pub use check::{BlockCounts, CheckReport, check};
 pub use create::{CreateOptions, Created, DiskKind, create};
 pub use engine::{
     Allocate, Engine, EngineError, Event, IoFailure, IoId, METADATA_WRITE_BYTES_MAX, MetadataIo, MetadataIoKind, Ticket,

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use super::GuidSource;
-use super::bat::{read_table, visible_len};
+use super::bat::{Table, read_table, visible_len};
 use super::engine::{Engine, FileState};
 use super::error::OpenError;
 use super::format::{BatEntry, Guid, HEADER_SECTION_LEN};
 use super::header::{CurrentHeader, read_headers, read_identifier};
-use super::metadata::read_metadata;
-use super::region::{Span, read_regions, sort_disjoint};
+use super::metadata::{Metadata, read_metadata};
+use super::region::{Regions, Span, read_regions, sort_disjoint};
 use super::replay::Overlay;
 use super::storage::Storage;
 use super::view::{BatView, Geometry};
@@ -75,27 +75,45 @@ pub struct OpenDisk {
     pub warnings: Vec<Warning>,
 }
 
-/// Open a disk. A file that was closed cleanly is not modified, and neither is one that is refused.
-pub fn open(storage: &mut dyn Storage, mut options: OpenOptions) -> Result<OpenDisk, OpenError> {
+/// A file that has passed every check, its replay still in memory.
+pub(super) struct Loaded<'a> {
+    pub overlay: Overlay<'a>,
+    pub current: CurrentHeader,
+    pub geometry: Geometry,
+    pub virtual_disk_id: Guid,
+    pub table: Table,
+    /// Header section, log and regions, in the order of the file.
+    pub spans: Vec<Span>,
+    pub creator: String,
+    pub warnings: Vec<Warning>,
+}
+
+/// Read and check everything. Nothing is written.
+pub(super) fn load(storage: &mut dyn Storage) -> Result<Loaded<'_>, OpenError> {
     let mut warnings = Vec::new();
     let (len_bytes, creator) = read_identifier(storage)?;
-    let mut current = read_headers(storage, len_bytes, &mut warnings)?;
-    let log =
-        current.header.log_offset.get()..current.header.log_offset.get() + u64::from(current.header.log_length.get());
+    let current = read_headers(storage, len_bytes, &mut warnings)?;
+    let log_start = current.header.log_offset.get();
+    let log = log_start..log_start + u64::from(current.header.log_length.get());
     let log_guid = current.header.log_guid;
     let mut overlay = if log_guid == Guid::ZERO {
         Overlay::clean(storage)?
     } else {
         Overlay::replayed(storage, log.clone(), log_guid)?
     };
-    let mut regions = read_regions(&mut overlay, &mut warnings)?;
-    regions.spans.push(Span { start: 0, end: HEADER_SECTION_LEN, name: "the header section".to_owned() });
-    regions.spans.push(Span { start: log.start, end: log.end, name: "the log".to_owned() });
-    sort_disjoint(&mut regions.spans)?;
-    let metadata = read_metadata(&mut overlay, regions.metadata, regions.bat.offset_bytes)?;
-    let geometry = metadata.geometry;
-    let table = read_table(&mut overlay, &geometry, regions.bat, &regions.spans)?;
-    let (present, objects_end) = (table.present, table.objects_end);
+    let Regions { bat, metadata, mut spans } = read_regions(&mut overlay, &mut warnings)?;
+    spans.push(Span { start: 0, end: HEADER_SECTION_LEN, name: "the header section".to_owned() });
+    spans.push(Span { start: log.start, end: log.end, name: "the log".to_owned() });
+    sort_disjoint(&mut spans)?;
+    let Metadata { geometry, virtual_disk_id } = read_metadata(&mut overlay, metadata, bat.offset_bytes)?;
+    let table = read_table(&mut overlay, &geometry, bat, &spans)?;
+    Ok(Loaded { overlay, current, geometry, virtual_disk_id, table, spans, creator, warnings })
+}
+
+/// Open a disk. A file that was closed cleanly is not modified, and neither is one that is refused.
+pub fn open(storage: &mut dyn Storage, mut options: OpenOptions) -> Result<OpenDisk, OpenError> {
+    let Loaded { mut overlay, mut current, geometry, virtual_disk_id, table, creator, warnings, .. } = load(storage)?;
+    let (blocks_present, objects_end_bytes) = (table.present, table.objects_end);
     let view = Arc::new(BatView::new(table.entries));
     let replay = overlay.summary;
     let data_write_guid = current.header.data_write_guid;
@@ -105,31 +123,29 @@ pub fn open(storage: &mut dyn Storage, mut options: OpenOptions) -> Result<OpenD
             None
         }
         Access::ReadWrite => {
-            if replay.is_some() {
-                persist_replay(overlay, &mut current, &mut options.guids)?;
-            }
-            let file_len_bytes = storage.len_bytes()?;
-            let file = FileState { file_len_bytes, objects_end_bytes: objects_end, blocks_present: present };
-            let renewed = replay.is_some();
-            Some(Engine::new(geometry, Arc::clone(&view), current, renewed, file, options.guids))
+            let storage = match replay {
+                Some(_) => persist_replay(overlay, &mut current, &mut options.guids)?,
+                None => overlay.base(),
+            };
+            let file = FileState { file_len_bytes: storage.len_bytes()?, objects_end_bytes, blocks_present };
+            Some(Engine::new(geometry, Arc::clone(&view), current, replay.is_some(), file, options.guids))
         }
     };
-    let virtual_disk_id = metadata.virtual_disk_id;
     Ok(OpenDisk { geometry, view, engine, virtual_disk_id, data_write_guid, creator, replay, warnings })
 }
 
 /// Write a replay to the file (section 2.3.3): a new FileWriteGuid first, the LogGuid cleared last.
-fn persist_replay(
-    mut overlay: Overlay<'_>,
+fn persist_replay<'a>(
+    mut overlay: Overlay<'a>,
     current: &mut CurrentHeader,
     guids: &mut GuidSource,
-) -> Result<(), OpenError> {
+) -> Result<&'a mut dyn Storage, OpenError> {
     current.header.file_write_guid = guids();
     current.replace(overlay.base())?;
     current.header.log_guid = Guid::ZERO;
     let storage = overlay.write_back()?;
     current.replace(storage)?;
-    Ok(())
+    Ok(storage)
 }
 
 /// A replay that stays in memory covers the tables only: payload is read from the file as it is. Blocks that the replay would

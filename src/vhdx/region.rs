@@ -91,9 +91,10 @@ fn check(entries: &[RegionTableEntry], file_len_bytes: u64) -> Result<Regions, O
         if len_bytes == 0 || !len_bytes.is_multiple_of(MIB) {
             return broken("its length must be whole MiB");
         }
-        let Some(end) = offset_bytes.checked_add(len_bytes) else {
+        let end = offset_bytes.saturating_add(len_bytes);
+        if end > file_len_bytes {
             return broken("it passes the end of the file");
-        };
+        }
         let place = Place { offset_bytes, len_bytes };
         let known = match guid {
             REGION_BAT => bat.replace(place).is_none(),
@@ -102,9 +103,6 @@ fn check(entries: &[RegionTableEntry], file_len_bytes: u64) -> Result<Regions, O
         };
         if !known && entry.required.get() & 1 != 0 {
             return Err(OpenError::RegionUnknown { guid });
-        }
-        if known && end > file_len_bytes {
-            return broken("it passes the end of the file");
         }
         spans.push(Span { start: offset_bytes, end, name: name_of(guid) });
     }

@@ -255,3 +255,242 @@ impl Storage for Overlay<'_> {
         Err(StorageError::Failed(format!("set the size to {len_bytes}: the file is open for reading")))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vhdx::format::{
+        Guid, LOG_DESCRIPTOR_LEN, LOG_ENTRY_MAGIC, LogDescriptor, LogEntryHeader, MIB, ZERO_DESCRIPTOR_MAGIC,
+    };
+    use crate::vhdx::log::{NewEntry, seal};
+    use zerocopy::IntoBytes;
+    use zerocopy::little_endian::{U32, U64};
+
+    const GUID: Guid = Guid([7; 16]);
+    const LOG: Range<u64> = MIB..2 * MIB;
+    const TARGET: u64 = 3 * MIB;
+
+    /// A file of 4 MiB with its log in the second.
+    struct Memory(Vec<u8>);
+
+    impl Storage for Memory {
+        fn len_bytes(&mut self) -> Result<u64, StorageError> {
+            Ok(self.0.len() as u64)
+        }
+        fn read_at(&mut self, offset_bytes: u64, into: &mut [u8]) -> Result<(), StorageError> {
+            let from = self.0.get(offset_bytes as usize..offset_bytes as usize + into.len());
+            into.copy_from_slice(from.ok_or(StorageError::UnexpectedEnd(offset_bytes))?);
+            Ok(())
+        }
+        fn write_at(&mut self, offset_bytes: u64, bytes: &[u8]) -> Result<(), StorageError> {
+            self.0[offset_bytes as usize..][..bytes.len()].copy_from_slice(bytes);
+            Ok(())
+        }
+        fn flush(&mut self) -> Result<(), StorageError> {
+            Ok(())
+        }
+        fn set_len(&mut self, len_bytes: u64) -> Result<(), StorageError> {
+            self.0.resize(len_bytes as usize, 0);
+            Ok(())
+        }
+    }
+
+    impl Memory {
+        fn new() -> Self {
+            Self(vec![0; 4 << 20])
+        }
+
+        /// Put bytes into the ring, wrapping at its end.
+        fn put(&mut self, at: u64, bytes: &[u8]) {
+            for (index, byte) in bytes.iter().enumerate() {
+                self.0[(LOG.start + (at + index as u64) % MIB) as usize] = *byte;
+            }
+        }
+
+        /// An entry at ring offset `at` that fills the pages at `TARGET` with its number; the offset behind it.
+        fn entry(&mut self, at: u64, sequence_number: u64, tail: u64, pages: usize) -> u64 {
+            let new = NewEntry {
+                tail,
+                sequence_number,
+                log_guid: GUID,
+                flushed_file_offset: 4 * MIB,
+                last_file_offset: 4 * MIB,
+            };
+            let mut bytes = vec![sequence_number as u8; (1 + pages) * PAGE];
+            seal(&new, (0..pages).map(|page| TARGET + page as u64 * PAGE_LEN), &mut bytes);
+            self.put(at, &bytes);
+            (at + bytes.len() as u64) % MIB
+        }
+
+        fn sequence(&mut self) -> Result<Vec<u64>, OpenError> {
+            let entries = active_sequence(&mut Ring::new(self, LOG.start, MIB, GUID))?;
+            Ok(entries.iter().map(|entry| entry.sequence_number).collect())
+        }
+
+        /// The first byte of the first page, once the log is replayed.
+        fn replayed(&mut self) -> u8 {
+            let mut byte = [0];
+            let mut overlay = Overlay::replayed(self, LOG, GUID).expect("replays");
+            overlay.read_at(TARGET + 100, &mut byte).expect("inside the file");
+            let storage = overlay.write_back().expect("writes");
+            let mut stored = [0];
+            storage.read_at(TARGET + 100, &mut stored).expect("inside the file");
+            assert_eq!(byte, stored, "memory and file agree");
+            byte[0]
+        }
+    }
+
+    /// Section 2.3.3 replays from the head's Tail: entries of the run in front of it have been applied, and newer pages with them.
+    #[test]
+    fn replay_begins_at_the_tail() {
+        let mut file = Memory::new();
+        let second = file.entry(0, 5, 0, 3);
+        let third = file.entry(second, 6, 0, 1);
+        file.entry(third, 7, third, 0);
+        assert_eq!(file.sequence(), Ok(vec![7]));
+        assert_eq!(file.replayed(), 0, "the empty head says that nothing is left to do");
+        file.entry(third, 7, second, 0);
+        assert_eq!(file.sequence(), Ok(vec![6, 7]));
+        assert_eq!(file.replayed(), 6);
+    }
+
+    #[test]
+    fn a_sequence_may_wrap_and_an_entry_too() {
+        for start in [MIB - 4096, MIB - 8192, MIB - 12288, MIB / 2] {
+            let mut file = Memory::new();
+            let second = file.entry(start, 1 << 40, start, 2);
+            file.entry(second, (1 << 40) + 1, start, 1);
+            assert_eq!(file.sequence(), Ok(vec![1 << 40, (1 << 40) + 1]), "from {start}");
+            assert_eq!(file.replayed(), 1);
+        }
+    }
+
+    /// The ring's every sector is used, so the scan comes back to where it began.
+    #[test]
+    fn a_full_ring_ends_the_scan() {
+        for start in [0, 8192, MIB - 8192] {
+            let mut file = Memory::new();
+            let mut at = start;
+            for sequence_number in 1..=128 {
+                at = file.entry(at, sequence_number, start, 1);
+            }
+            assert_eq!(at, start);
+            assert_eq!(file.sequence().map(|sequence| sequence.len()), Ok(128), "from {start}");
+            assert_eq!(file.replayed(), 128);
+        }
+    }
+
+    /// Older runs of the same log lie around; the newest complete one counts, wherever it is.
+    #[test]
+    fn the_newest_complete_sequence_wins() {
+        let mut file = Memory::new();
+        file.entry(64 << 10, 40, 64 << 10, 1);
+        file.entry(256 << 10, 90, 256 << 10, 1);
+        file.entry(512 << 10, 60, 512 << 10, 1);
+        assert_eq!(file.sequence(), Ok(vec![90]));
+        // A newer entry whose Tail is gone does not.
+        file.entry(768 << 10, 91, 0, 1);
+        assert_eq!(file.sequence(), Ok(vec![90]));
+        // Nor does a stale entry right behind the head join it: its number does not follow.
+        file.entry((256 << 10) + 8192, 12, 256 << 10, 1);
+        assert_eq!((file.sequence(), file.replayed()), (Ok(vec![90]), 90));
+        file.put(256 << 10, &[0; 4]);
+        assert_eq!(file.sequence(), Ok(vec![60]));
+    }
+
+    #[test]
+    fn a_log_without_a_complete_sequence_is_refused() {
+        let mut file = Memory::new();
+        let lost = OpenError::LogWithoutSequence { offset_bytes: MIB, log_guid: GUID };
+        assert_eq!(file.sequence(), Err(lost.clone()));
+        file.entry(4096, 2, 0, 1);
+        assert_eq!(file.sequence(), Err(lost));
+    }
+
+    /// An entry of more than 126 descriptors, as Windows writes them: descriptors go on in a second sector, and some are zeros.
+    #[test]
+    fn long_entries_and_zero_descriptors_are_replayed() {
+        let (mut file, zeros) = (Memory::new(), 200);
+        file.0[TARGET as usize..][..zeros * PAGE].fill(0xaa);
+        let mut bytes = vec![0; 2 * PAGE];
+        let header = LogEntryHeader {
+            signature: LOG_ENTRY_MAGIC,
+            entry_length: U32::new(2 * PAGE as u32),
+            sequence_number: U64::new(9),
+            descriptor_count: U32::new(zeros as u32),
+            log_guid: GUID,
+            last_file_offset: U64::new(5 * MIB),
+            ..LogEntryHeader::zeroed()
+        };
+        bytes[..64].copy_from_slice(header.as_bytes());
+        for index in 0..zeros {
+            let descriptor = LogDescriptor {
+                signature: ZERO_DESCRIPTOR_MAGIC,
+                trailing_bytes: [0; 4],
+                leading_bytes: (PAGE_LEN * u64::from(index % 3 == 0)).to_le_bytes(),
+                file_offset: U64::new(TARGET + index as u64 * PAGE_LEN),
+                sequence_number: U64::new(9),
+            };
+            bytes[64 + index * LOG_DESCRIPTOR_LEN..][..LOG_DESCRIPTOR_LEN].copy_from_slice(descriptor.as_bytes());
+        }
+        let checksum = crate::crc32c::crc32c(&bytes);
+        bytes[4..8].copy_from_slice(&checksum.to_le_bytes());
+        file.put(0, &bytes);
+        assert_eq!(file.replayed(), 0);
+        assert_eq!(file.0.len(), 5 << 20, "the file was extended to LastFileOffset");
+        for index in 0..zeros {
+            let expected = if index % 3 == 0 { 0 } else { 0xaa };
+            assert_eq!(file.0[TARGET as usize + index * PAGE + 4095], expected, "page {index}");
+        }
+    }
+
+    /// Zeros behind a page hide it, a page behind zeros shows, and ranges join.
+    #[test]
+    fn an_overlay_keeps_the_order() {
+        let mut file = Memory::new();
+        file.0[TARGET as usize..].fill(0xaa);
+        let mut overlay = Overlay::clean(&mut file).expect("opens");
+        overlay.summary = Some(ReplaySummary { entries: 0, descriptors: 0 });
+        overlay.put_page(TARGET, [1; PAGE], 0).expect("few pages");
+        overlay.put_zeros(TARGET..TARGET + 8192);
+        overlay.put_zeros(TARGET + 16384..TARGET + 20480);
+        overlay.put_zeros(TARGET + 8192..TARGET + 12288);
+        overlay.put_page(TARGET + 4096, [2; PAGE], 0).expect("few pages");
+        assert_eq!(
+            overlay.zeros.iter().collect::<Vec<_>>(),
+            [(&TARGET, &(TARGET + 12288)), (&(TARGET + 16384), &(TARGET + 20480))]
+        );
+        let mut bytes = vec![0xff; 6 * PAGE];
+        overlay.read_at(TARGET, &mut bytes).expect("inside");
+        let firsts: Vec<u8> = bytes.chunks(PAGE).map(|page| page[17]).collect();
+        assert_eq!(firsts, [0, 2, 0, 0xaa, 0, 0xaa]);
+        let touched = [TARGET..TARGET + 1, TARGET + 12288..TARGET + 16384, TARGET + 4095..TARGET + 4097];
+        assert_eq!(touched.map(|range| overlay.touches(range)), [true, false, true]);
+        drop(overlay.write_back().expect("writes").flush());
+        assert_eq!(bytes, file.0[TARGET as usize..][..6 * PAGE]);
+    }
+
+    /// A ring made so that every sector looks like the start of a long entry, whose checksum fails at the very end.
+    #[test]
+    fn the_scan_is_bounded() {
+        let mut file = Memory::new();
+        for at in (0..MIB).step_by(PAGE) {
+            let sectors = (MIB - 4096) / PAGE_LEN;
+            let header = LogEntryHeader {
+                signature: LOG_ENTRY_MAGIC,
+                entry_length: U32::new((sectors * PAGE_LEN) as u32),
+                sequence_number: U64::new(1),
+                descriptor_count: U32::new((sectors * 128 - 2) as u32),
+                log_guid: GUID,
+                ..LogEntryHeader::zeroed()
+            };
+            file.put(at, header.as_bytes());
+        }
+        // Descriptors are looked at first, so the attack must be sound there too; this one stops early and cheaply.
+        let lost = OpenError::LogWithoutSequence { offset_bytes: MIB, log_guid: GUID };
+        assert_eq!(file.sequence(), Err(lost));
+        let mut ring = Ring::new(&mut file, LOG.start, MIB, GUID);
+        let refusal = (0..).find_map(|_| ring.sector(0).err());
+        assert_eq!(refusal, Some(OpenError::LogUnreasonable { offset_bytes: MIB }));
+    }
+}

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use lunaring::vhdx::{
     Access, Allocate, BatView, CreateOptions, DiskKind, Engine, Event, Extent, Geometry, Guid, GuidSource, IoFailure,
-    MetadataIoKind, OpenDisk, OpenOptions, Storage, StorageError, Ticket, WritePlan, open, plan_read, plan_write,
+    METADATA_WRITE_BYTES_MAX, MetadataIoKind, OpenDisk, OpenOptions, Storage, StorageError, Ticket, WritePlan, open,
+    plan_read, plan_write,
 };
 
 pub const MIB: u64 = 1 << 20;
@@ -362,7 +363,8 @@ impl Host {
         }
         match kind {
             OwnedIo::Write { offset, bytes } => {
-                assert!(offset % PAGE == 0 && bytes.len() as u64 % PAGE == 0, "direct I/O needs whole pages");
+                let whole = offset.is_multiple_of(PAGE) && bytes.len().is_multiple_of(PAGE as usize);
+                assert!(whole && bytes.len() <= METADATA_WRITE_BYTES_MAX, "direct I/O needs whole pages");
                 assert!(offset + bytes.len() as u64 <= self.file.now.len, "metadata stays inside the file");
                 self.file.apply(Change::Write { offset: *offset, bytes: bytes.clone() });
             }

@@ -1,2 +1,27 @@
 //! Developer tools.
-fn main() {}
+
+mod sim;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Developer tools of Lunaring.
+#[derive(Parser)]
+#[command(name = "tools")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run whole servers on a simulated ring, disk, network and clock; one seed is one run.
+    Sim(sim::Arguments),
+}
+
+fn main() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Sim(arguments) => sim::run(&arguments),
+    }
+}

@@ -1,7 +1,7 @@
 //! Text Requests from the outside: PDU bytes in, what goes out read back.
 
 use super::*;
-use crate::iscsi::directory::{Authentication, Portal};
+use crate::iscsi::directory::{Authentication, Portal, Target};
 use crate::iscsi::pdu::Bhs;
 use crate::units::{PortalId, TargetId};
 

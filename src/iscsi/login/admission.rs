@@ -1,4 +1,5 @@
-//! What a finished login does to the sessions that live (RFC 7143 sections 4.4.3 and 6.3.5): a pure decision for whoever keeps their register.
+//! What a finished login does to the sessions that live (RFC 7143 sections 4.4.3 and 6.3.5): a pure decision for
+//! whoever keeps their register.
 
 #![forbid(unsafe_code)]
 
@@ -16,12 +17,12 @@ pub enum Admission {
     Refuse(LoginStatus),
 }
 
-/// Decide about `identity`. `living_tsih` is the handle of the living session of the same I_T nexus: same InitiatorName, ISID, target
-/// and portal group.
+/// Decide about `identity`. `living_tsih` is the handle of the living session of the same I_T nexus: same
+/// InitiatorName, ISID, target and portal group.
 ///
-/// A session has one connection, so a second one is refused, one that would replace the first included: nobody reassigns
-/// tasks here (ErrorRecoveryLevel 0), and session reinstatement serves that purpose. Discovery sessions have no I_T nexus and no tasks;
-/// each is new, so that two tools under one name do not end each other's.
+/// A session has one connection, so a second one is refused, one that would replace the first included: nobody
+/// reassigns tasks here (ErrorRecoveryLevel 0), and session reinstatement serves that purpose. Discovery sessions have
+/// no I_T nexus and no tasks; each is new, so that two tools under one name do not end each other's.
 #[must_use]
 pub fn admission(identity: &SessionIdentity, living_tsih: Option<u16>) -> Admission {
     match (identity.tsih, living_tsih) {

@@ -68,7 +68,17 @@ impl Security {
         answer: &mut TextBuilder,
     ) -> Result<(), Refused> {
         match self {
-            Security::Undecided(_) => self.choose(keys, transit, answer),
+            Security::Undecided(authentication) => {
+                if !keys.chap.is_empty() {
+                    return Err(unproven("CHAP keys before the method was chosen"));
+                }
+                match keys.methods {
+                    Some(methods) => *self = choose(authentication, methods, answer)?,
+                    None if transit => self.skip()?,
+                    None => {}
+                }
+                Ok(())
+            }
             Security::Chap(chap, credentials) => {
                 let allowed = &environment.policy.chap_algorithms;
                 let entropy = &mut *environment.entropy;
@@ -82,32 +92,22 @@ impl Security {
             Security::Passed => Err(unproven("CHAP keys after the end of CHAP")),
         }
     }
+}
 
-    /// The first text of the stage that names methods decides.
-    fn choose(&mut self, keys: &SecurityKeys<'_>, transit: bool, answer: &mut TextBuilder) -> Result<(), Refused> {
-        if !keys.chap.is_empty() {
-            return Err(unproven("CHAP keys before the method was chosen"));
+/// The first text of the stage that names methods decides.
+fn choose(authentication: &Authentication, methods: &str, answer: &mut TextBuilder) -> Result<Security, Refused> {
+    let offers = |method: &str| text::list(methods).any(|item| item == method);
+    match authentication {
+        Authentication::None if offers("None") => {
+            answer.pair("AuthMethod", "None");
+            Ok(Security::Passed)
         }
-        let Some(methods) = keys.methods else {
-            return if transit { self.skip() } else { Ok(()) };
-        };
-        let offers = |method: &str| text::list(methods).any(|item| item == method);
-        let Security::Undecided(authentication) = self else { unreachable!() };
-        *self = match authentication {
-            Authentication::None if offers("None") => {
-                answer.pair("AuthMethod", "None");
-                Security::Passed
-            }
-            Authentication::Chap(credentials) if offers("CHAP") => {
-                answer.pair("AuthMethod", "CHAP");
-                Security::Chap(Chap::AwaitAlgorithms, credentials.clone())
-            }
-            Authentication::None => {
-                return Err(unproven("the initiator insists on authentication, and none is configured"));
-            }
-            Authentication::Chap(_) => return Err(unproven("CHAP is required, and the initiator does not offer it")),
-        };
-        Ok(())
+        Authentication::Chap(credentials) if offers("CHAP") => {
+            answer.pair("AuthMethod", "CHAP");
+            Ok(Security::Chap(Chap::AwaitAlgorithms, credentials.clone()))
+        }
+        Authentication::None => Err(unproven("the initiator insists on authentication, and none is configured")),
+        Authentication::Chap(_) => Err(unproven("CHAP is required, and the initiator does not offer it")),
     }
 }
 

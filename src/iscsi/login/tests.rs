@@ -306,7 +306,8 @@ fn each_operational_key_is_answered_by_its_rule() {
 fn what_is_answered_is_what_holds() {
     let keys = "HeaderDigest=CRC32C|DataDigest=CRC32C,None|InitialR2T=No|ImmediateData=No|MaxBurstLength=16776192|\
         FirstBurstLength=32768|MaxOutstandingR2T=2|MaxConnections=8|DefaultTime2Wait=9|DefaultTime2Retain=9|\
-        DataPDUInOrder=No|DataSequenceInOrder=No|ErrorRecoveryLevel=2|MaxRecvDataSegmentLength=16777215|iSCSIProtocolLevel=2|";
+        DataPDUInOrder=No|DataSequenceInOrder=No|ErrorRecoveryLevel=2|MaxRecvDataSegmentLength=16777215|\
+        iSCSIProtocolLevel=2|";
     let (_, established) = Bench::open().established(&request(OPERATIONAL_TO_FULL, &format!("{WHO}{keys}")));
     let expected = Negotiated {
         header_digest: true,
@@ -351,7 +352,8 @@ fn digests_follow_the_servers_choice() {
 
 #[test]
 fn in_a_discovery_session_the_keys_of_scsi_are_irrelevant() {
-    let text = "InitiatorName=iqn.host|SessionType=Discovery|MaxBurstLength=1024|ImmediateData=Yes|ErrorRecoveryLevel=0|\
+    let text = "InitiatorName=iqn.host|SessionType=Discovery|MaxBurstLength=1024|ImmediateData=Yes|\
+        ErrorRecoveryLevel=0|\
         HeaderDigest=CRC32C|TaskReporting=RFC3720|";
     let (reply, established) = Bench::open().established(&request(OPERATIONAL_TO_FULL, text));
     let expected = "MaxBurstLength=Irrelevant|ImmediateData=Irrelevant|ErrorRecoveryLevel=0|HeaderDigest=CRC32C|\
@@ -502,7 +504,8 @@ fn mutual_chap_proves_the_target_too() {
     let mut bench = Bench::new(chap(true));
     bench.reply(&request(SECURITY, &format!("{WHO}AuthMethod=CHAP|")));
     bench.reply(&request(SECURITY, "CHAP_A=5|"));
-    // libiscsi's challenge and tgt's response to it, from the capture: the same identifier and secret give the same digest here.
+    // libiscsi's challenge and tgt's response to it, from the capture: the same identifier and secret give the same
+    // digest here.
     let proof = "CHAP_N=alice|CHAP_R=0xde4495d7a18f4307beb1945e78bf7de8|CHAP_I=1|\
         CHAP_C=0x06A8DBCA0BC280221ADF7B66BEE21B5B9603429873527042E2457FA392D2CA98|";
     let reply = bench.reply(&request(SECURITY_TO_OPERATIONAL, proof));

@@ -29,10 +29,24 @@ pub(super) enum Work {
     TestUnitReady,
     Inquiry,
     ReadCapacity,
-    Read { unit: u64, count: u64 },
-    Write { unit: u64, count: u64, version: Version },
-    SynchronizeCache,
-    Verify { unit: u64, count: u64 },
+    Read {
+        unit: u64,
+        count: u64,
+    },
+    Write {
+        unit: u64,
+        count: u64,
+        version: Version,
+        through: bool,
+    },
+    /// Covers what was known at this point of the contents' order.
+    SynchronizeCache {
+        order: u64,
+    },
+    Verify {
+        unit: u64,
+        count: u64,
+    },
 }
 
 impl Work {
@@ -42,7 +56,7 @@ impl Work {
             Work::Read { unit, count } | Work::Write { unit, count, .. } | Work::Verify { unit, count } => {
                 Some((unit, count))
             }
-            Work::TestUnitReady | Work::Inquiry | Work::ReadCapacity | Work::SynchronizeCache => None,
+            Work::TestUnitReady | Work::Inquiry | Work::ReadCapacity | Work::SynchronizeCache { .. } => None,
         }
     }
 
@@ -63,7 +77,7 @@ impl Work {
             Work::Read { count, .. } | Work::Write { count, .. } => count as usize * UNIT_BYTES,
             Work::Inquiry => INQUIRY_BYTES,
             Work::ReadCapacity => CAPACITY_BYTES,
-            Work::TestUnitReady | Work::SynchronizeCache | Work::Verify { .. } => 0,
+            Work::TestUnitReady | Work::SynchronizeCache { .. } | Work::Verify { .. } => 0,
         }
     }
 
@@ -89,18 +103,17 @@ impl Work {
                 let (lba, len) = blocks(unit, count);
                 any_form([0x28, 0xa8, 0x88], lba, len, random)
             }
-            Work::Write { unit, count, .. } => {
+            Work::Write { unit, count, through, .. } => {
                 let (lba, len) = blocks(unit, count);
                 let mut cdb = any_form([0x2a, 0xaa, 0x8a], lba, len, random);
-                // Now and then through to the disk (FUA).
-                cdb[1] = if random.below(8) == 0 { 0x08 } else { 0 };
+                cdb[1] = if through { FORCE_UNIT_ACCESS } else { 0 };
                 cdb
             }
             Work::Verify { unit, count } => {
                 let (lba, len) = blocks(unit, count);
                 any_form([0x2f, 0xaf, 0x8f], lba, len, random)
             }
-            Work::SynchronizeCache => {
+            Work::SynchronizeCache { .. } => {
                 let mut cdb = [0; 16];
                 cdb[0] = if random.below(2) == 0 { 0x35 } else { 0x91 };
                 cdb
@@ -108,6 +121,9 @@ impl Work {
         }
     }
 }
+
+/// FUA in byte 1 of WRITE (10), (12) and (16).
+const FORCE_UNIT_ACCESS: u8 = 0x08;
 
 /// The standard INQUIRY data asked for.
 pub(super) const INQUIRY_BYTES: usize = 36;

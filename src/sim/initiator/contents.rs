@@ -11,25 +11,45 @@ pub(super) const UNIT_BYTES: usize = 512;
 /// What was written when: 0 is a disk's first state, zeros.
 pub(super) type Version = u32;
 
-/// The states one unit may be in. More than one after a write whose end is unknown.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Possible {
-    known: Version,
-    others: Vec<Version>,
+/// What may be in one unit.
+#[derive(Clone, Debug, Default)]
+struct Unit {
+    /// What a power cut surely leaves, unless something later is left.
+    durable: Version,
+    /// What came later, in order.
+    later: Vec<Later>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Later {
+    version: Version,
+    order: u64,
+    /// Answered GOOD, or read. Otherwise the write had no answer, or an error, and may have happened or not.
+    certain: bool,
+}
+
+impl Unit {
+    /// What a read may find now: the last thing that is certain, or what came after it without being certain.
+    fn possible(&self) -> Vec<Version> {
+        let certain = self.later.iter().rposition(|later| later.certain);
+        let first = if certain.is_none() { Some(self.durable) } else { None };
+        first.into_iter().chain(self.later[certain.unwrap_or(0)..].iter().map(|later| later.version)).collect()
+    }
 }
 
 /// The units `first ..` of a logical unit that one initiator writes alone.
 #[derive(Debug)]
 pub(super) struct Contents {
     first: u64,
-    units: Vec<Possible>,
+    units: Vec<Unit>,
     version_next: Version,
+    order: u64,
 }
 
 impl Contents {
     /// `count` units of zeros, of which the first is number `first` on the disk.
     pub fn new(first: u64, count: usize) -> Contents {
-        Contents { first, units: vec![Possible { known: 0, others: Vec::new() }; count], version_next: 1 }
+        Contents { first, units: vec![Unit::default(); count], version_next: 1, order: 0 }
     }
 
     pub fn first(&self) -> u64 {
@@ -46,34 +66,76 @@ impl Contents {
         self.version_next - 1
     }
 
-    /// These units were written and answered GOOD.
-    pub fn written(&mut self, unit: u64, count: u64, version: Version) {
-        for possible in self.range_mut(unit, count) {
-            *possible = Possible { known: version, others: Vec::new() };
+    /// Everything that is known by now: a synchronisation that is sent now covers it.
+    pub fn order(&self) -> u64 {
+        self.order
+    }
+
+    /// These units were written and answered GOOD; `durable` if that was promised with it (FUA).
+    pub fn written(&mut self, unit: u64, count: u64, version: Version, durable: bool) {
+        let order = self.next_order();
+        for unit in self.range_mut(unit, count) {
+            if durable {
+                *unit = Unit { durable: version, later: Vec::new() };
+            } else {
+                unit.later.push(Later { version, order, certain: true });
+            }
         }
     }
 
     /// A write of these units ended without an answer, or with an error: each may have it or not.
     pub fn perhaps_written(&mut self, unit: u64, count: u64, version: Version) {
-        for possible in self.range_mut(unit, count) {
-            possible.others.push(version);
+        let order = self.next_order();
+        for unit in self.range_mut(unit, count) {
+            unit.later.push(Later { version, order, certain: false });
         }
+    }
+
+    /// A synchronisation was answered GOOD that was sent when [`Self::order`] was this.
+    pub fn synchronized(&mut self, order: u64) {
+        for unit in &mut self.units {
+            if let Some(at) = unit.later.iter().rposition(|later| later.certain && later.order <= order) {
+                unit.durable = unit.later[at].version;
+                unit.later.drain(..=at);
+            }
+        }
+    }
+
+    /// The power was cut: of what was not durable each unit may have kept anything.
+    pub fn power_was_cut(&mut self) {
+        self.units.iter_mut().flat_map(|unit| &mut unit.later).for_each(|later| later.certain = false);
+    }
+
+    /// Everything was lost, as it is with memory.
+    pub fn were_lost(&mut self) {
+        self.units.fill(Unit::default());
     }
 
     /// These bytes were read and answered GOOD. What could have been is now settled.
     pub fn check(&mut self, unit: u64, bytes: &[u8]) -> Result<(), String> {
+        let order = self.next_order();
         let units = self.range_mut(unit, (bytes.len() / UNIT_BYTES) as u64);
-        for ((number, possible), bytes) in (unit..).zip(units).zip(bytes.chunks(UNIT_BYTES)) {
-            let candidates = std::iter::once(possible.known).chain(possible.others.iter().copied());
-            let Some(version) = candidates.into_iter().find(|&version| is_version(number, version, bytes)) else {
-                return Err(format!("sector {number} holds {}, not {possible:?}", describe(number, bytes)));
+        for ((number, unit), bytes) in (unit..).zip(units).zip(bytes.chunks(UNIT_BYTES)) {
+            let possible = unit.possible();
+            let Some(&version) = possible.iter().find(|&&version| is_version(number, version, bytes)) else {
+                return Err(format!(
+                    "sector {number} holds {}, not a version of {possible:?}",
+                    describe(number, bytes)
+                ));
             };
-            *possible = Possible { known: version, others: Vec::new() };
+            if possible.len() > 1 {
+                unit.later.push(Later { version, order, certain: true });
+            }
         }
         Ok(())
     }
 
-    fn range_mut(&mut self, unit: u64, count: u64) -> &mut [Possible] {
+    fn next_order(&mut self) -> u64 {
+        self.order += 1;
+        self.order
+    }
+
+    fn range_mut(&mut self, unit: u64, count: u64) -> &mut [Unit] {
         let start = (unit - self.first) as usize;
         &mut self.units[start..start + count as usize]
     }
@@ -120,42 +182,54 @@ fn describe(unit: u64, bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn lost_misplaced_torn_and_old_sectors_are_all_seen() {
-        let mut contents = Contents::new(100, 10);
-        let (old, new) = (contents.new_version(), contents.new_version());
-        contents.written(100, 4, old);
-        contents.written(100, 4, new);
-        let bytes = |unit, version| {
-            let mut bytes = Vec::new();
-            fill(unit, 4, version, &mut bytes);
-            bytes
-        };
-        assert_eq!(contents.check(100, &bytes(100, new)), Ok(()));
-        let wrong =
-            |bytes: &[u8]| Contents { first: 100, ..contents_of(new) }.check(100, bytes).expect_err("it is wrong");
-        assert!(wrong(&bytes(100, old)).contains("version 1 of sector 100"));
-        assert!(wrong(&bytes(101, new)).contains("version 2 of sector 101"));
-        assert!(wrong(&bytes(100, 0)).contains("zeros"));
-        let mut torn = bytes(100, new);
-        torn[256..512].copy_from_slice(&bytes(100, old)[256..512]);
-        assert!(wrong(&torn).contains("a mixture"));
+    fn bytes(unit: u64, version: Version) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        fill(unit, 4, version, &mut bytes);
+        bytes
     }
 
-    fn contents_of(version: Version) -> Contents {
+    fn written(versions: &[Version]) -> Contents {
         let mut contents = Contents::new(100, 10);
-        contents.written(100, 4, version);
+        versions.iter().for_each(|&version| contents.written(100, 4, version, false));
         contents
     }
 
     #[test]
+    fn lost_misplaced_torn_and_old_sectors_are_all_seen() {
+        assert_eq!(written(&[1, 2]).check(100, &bytes(100, 2)), Ok(()));
+        let wrong = |bytes: &[u8]| written(&[1, 2]).check(100, bytes).expect_err("it is wrong");
+        assert!(wrong(&bytes(100, 1)).contains("version 1 of sector 100"));
+        assert!(wrong(&bytes(101, 2)).contains("version 2 of sector 101"));
+        assert!(wrong(&bytes(100, 0)).contains("zeros"));
+        let mut torn = bytes(100, 2);
+        torn[256..512].copy_from_slice(&bytes(100, 1)[256..512]);
+        assert!(wrong(&torn).contains("a mixture"));
+    }
+
+    #[test]
     fn a_write_without_an_answer_may_be_there_or_not_but_not_change_its_mind() {
-        let mut contents = contents_of(1);
-        contents.perhaps_written(100, 1, 5);
-        let (mut old, mut new) = (Vec::new(), Vec::new());
-        fill(100, 1, 1, &mut old);
-        fill(100, 1, 5, &mut new);
-        assert_eq!(contents.check(100, &new), Ok(()));
-        assert!(contents.check(100, &old).is_err());
+        let mut contents = written(&[1]);
+        contents.perhaps_written(100, 4, 5);
+        assert_eq!(contents.check(100, &bytes(100, 5)), Ok(()));
+        assert!(contents.check(100, &bytes(100, 1)).is_err());
+    }
+
+    #[test]
+    fn a_power_cut_leaves_what_was_synchronized_or_something_later() {
+        let after = |version: Version| {
+            let mut contents = written(&[1, 2]);
+            let order = contents.order();
+            contents.written(100, 4, 3, false);
+            contents.synchronized(order);
+            contents.power_was_cut();
+            contents.check(100, &bytes(100, version))
+        };
+        assert_eq!((after(2), after(3)), (Ok(()), Ok(())));
+        assert!(after(1).is_err() && after(0).is_err());
+        let mut through = written(&[1]);
+        through.written(100, 4, 2, true);
+        through.power_was_cut();
+        assert!(through.check(100, &bytes(100, 1)).is_err());
+        assert!(through.check(100, &bytes(100, 2)).is_ok());
     }
 }

@@ -247,6 +247,8 @@ impl Login {
             "ImmediateData" if !offer.immediate_data && yes()? => return Err("we said No, and the rule is AND"),
             "ImmediateData" => agreed.immediate_data = yes()?,
             "MaxRecvDataSegmentLength" => agreed.target_segment_length_max = number()?,
+            // Without unsolicited data there is no first burst (RFC 7143 section 13.14).
+            "FirstBurstLength" if value == "Irrelevant" && offer.initial_r2t && !offer.immediate_data => {}
             "FirstBurstLength" => agreed.first_burst_length = at_most(offer.first_burst_length)?,
             "MaxBurstLength" => agreed.max_burst_length = at_most(offer.max_burst_length)?,
             "MaxOutstandingR2T" => agreed.max_outstanding_r2t = at_most(offer.max_outstanding_r2t)?,

@@ -30,13 +30,33 @@ use super::world::{Runnable, World};
 use super::{StreamError, hash_bytes};
 use crate::ring::{Nanos, Wait};
 
+/// How long a logical unit keeps what is written to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeping {
+    /// Not at all: a null disk.
+    Nothing,
+    /// As long as the server's process lives: a memory disk.
+    WhileServed,
+    /// For ever; after a power cut what was synchronized or written through.
+    Always,
+}
+
+/// How a server ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Its process was killed.
+    Killed,
+    /// Its power was cut.
+    PowerCut,
+}
+
 /// A logical unit as one initiator uses it.
 #[derive(Clone, Debug)]
 pub struct LunPlan {
     /// Its number, below 256.
     pub lun: u8,
-    /// Whether it keeps what is written; a null disk does not.
-    pub keeps_data: bool,
+    /// How long it keeps what is written.
+    pub keeping: Keeping,
     /// The first 512-byte sector that belongs to this initiator alone; a multiple of 8.
     pub first_sector: u64,
     /// How many sectors, a multiple of 8. They hold zeros at first.
@@ -169,6 +189,29 @@ impl Initiator {
         }
     }
 
+    /// From now on commands to this logical unit may fail with medium and space errors.
+    pub fn expect_failures(&mut self, lun: usize) {
+        self.units[lun].plan.may_fail = true;
+    }
+
+    /// The server has ended and will come back. Commands without an answer may have happened.
+    pub fn server_ended(&mut self, end: End) {
+        if self.is_satisfied() {
+            return;
+        }
+        if let Err(why) = self.lose("the server ended") {
+            self.phase = Phase::Failed(why);
+            return;
+        }
+        for unit in &mut self.units {
+            match (unit.plan.keeping, end) {
+                (Keeping::WhileServed, _) => unit.contents.were_lost(),
+                (Keeping::Always, End::PowerCut) => unit.contents.power_was_cut(),
+                (Keeping::Always, End::Killed) | (Keeping::Nothing, _) => {}
+            }
+        }
+    }
+
     /// Whether it has logged out after finding everything right.
     pub fn is_done(&self) -> bool {
         matches!(self.phase, Phase::Done)
@@ -211,7 +254,7 @@ impl Initiator {
         self.world.alarm(RETRY_AFTER);
         if let Phase::Working(session) = std::mem::replace(&mut self.phase, Phase::Away(at)) {
             for task in session.into_tasks() {
-                if let Work::Write { unit, count, version } = task.work {
+                if let Work::Write { unit, count, version, .. } = task.work {
                     self.units[task.unit].contents.perhaps_written(unit, count, version);
                 }
             }
@@ -377,7 +420,7 @@ impl Initiator {
         if !is_expected {
             return Err(format!("{:?} ended with status {status:#04x}, sense {sense:02x?}", task.work));
         }
-        if let Work::Write { unit: first, count, version } = task.work {
+        if let Work::Write { unit: first, count, version, .. } = task.work {
             unit.contents.perhaps_written(first, count, version);
         }
         Ok(())
@@ -417,7 +460,7 @@ impl Initiator {
 
 impl Unit {
     fn is_compared(&self) -> bool {
-        !self.plan.keeps_data || self.compared >= self.contents.count()
+        self.plan.keeping == Keeping::Nothing || self.compared >= self.contents.count()
     }
 }
 
@@ -451,12 +494,13 @@ fn on_good(unit: &mut Unit, work: Work, data_in: &[u8]) -> Result<(), String> {
             if data_in.len() != count as usize * UNIT_BYTES {
                 return Err(format!("GOOD with {} bytes for {work:?}", data_in.len()));
             }
-            if unit.plan.keeps_data {
+            if unit.plan.keeping != Keeping::Nothing {
                 unit.contents.check(first, data_in).map_err(|why| format!("LUN {}: {why}", unit.plan.lun))?;
             }
         }
-        Work::Write { unit: first, count, version } => unit.contents.written(first, count, version),
-        Work::TestUnitReady | Work::Inquiry | Work::SynchronizeCache | Work::Verify { .. } => {}
+        Work::Write { unit: first, count, version, through } => unit.contents.written(first, count, version, through),
+        Work::SynchronizeCache { order } => unit.contents.synchronized(order),
+        Work::TestUnitReady | Work::Inquiry | Work::Verify { .. } => {}
     }
     Ok(())
 }
@@ -508,11 +552,14 @@ fn draw_work(unit: &mut Unit, transfer_bytes_max: usize, random: &mut Random) ->
     let longest = (groups - first).min(if random.below(4) == 0 { groups_max } else { groups_max.min(4) });
     let (at, count) = (unit.contents.first() + first * 8, 8 * (1 + random.below(longest)));
     match random.below(20) {
-        0 => Work::SynchronizeCache,
+        0 => Work::SynchronizeCache { order: unit.contents.order() },
         1 => Work::TestUnitReady,
         2 => Work::Verify { unit: at, count },
         3..=10 => Work::Read { unit: at, count },
-        _ => Work::Write { unit: at, count, version: unit.contents.new_version() },
+        _ => {
+            let through = random.below(8) == 0;
+            Work::Write { unit: at, count, version: unit.contents.new_version(), through }
+        }
     }
 }
 

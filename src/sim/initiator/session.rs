@@ -126,7 +126,7 @@ impl Session {
     pub fn command(&mut self, unit: usize, lun: u8, work: Work, block_bytes: usize, random: &mut Random) {
         assert!(self.is_open());
         let mut data_out = Vec::new();
-        if let Work::Write { unit, count, version } = work {
+        if let Work::Write { unit, count, version, .. } = work {
             fill(unit, count, version, &mut data_out);
         }
         // Now and then a read announces more than its CDB asks for: the answer must tell the residual.
@@ -334,9 +334,10 @@ impl Session {
             }
             _ => Vec::new(),
         };
-        let data_in = self.tasks.get(&pdu.initiator_task_tag()).map_or(0, |task| task.data_sn_next);
-        if pdu.word(36) != data_in && pdu.bhs[3] == status::GOOD {
-            return Err(format!("ExpDataSN {}, but {data_in} Data-In came", pdu.word(36)));
+        // ExpDataSN counts R2Ts and Data-In PDUs (RFC 7143 section 11.4.8).
+        let sent = self.tasks.get(&pdu.initiator_task_tag()).map_or(0, |task| task.data_sn_next + task.r2t_sn_next);
+        if pdu.word(36) != sent && pdu.bhs[3] == status::GOOD {
+            return Err(format!("ExpDataSN {}, but {sent} R2T and Data-In came", pdu.word(36)));
         }
         self.end(pdu, pdu.bhs[3], sense)
     }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::pdu::{Digests, FINAL, NO_TAG, Pdu, response};
-use super::{Initiator, InitiatorConfig, LunPlan};
+use super::{Initiator, InitiatorConfig, Keeping, LunPlan};
 use crate::mem::{Arena, ArenaConfig};
 use crate::ring::{Fd, Nanos, Op, Ring, SendBatch, Tag, Wait, Window};
 use crate::sim::{Chance, NetworkFaults, Outcome, RunLimit, Runnable, SimRing, World, WorldConfig};
@@ -299,7 +299,7 @@ fn meet(seed: u64, bug: Bug) -> Result<super::InitiatorReport, String> {
     let network_faults = NetworkFaults::rough();
     let world = World::with_config(seed, WorldConfig { network_faults, ..WorldConfig::default() });
     let mut target = SmallTarget::new(&world, bug);
-    let lun = LunPlan { lun: 0, keeps_data: true, first_sector: 64, sector_count: 256, may_fail: false };
+    let lun = LunPlan { lun: 0, keeping: Keeping::Always, first_sector: 64, sector_count: 256, may_fail: false };
     let config = InitiatorConfig {
         portal: portal(),
         initiator_name: "iqn.2026-11.test:i".to_owned(),

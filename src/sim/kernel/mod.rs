@@ -28,6 +28,9 @@ pub(super) use sockets::{CLIENT, Connection, ConnectionId};
 /// What one enter costs in virtual time: small, but a loop that polls cannot stop the clock.
 const ENTER_COST: Nanos = Nanos(100);
 
+/// How soon a ring that polls gets its next turn.
+const POLL_INTERVAL: Nanos = Nanos(5_000);
+
 /// What an operation that has nothing to wait for takes.
 const SYSCALL_LATENCY: Nanos = Nanos(2_000);
 
@@ -278,7 +281,8 @@ impl Kernel {
         self.rings[ring].deadline = None;
         if self.is_scheduled {
             if !self.is_awake(ring) {
-                self.rings[ring].deadline = deadline;
+                // Who polls wants another turn soon, but the others and the clock go on.
+                self.rings[ring].deadline = deadline.or(Some(Nanos(self.now.0 + POLL_INTERVAL.0)));
             }
         } else if let Some(deadline) = deadline {
             while !self.is_awake(ring) && self.now < deadline {

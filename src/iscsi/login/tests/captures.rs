@@ -14,13 +14,16 @@ fn libiscsi_discovers() {
     let mut bench = Bench::open();
     assert!(matches!(bench.step(&login), LoginStep::Establish(_)));
     let (reply, established) = bench.login.granted(1);
-    // Byte by byte: T, CSG 1, NSG 3; ISID and task tag as they came; StatSN 1, ExpCmdSN, MaxCmdSN 127 further; status 0.
+    // Byte by byte: T, CSG 1, NSG 3; ISID and task tag as they came; StatSN 1, ExpCmdSN, MaxCmdSN 127 further; status
+    // 0.
     let header =
         "238700000000016c 80f5459f0000 0001 30d96ae3 00000000 00000001 20be6b34 20be6bb3 0000 00000000000000000000";
     let header: String = header.split_whitespace().collect();
     assert_eq!(reply.bhs.0.iter().map(|byte| format!("{byte:02x}")).collect::<String>(), header);
-    let text = "HeaderDigest=None|DataDigest=None|InitialR2T=Irrelevant|ImmediateData=Irrelevant|MaxBurstLength=Irrelevant|\
-        FirstBurstLength=Irrelevant|DefaultTime2Wait=2|DefaultTime2Retain=0|MaxOutstandingR2T=Irrelevant|ErrorRecoveryLevel=0|\
+    let text = "HeaderDigest=None|DataDigest=None|InitialR2T=Irrelevant|ImmediateData=Irrelevant|\
+        MaxBurstLength=Irrelevant|\
+        FirstBurstLength=Irrelevant|DefaultTime2Wait=2|DefaultTime2Retain=0|MaxOutstandingR2T=Irrelevant|\
+        ErrorRecoveryLevel=0|\
         IFMarker=No|OFMarker=No|MaxConnections=Irrelevant|DataPDUInOrder=Irrelevant|DataSequenceInOrder=Irrelevant|\
         MaxRecvDataSegmentLength=262144|";
     assert_eq!(Reply::read(&reply).text, text);
@@ -68,11 +71,13 @@ fn open_iscsi_logs_in_with_its_default_settings() {
         OPERATIONAL_TO_FULL,
         "HeaderDigest=None|DataDigest=None|DefaultTime2Wait=2|DefaultTime2Retain=0|IFMarker=No|OFMarker=No|\
          ErrorRecoveryLevel=0|InitialR2T=No|ImmediateData=Yes|MaxBurstLength=16776192|FirstBurstLength=262144|\
-         MaxOutstandingR2T=1|MaxConnections=1|DataPDUInOrder=Yes|DataSequenceInOrder=Yes|MaxRecvDataSegmentLength=262144|",
+         MaxOutstandingR2T=1|MaxConnections=1|DataPDUInOrder=Yes|DataSequenceInOrder=Yes|\
+        MaxRecvDataSegmentLength=262144|",
     ));
     let text = "HeaderDigest=None|DataDigest=None|DefaultTime2Wait=2|DefaultTime2Retain=0|IFMarker=No|OFMarker=No|\
         ErrorRecoveryLevel=0|InitialR2T=No|ImmediateData=Yes|MaxBurstLength=1048576|FirstBurstLength=65536|\
-        MaxOutstandingR2T=1|MaxConnections=1|DataPDUInOrder=Yes|DataSequenceInOrder=Yes|MaxRecvDataSegmentLength=262144|";
+        MaxOutstandingR2T=1|MaxConnections=1|DataPDUInOrder=Yes|DataSequenceInOrder=Yes|\
+        MaxRecvDataSegmentLength=262144|";
     assert_eq!(reply.text, text);
     assert_eq!(established.negotiated.burst_length_max, 1_048_576);
 }

@@ -1,0 +1,348 @@
+//! What the server is to serve: the content of `config.json`.
+//!
+//! The types are the file's format. [`Config::check`] holds every rule that must be true of a whole configuration,
+//! wherever it came from: a file edited by hand goes through the same gate as a command.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::error::Refused;
+use crate::iscsi::directory::{AccessRule, ChapAccount, ChapCredentials};
+use crate::iscsi::names::IscsiName;
+use crate::limits::{ACCESS_RULES_PER_TARGET_MAX, DISKS_MAX, LUNS_PER_TARGET_MAX, PORTALS_MAX, TARGETS_MAX};
+use crate::medium::{Cache, DiskFormat, DiskKind};
+
+/// The version of the file format that this program reads and writes.
+pub const CONFIG_VERSION: u32 = 1;
+
+/// The longest name of a disk or target, in bytes: with a suffix it is still a file name.
+pub const NAME_BYTES_MAX: usize = 223;
+
+/// Everything the server is to serve.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// [`CONFIG_VERSION`].
+    pub version: u32,
+    /// Addresses to listen on.
+    #[serde(default)]
+    pub portals: Vec<SocketAddr>,
+    /// Disks, by name.
+    #[serde(default)]
+    pub disks: BTreeMap<String, DiskConfig>,
+    /// Targets, by name.
+    #[serde(default)]
+    pub targets: BTreeMap<String, TargetConfig>,
+}
+
+/// One disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// What stores it.
+    pub format: DiskFormat,
+    /// The image file of a VHDX or raw disk; relative to the state folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+    /// Dynamic or fixed, for an image file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<DiskKind>,
+    /// Size in bytes. Of an image file, the file itself has the last word.
+    pub size_bytes: u64,
+    /// Logical sector size in bytes: 512 or 4096.
+    pub sector_size_bytes: u32,
+    /// The identity that initiators see (a VHDX carries its own).
+    pub uuid: Uuid,
+    /// Direct or through the page cache.
+    pub cache: Cache,
+    /// Refuse all writes.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub read_only: bool,
+    /// The file was there before the disk: deleting the disk leaves it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub added: bool,
+}
+
+/// One target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TargetConfig {
+    /// Its iSCSI name.
+    pub iqn: String,
+    /// The disk behind each logical unit number.
+    #[serde(default)]
+    pub luns: BTreeMap<u16, LunConfig>,
+    /// Who may log in, as access rules (`any`, `iqn:NAME`, `ip:CIDR`). Nobody, while it is empty.
+    #[serde(default)]
+    pub allow: Vec<String>,
+    /// CHAP, where it is demanded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<AuthConfig>,
+}
+
+/// One logical unit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LunConfig {
+    /// The disk's name.
+    pub disk: String,
+    /// Refuse writes through this logical unit.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub read_only: bool,
+}
+
+/// CHAP names and secrets. `Debug` shows no secret.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuthConfig {
+    /// The name that an initiator proves.
+    pub chap_user: String,
+    /// Its secret.
+    pub chap_secret: String,
+    /// The name that the target proves in return.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mutual_user: Option<String>,
+    /// Its secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mutual_secret: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+impl std::fmt::Debug for AuthConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AuthConfig")
+            .field("chap_user", &self.chap_user)
+            .field("mutual_user", &self.mutual_user)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config { version: CONFIG_VERSION, portals: Vec::new(), disks: BTreeMap::new(), targets: BTreeMap::new() }
+    }
+}
+
+impl Config {
+    /// Hold every rule of a whole configuration.
+    ///
+    /// # Errors
+    /// The first rule that is broken.
+    pub fn check(&self) -> Result<(), Refused> {
+        if self.version != CONFIG_VERSION {
+            return Err(Refused::invalid(format!(
+                "this is version {} of the configuration format, and this program knows version {CONFIG_VERSION}; \
+                 use the program that wrote it",
+                self.version
+            )));
+        }
+        bound("disks", self.disks.len(), DISKS_MAX)?;
+        bound("targets", self.targets.len(), TARGETS_MAX)?;
+        bound("portals", self.portals.len(), PORTALS_MAX)?;
+        self.check_portals()?;
+        self.check_disks()?;
+        self.check_targets()
+    }
+
+    fn check_portals(&self) -> Result<(), Refused> {
+        let mut seen = HashSet::new();
+        for portal in &self.portals {
+            check_portal(*portal)?;
+            if !seen.insert(portal) {
+                return Err(Refused::conflict(format!("portal {portal} is there already")));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_disks(&self) -> Result<(), Refused> {
+        let mut files: BTreeMap<&Path, &str> = BTreeMap::new();
+        for (name, disk) in &self.disks {
+            check_name("disk", name)?;
+            disk.check(name)?;
+            if let Some(file) = &disk.file
+                && let Some(other) = files.insert(file, name)
+            {
+                return Err(Refused::conflict(format!(
+                    "disks '{other}' and '{name}' have the same file {}; a file can be only one disk",
+                    file.display()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_targets(&self) -> Result<(), Refused> {
+        let mut iqns: BTreeMap<IscsiName, &str> = BTreeMap::new();
+        for (name, target) in &self.targets {
+            check_name("target", name)?;
+            let iqn = IscsiName::new(&target.iqn).map_err(Refused::invalid)?;
+            if let Some(other) = iqns.insert(iqn, name) {
+                return Err(Refused::conflict(format!(
+                    "target '{other}' has the iSCSI name {} already; give '{name}' another with --iqn",
+                    target.iqn
+                )));
+            }
+            target.check(name, &self.disks)?;
+        }
+        Ok(())
+    }
+
+    /// The targets and logical unit numbers that a disk is mapped to.
+    pub fn mappings_of(&self, disk: &str) -> Vec<(&str, u16)> {
+        let luns_of = |target: &TargetConfig| -> Vec<u16> {
+            target.luns.iter().filter(|(_, lun)| lun.disk == disk).map(|(number, _)| *number).collect()
+        };
+        self.targets
+            .iter()
+            .flat_map(|(name, target)| luns_of(target).into_iter().map(move |lun| (name.as_str(), lun)))
+            .collect()
+    }
+}
+
+impl DiskConfig {
+    fn check(&self, name: &str) -> Result<(), Refused> {
+        let has_file = matches!(self.format, DiskFormat::Vhdx | DiskFormat::Raw);
+        let format = self.format.as_str();
+        if has_file != self.file.is_some() {
+            let what = if has_file { "needs a file" } else { "has no file" };
+            return Err(Refused::invalid(format!("disk '{name}': a {format} disk {what}")));
+        }
+        if !matches!(self.sector_size_bytes, 512 | 4096) {
+            return Err(Refused::invalid(format!(
+                "disk '{name}': a sector size of {} is not possible; use 512 or 4096",
+                self.sector_size_bytes
+            )));
+        }
+        if self.size_bytes == 0 || !self.size_bytes.is_multiple_of(u64::from(self.sector_size_bytes)) {
+            return Err(Refused::invalid(format!(
+                "disk '{name}': a size of {} bytes is not possible; it must be a positive multiple of the sector size \
+                 ({} bytes)",
+                self.size_bytes, self.sector_size_bytes
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl TargetConfig {
+    fn check(&self, name: &str, disks: &BTreeMap<String, DiskConfig>) -> Result<(), Refused> {
+        bound(&format!("LUNs of target '{name}'"), self.luns.len(), LUNS_PER_TARGET_MAX)?;
+        bound(&format!("access rules of target '{name}'"), self.allow.len(), ACCESS_RULES_PER_TARGET_MAX)?;
+        for (number, lun) in &self.luns {
+            check_lun(*number)?;
+            if !disks.contains_key(&lun.disk) {
+                return Err(Refused::not_found(format!(
+                    "target '{name}', LUN {number}: there is no disk '{}'; see 'lunaring disk list'",
+                    lun.disk
+                )));
+            }
+        }
+        for rule in &self.allow {
+            rule.parse::<AccessRule>().map_err(Refused::invalid)?;
+        }
+        if let Some(auth) = &self.auth {
+            auth.credentials()?;
+        }
+        Ok(())
+    }
+}
+
+impl AuthConfig {
+    /// The credentials as login uses them.
+    ///
+    /// # Errors
+    /// A name or secret that CHAP cannot use.
+    pub fn credentials(&self) -> Result<ChapCredentials, Refused> {
+        let account = |user: &str, secret: &str| -> Result<ChapAccount, Refused> {
+            let secret = crate::iscsi::chap::Secret::new(secret.as_bytes()).map_err(Refused::invalid)?;
+            Ok(ChapAccount { user: user.to_owned(), secret })
+        };
+        let initiator = account(&self.chap_user, &self.chap_secret)?;
+        let target = match (&self.mutual_user, &self.mutual_secret) {
+            (Some(user), Some(secret)) => Some(account(user, secret)?),
+            (None, None) => None,
+            _ => return Err(Refused::invalid("mutual CHAP needs both a user and a secret")),
+        };
+        ChapCredentials::new(initiator, target).map_err(Refused::invalid)
+    }
+}
+
+/// Whether a disk or target may have this name.
+///
+/// # Errors
+/// Which rule it breaks.
+pub fn check_name(what: &str, name: &str) -> Result<(), Refused> {
+    if name.is_empty() || name.len() > NAME_BYTES_MAX {
+        return Err(Refused::invalid(format!(
+            "a {what} name has 1 to {NAME_BYTES_MAX} characters, not {}",
+            name.len()
+        )));
+    }
+    if let Some(bad) = name.chars().find(|c| !(c.is_ascii_alphanumeric() || "._-".contains(*c))) {
+        return Err(Refused::invalid(format!(
+            "the {what} name '{}' contains {bad:?}; use letters, digits, '.', '_' and '-'",
+            name.escape_default()
+        )));
+    }
+    if name.starts_with(['.', '-']) {
+        return Err(Refused::invalid(format!("the {what} name '{name}' must start with a letter, a digit or '_'")));
+    }
+    Ok(())
+}
+
+/// Whether this can be a logical unit number (the flat addressing method of SAM-5 has 14 bits).
+///
+/// # Errors
+/// The range.
+pub fn check_lun(lun: u16) -> Result<(), Refused> {
+    if usize::from(lun) < LUNS_PER_TARGET_MAX {
+        return Ok(());
+    }
+    Err(Refused::invalid(format!("LUN {lun} is not possible; use 0 to {}", LUNS_PER_TARGET_MAX - 1)))
+}
+
+/// Whether the server can listen on this address.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_portal(portal: SocketAddr) -> Result<(), Refused> {
+    if portal.port() == 0 {
+        return Err(Refused::invalid(format!("portal {portal}: port 0 is not a port; the usual one is 3260")));
+    }
+    if portal.ip().is_multicast() {
+        return Err(Refused::invalid(format!("portal {portal}: a multicast address cannot accept connections")));
+    }
+    Ok(())
+}
+
+/// Read a portal as people write it: `ADDR:PORT`, with an IPv6 address in brackets.
+///
+/// # Errors
+/// How to write it.
+pub fn parse_portal(text: &str) -> Result<SocketAddr, Refused> {
+    let portal: SocketAddr = text.parse().map_err(|_| {
+        Refused::invalid(format!(
+            "'{}' is not a portal; write ADDRESS:PORT, for example 192.0.2.10:3260, 0.0.0.0:3260 or \
+             [2001:db8::10]:3260",
+            text.escape_debug()
+        ))
+    })?;
+    check_portal(portal)?;
+    Ok(portal)
+}
+
+fn bound(what: &str, number: usize, max: usize) -> Result<(), Refused> {
+    if number <= max {
+        return Ok(());
+    }
+    Err(Refused::conflict(format!("{number} {what} are too many; the most is {max}")))
+}

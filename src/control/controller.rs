@@ -1,0 +1,305 @@
+//! The one place where commands change anything, one after another.
+//!
+//! The order of every command: check the whole new configuration; do what can fail and can be undone (create a file,
+//! bind a socket); replace `config.json`, which is the moment the command counts; apply it to the running shards;
+//! answer. What readers see is a [`View`], replaced as a whole after each command, so that they never wait for one.
+
+use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_channel::{mpsc, oneshot};
+use futures_lite::StreamExt;
+
+use super::config::Config;
+use super::dataplane::{DataPlane, ask, ask_all, shards, tell};
+use super::error::Refused;
+use super::executor::blocking;
+use super::state::StateDir;
+use crate::iscsi::directory::{self, Authentication, Directory};
+use crate::iscsi::names::IscsiName;
+use crate::limits::CONTROL_CONNECTIONS_MAX;
+use crate::medium;
+use crate::shard::message::{Configuration, LunMap, Mapping, ToShard};
+use crate::units::{DiskId, Lun, PortalId, ShardId, TargetId};
+
+/// The portal group of every portal: all reach all targets.
+const PORTAL_GROUP_TAG: u16 = 1;
+
+/// A disk of the configuration, as it is now.
+#[derive(Clone)]
+pub enum LiveDisk {
+    /// Open and attached to every shard.
+    Online(Arc<medium::Disk>),
+    /// It could not be opened: why.
+    Offline(String),
+}
+
+/// A portal, as it is now.
+#[derive(Clone, Debug)]
+pub struct LivePortal {
+    /// Where it listens or should.
+    pub address: SocketAddr,
+    /// Its number while it listens, or why it does not.
+    pub listening: Result<PortalId, String>,
+    /// It is not in the configuration.
+    pub temporary: bool,
+}
+
+/// Everything that readers need, at one moment.
+#[derive(Clone, Default)]
+pub struct View {
+    /// The configuration in force.
+    pub config: Config,
+    /// Its disks.
+    pub disks: BTreeMap<String, LiveDisk>,
+    /// Its portals and the temporary ones.
+    pub portals: Vec<LivePortal>,
+}
+
+/// Makes changes. There is one, and it makes one change at a time.
+pub struct Controller {
+    pub(super) state: Arc<StateDir>,
+    pub(super) plane: Arc<dyn DataPlane>,
+    pub(super) config: Config,
+    pub(super) disks: BTreeMap<String, LiveDisk>,
+    pub(super) portals: Vec<LivePortal>,
+    targets: HashMap<String, TargetId>,
+    disk_next: u32,
+    target_next: u32,
+    portal_next: u32,
+    view: Arc<Mutex<Arc<View>>>,
+}
+
+type Job = Box<dyn for<'a> FnOnce(&'a mut Controller) -> Pin<Box<dyn Future<Output = ()> + 'a>> + Send>;
+
+/// Reads the view and hands commands to the controller. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    jobs: mpsc::Sender<Job>,
+    view: Arc<Mutex<Arc<View>>>,
+    /// The shards, for what is asked of them directly.
+    pub plane: Arc<dyn DataPlane>,
+    /// The state folder.
+    pub state: PathBuf,
+}
+
+impl Controller {
+    /// Bring up what the state folder's configuration says: finish interrupted file changes, open and attach disks,
+    /// configure the shards. Disks that cannot be opened are offline, and say why. Nothing listens yet.
+    ///
+    /// # Errors
+    /// The configuration cannot be read, or the shards do not answer.
+    pub async fn start(state: StateDir, plane: Arc<dyn DataPlane>) -> Result<Controller, Refused> {
+        let state = Arc::new(state);
+        let config = {
+            let state = Arc::clone(&state);
+            blocking(move || {
+                let config = state.load()?;
+                state.recover(&config)?;
+                Ok(config)
+            })
+            .await?
+        };
+        let mut controller = Controller {
+            state,
+            plane,
+            config,
+            disks: BTreeMap::new(),
+            portals: Vec::new(),
+            targets: HashMap::new(),
+            disk_next: 0,
+            target_next: 0,
+            portal_next: 0,
+            view: Arc::default(),
+        };
+        for name in controller.config.disks.keys().cloned().collect::<Vec<_>>() {
+            let live = match controller.open_configured(&name).await {
+                Ok(opened) => LiveDisk::Online(controller.attach(opened).await?),
+                Err(refused) => LiveDisk::Offline(refused.message),
+            };
+            controller.disks.insert(name, live);
+        }
+        controller.apply().await?;
+        Ok(controller)
+    }
+
+    /// Carry out commands until every [`Handle`] is gone.
+    pub async fn run(mut self, mut jobs: Jobs) {
+        while let Some(job) = jobs.0.next().await {
+            job(&mut self).await;
+        }
+    }
+
+    /// A handle, and the commands that come through it and its clones.
+    pub fn handle(&self) -> (Handle, Jobs) {
+        // Every clone of a sender has a slot of its own beside these.
+        let (sender, receiver) = mpsc::channel(CONTROL_CONNECTIONS_MAX);
+        let handle = Handle {
+            jobs: sender,
+            view: Arc::clone(&self.view),
+            plane: Arc::clone(&self.plane),
+            state: self.state.path().to_owned(),
+        };
+        (handle, Jobs(receiver))
+    }
+
+    /// Replace `config.json`: the moment from which a command counts.
+    pub(super) async fn persist(&mut self, config: Config) -> Result<(), Refused> {
+        config.check()?;
+        let state = Arc::clone(&self.state);
+        let saved = config.clone();
+        blocking(move || state.save(&saved)).await?;
+        self.config = config;
+        Ok(())
+    }
+
+    /// Put the configuration into force on every shard, and show it to readers.
+    pub(super) async fn apply(&mut self) -> Result<(), Refused> {
+        let configuration = Arc::new(self.configuration()?);
+        self.publish();
+        ask_all(&*self.plane, |reply| ToShard::Configure { configuration: Arc::clone(&configuration), reply }).await?;
+        Ok(())
+    }
+
+    /// Show readers what is.
+    pub(super) fn publish(&self) {
+        let view = View { config: self.config.clone(), disks: self.disks.clone(), portals: self.portals.clone() };
+        *self.view.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
+    }
+
+    /// The configuration in the shards' terms.
+    fn configuration(&mut self) -> Result<Configuration, Refused> {
+        self.targets.retain(|name, _| self.config.targets.contains_key(name));
+        let mut targets = Vec::with_capacity(self.config.targets.len());
+        let mut luns = HashMap::with_capacity(self.config.targets.len());
+        for (name, target) in &self.config.targets {
+            let id = *self.targets.entry(name.clone()).or_insert_with(|| {
+                self.target_next += 1;
+                TargetId(self.target_next)
+            });
+            let access = target.allow.iter().map(|rule| rule.parse()).collect::<Result<_, _>>();
+            let authentication = match &target.auth {
+                None => Authentication::None,
+                Some(auth) => Authentication::Chap(auth.credentials()?),
+            };
+            targets.push(directory::Target {
+                id,
+                name: IscsiName::new(&target.iqn).map_err(Refused::invalid)?,
+                alias: Some(name.clone()),
+                access: access.map_err(Refused::invalid)?,
+                authentication,
+            });
+            let map: LunMap = target
+                .luns
+                .iter()
+                .filter_map(|(number, lun)| match self.disks.get(&lun.disk) {
+                    Some(LiveDisk::Online(disk)) => {
+                        Some((Lun(*number), Mapping { disk: disk.id(), read_only: lun.read_only }))
+                    }
+                    _ => None,
+                })
+                .collect();
+            luns.insert(id, map);
+        }
+        let portals = self.portals.iter().filter_map(|portal| {
+            let id = *portal.listening.as_ref().ok()?;
+            Some(directory::Portal { id, listen: portal.address, portal_group_tag: PORTAL_GROUP_TAG })
+        });
+        let directory = Directory::new(targets, portals.collect(), Authentication::None).map_err(Refused::invalid)?;
+        Ok(Configuration { directory: Arc::new(directory), luns })
+    }
+
+    /// A number for a disk about to be opened, and the shard that will be its home.
+    pub(super) fn disk_id(&mut self) -> (DiskId, ShardId) {
+        self.disk_next += 1;
+        let home = (self.disk_next - 1) % u32::from(self.plane.count().max(1));
+        (DiskId(self.disk_next), ShardId(u16::try_from(home).unwrap_or(0)))
+    }
+
+    /// A number for a portal about to listen.
+    pub(super) fn portal_id(&mut self) -> PortalId {
+        self.portal_next += 1;
+        PortalId(self.portal_next)
+    }
+
+    /// Make an open disk known to every shard.
+    pub(super) async fn attach(&self, opened: medium::Opened) -> Result<Arc<medium::Disk>, Refused> {
+        let medium::Opened { disk, mut engine } = opened;
+        for shard in shards(&*self.plane) {
+            let engine = if shard == disk.home() { engine.take() } else { None };
+            let disk = Arc::clone(&disk);
+            ask(&*self.plane, shard, |reply| ToShard::Attach { disk, engine, reply }).await?;
+        }
+        Ok(disk)
+    }
+
+    /// Make every shard forget a disk that no LUN names, the home shard last. Gives what went wrong with its file.
+    pub(super) async fn detach(&self, disk: &medium::Disk) -> Result<(), Refused> {
+        detach(&*self.plane, disk.id(), disk.home()).await
+    }
+}
+
+/// See [`Controller::detach`].
+async fn detach(plane: &dyn DataPlane, disk: DiskId, home: ShardId) -> Result<(), Refused> {
+    for shard in shards(plane).filter(|shard| *shard != home).chain([home]) {
+        let detached = ask(plane, shard, |reply| ToShard::Detach { disk, reply }).await?;
+        detached.map_err(Refused::failed)?;
+    }
+    Ok(())
+}
+
+/// Commands on their way to the controller.
+pub struct Jobs(mpsc::Receiver<Job>);
+
+impl Handle {
+    /// What is, at this moment.
+    pub fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Carry out a command. It is carried out to its end even if nobody waits for it any more.
+    ///
+    /// # Errors
+    /// What the command says, or that the server is ending.
+    pub async fn change<T, W>(&self, work: W) -> Result<T, Refused>
+    where
+        T: Send + 'static,
+        W: for<'a> FnOnce(&'a mut Controller) -> Pin<Box<dyn Future<Output = Result<T, Refused>> + 'a>>,
+        W: Send + 'static,
+    {
+        let (done, result) = oneshot::channel();
+        let job: Job = Box::new(move |controller| {
+            Box::pin(async move {
+                // The client may have gone; the change stands.
+                let _ = done.send(work(controller).await);
+            })
+        });
+        let ending = || Refused::failed("the server is ending; nothing was changed");
+        self.jobs.clone().try_send(job).map_err(|_| ending())?;
+        result.await.map_err(|_| ending())?
+    }
+
+    /// End: tell sessions, finish what is in flight, close every disk and stop the shards. Gives what went wrong.
+    pub async fn stop(&self, patience_ms: u64) -> Vec<String> {
+        let mut troubles = Vec::new();
+        let plane = &*self.plane;
+        if let Err(refused) = ask_all(plane, |reply| ToShard::Quiesce { patience_ms, reply }).await {
+            troubles.push(refused.message);
+        }
+        for (name, live) in &self.view().disks {
+            if let LiveDisk::Online(disk) = live
+                && let Err(refused) = detach(plane, disk.id(), disk.home()).await
+            {
+                troubles.push(format!("disk '{name}' was not closed cleanly: {refused}; the next start repairs it"));
+            }
+        }
+        for shard in shards(plane) {
+            tell(plane, shard, ToShard::Stop).await;
+        }
+        troubles
+    }
+}

@@ -1,0 +1,88 @@
+//! The control plane's side of the mailboxes.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::error::Refused;
+use crate::observe::ShardStats;
+use crate::shard::message::{Reply, ToShard};
+use crate::units::ShardId;
+
+/// A full mailbox is tried again after this long. The shard empties it every turn, so this is rare.
+const MAILBOX_RETRY: Duration = Duration::from_millis(1);
+
+/// The running shards, as the control plane sees them.
+pub trait DataPlane: Send + Sync {
+    /// How many shards there are.
+    fn count(&self) -> u16;
+
+    /// Put a message into a shard's mailbox.
+    ///
+    /// # Errors
+    /// The mailbox is full: the message comes back, to be sent later.
+    fn send(&self, shard: ShardId, message: ToShard) -> Result<(), ToShard>;
+
+    /// A shard's counters.
+    fn stats(&self, shard: ShardId) -> Arc<ShardStats>;
+
+    /// Sockets that listen at a portal, one for each shard.
+    ///
+    /// # Errors
+    /// The system's reason, above all that the port is in use.
+    fn listeners(&self, portal: SocketAddr) -> io::Result<Vec<OwnedFd>>;
+}
+
+/// All shards, first to last.
+pub fn shards(plane: &dyn DataPlane) -> impl Iterator<Item = ShardId> + use<> {
+    (0..plane.count()).map(ShardId)
+}
+
+/// Send a message, waiting while the shard's mailbox is full.
+pub async fn tell(plane: &dyn DataPlane, shard: ShardId, message: ToShard) {
+    let mut message = message;
+    while let Err(returned) = plane.send(shard, message) {
+        message = returned;
+        async_io::Timer::after(MAILBOX_RETRY).await;
+    }
+}
+
+/// Ask one shard and wait for its answer.
+///
+/// # Errors
+/// The shard dropped the question, which it does only when it is ending.
+pub async fn ask<T: Send + 'static>(
+    plane: &dyn DataPlane,
+    shard: ShardId,
+    question: impl FnOnce(Reply<T>) -> ToShard,
+) -> Result<T, Refused> {
+    let (reply, answer) = futures_channel::oneshot::channel();
+    // Nobody listens any more when the asker gave up waiting.
+    let message = question(Box::new(move |value| drop(reply.send(value))));
+    tell(plane, shard, message).await;
+    answer.await.map_err(|_| Refused::failed(format!("shard {} did not answer; the server is ending", shard.0)))
+}
+
+/// Ask all shards at once and wait for all answers, in the order of the shards.
+///
+/// # Errors
+/// As [`ask`].
+pub async fn ask_all<T: Send + 'static>(
+    plane: &dyn DataPlane,
+    question: impl Fn(Reply<T>) -> ToShard,
+) -> Result<Vec<T>, Refused> {
+    let mut answers = Vec::new();
+    for shard in shards(plane) {
+        let (reply, answer) = futures_channel::oneshot::channel();
+        tell(plane, shard, question(Box::new(move |value| drop(reply.send(value))))).await;
+        answers.push((shard, answer));
+    }
+    let mut values = Vec::with_capacity(answers.len());
+    for (shard, answer) in answers {
+        let gone = |_| Refused::failed(format!("shard {} did not answer; the server is ending", shard.0));
+        values.push(answer.await.map_err(gone)?);
+    }
+    Ok(values)
+}

@@ -1,0 +1,276 @@
+//! Commands on disks.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::api;
+use super::config::{Config, DiskConfig, check_name};
+use super::controller::{Controller, LiveDisk};
+use super::crash::step;
+use super::error::Refused;
+use super::executor::blocking;
+use super::state::{self, FileChange, FileIdentity};
+use crate::medium::{self, Cache, CreateSpec, DiskFormat, DiskKind, OpenSpec, Opened};
+
+impl Controller {
+    /// Create a disk, or serve an image that exists.
+    pub async fn disk_new(&mut self, new: api::NewDisk) -> Result<(), Refused> {
+        check_name("disk", &new.name)?;
+        if self.config.disks.contains_key(&new.name) {
+            return Err(Refused::conflict(format!("there is a disk '{}' already; choose another name", new.name)));
+        }
+        if new.file.as_ref().is_some_and(|file| !file.is_absolute()) {
+            return Err(Refused::invalid("'file' must be an absolute path"));
+        }
+        if new.existing { self.disk_add(new).await } else { self.disk_create(new).await }
+    }
+
+    async fn disk_add(&mut self, new: api::NewDisk) -> Result<(), Refused> {
+        let Some(file) = new.file.clone() else {
+            return Err(Refused::invalid("to add a disk, say which image with 'file'"));
+        };
+        let given =
+            [new.size_bytes.is_some(), new.kind.is_some(), new.block_size_bytes.is_some(), new.format.is_some()];
+        if given.contains(&true) {
+            return Err(Refused::invalid("an image that exists has its format, kind and sizes; leave them out"));
+        }
+        let looked_at = file.clone();
+        let probed = blocking(move || medium::probe(&looked_at)).await.map_err(Refused::failed)?;
+        let disk = DiskConfig {
+            format: probed.format,
+            file: Some(file),
+            kind: Some(probed.kind),
+            size_bytes: probed.size_bytes,
+            sector_size_bytes: new.sector_size_bytes.unwrap_or(probed.sector_size_bytes),
+            uuid: Uuid::new_v4(),
+            cache: new.cache.unwrap_or(Cache::Direct),
+            read_only: new.read_only,
+            added: true,
+        };
+        if disk.format == DiskFormat::Vhdx && disk.sector_size_bytes != probed.sector_size_bytes {
+            return Err(Refused::invalid(format!("this VHDX has {} byte sectors", probed.sector_size_bytes)));
+        }
+        let config = self.with_disk(&new.name, disk)?;
+        self.open_and_commit(&new.name, config).await
+    }
+
+    async fn disk_create(&mut self, new: api::NewDisk) -> Result<(), Refused> {
+        let (disk, block_size_bytes) = self.design(&new)?;
+        let config = self.with_disk(&new.name, disk.clone())?;
+        let Some(file) = disk.file.as_deref().map(|file| self.state.absolute(file)) else {
+            return self.open_and_commit(&new.name, config).await;
+        };
+        let spec = CreateSpec {
+            path: file.with_file_name(format!(".lunaring-{}", disk.uuid)),
+            format: disk.format,
+            kind: disk.kind.unwrap_or(DiskKind::Dynamic),
+            size_bytes: disk.size_bytes,
+            block_size_bytes,
+            sector_size_bytes: disk.sector_size_bytes,
+        };
+        let identity = self.create_file(spec, &file).await?;
+        step("disk create: named");
+        match self.open_and_commit(&new.name, config).await {
+            Ok(()) => {
+                step("disk create: attached");
+                self.state.end();
+                Ok(())
+            }
+            Err(refused) => {
+                // What is refused leaves nothing behind; the refusal matters more than a failing removal.
+                let _ = state::remove_exactly(&file, identity);
+                self.state.end();
+                Err(refused)
+            }
+        }
+    }
+
+    /// The disk that a request asks for, with the VHDX block size.
+    fn design(&self, new: &api::NewDisk) -> Result<(DiskConfig, Option<u64>), Refused> {
+        let format = new.format.unwrap_or(DiskFormat::Vhdx);
+        let has_file = matches!(format, DiskFormat::Vhdx | DiskFormat::Raw);
+        let Some(size_bytes) = new.size_bytes else {
+            return Err(Refused::invalid("a new disk needs a size, for example --size 10G"));
+        };
+        let only_for = |given: bool, option: &str, formats: &str| match given {
+            true => Err(Refused::invalid(format!("{option} is for {formats} disks, not for {} ones", format.as_str()))),
+            false => Ok(()),
+        };
+        only_for(!has_file && new.file.is_some(), "--file", "vhdx and raw")?;
+        only_for(!has_file && new.kind.is_some(), "--kind", "vhdx and raw")?;
+        only_for(!has_file && new.cache.is_some(), "--cache", "vhdx and raw")?;
+        only_for(format != DiskFormat::Vhdx && new.block_size_bytes.is_some(), "--block-size", "vhdx")?;
+        let file = has_file.then(|| {
+            let suffix = format.as_str();
+            new.file.clone().unwrap_or_else(|| PathBuf::from(format!("disks/{}.{suffix}", new.name)))
+        });
+        let disk = DiskConfig {
+            format,
+            file,
+            kind: has_file.then(|| new.kind.unwrap_or(DiskKind::Dynamic)),
+            size_bytes,
+            sector_size_bytes: new.sector_size_bytes.unwrap_or(512),
+            uuid: Uuid::new_v4(),
+            cache: new.cache.unwrap_or(Cache::Direct),
+            read_only: new.read_only,
+            added: false,
+        };
+        Ok((disk, new.block_size_bytes))
+    }
+
+    /// The configuration with one more disk, checked.
+    fn with_disk(&self, name: &str, disk: DiskConfig) -> Result<Config, Refused> {
+        let mut config = self.config.clone();
+        if let Some(file) = &disk.file {
+            let path = self.state.absolute(file);
+            let same = |other: &&DiskConfig| other.file.as_ref().is_some_and(|file| self.state.absolute(file) == path);
+            if config.disks.values().find(same).is_some() {
+                return Err(Refused::conflict(format!("{} is the file of another disk already", path.display())));
+            }
+        }
+        config.disks.insert(name.to_owned(), disk);
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Create an image under a passing name and then give it its own, recorded so that a crash leaves no trace.
+    async fn create_file(&self, spec: CreateSpec, file: &Path) -> Result<FileIdentity, Refused> {
+        let temporary = spec.path.clone();
+        let state = Arc::clone(&self.state);
+        let file = file.to_owned();
+        if fs::symlink_metadata(&file).is_ok() {
+            return Err(Refused::conflict(format!(
+                "{} exists already; choose another file, or serve it with 'lunaring disk add'",
+                file.display()
+            )));
+        }
+        state.begin(&FileChange::Creating { temporary: temporary.clone() })?;
+        step("disk create: begun");
+        let in_folder_of = file.clone();
+        let created = blocking(move || medium::create_file(&spec)).await;
+        step("disk create: written");
+        let failed = |e: io::Error| match e.kind() {
+            io::ErrorKind::AlreadyExists => Refused::conflict(format!("{} exists already", file.display())),
+            _ => Refused::failed(format!("cannot create {}: {e}", file.display())),
+        };
+        // The passing name means nothing to the reader of a message.
+        let named = |e: medium::FileError| {
+            Refused::failed(
+                e.to_string().replace(&temporary.display().to_string(), &in_folder_of.display().to_string()),
+            )
+        };
+        let result = created.map_err(named).and_then(|()| {
+            let identity = state::identity_of(&temporary).map_err(failed)?;
+            state.begin(&FileChange::Naming { temporary: temporary.clone(), file: file.clone(), identity })?;
+            step("disk create: naming");
+            state::name_exclusively(&temporary, &file).map_err(failed)?;
+            Ok(identity)
+        });
+        if result.is_err() {
+            let _ = state::remove_unfinished(&temporary);
+            state.end();
+        }
+        result
+    }
+
+    /// Open a disk of `config`, make that the configuration, attach the disk.
+    async fn open_and_commit(&mut self, name: &str, mut config: Config) -> Result<(), Refused> {
+        let disk = config.disks.get(name).cloned();
+        let Some(disk) = disk else { return Err(Refused::not_found(format!("there is no disk '{name}'"))) };
+        let opened = self.open(name, &disk).await?;
+        if let Some(entry) = config.disks.get_mut(name) {
+            entry.size_bytes = opened.disk.size_bytes();
+            entry.sector_size_bytes = opened.disk.block_length();
+            entry.uuid = opened.disk.uuid();
+        }
+        step("disk: opened");
+        self.persist(config).await?;
+        step("disk: persisted");
+        let disk = self.attach(opened).await?;
+        self.disks.insert(name.to_owned(), LiveDisk::Online(disk));
+        self.publish();
+        Ok(())
+    }
+
+    /// Open a disk of the configuration in force.
+    pub(super) async fn open_configured(&mut self, name: &str) -> Result<Opened, Refused> {
+        match self.config.disks.get(name).cloned() {
+            Some(disk) => self.open(name, &disk).await,
+            None => Err(Refused::not_found(format!("there is no disk '{name}'"))),
+        }
+    }
+
+    async fn open(&mut self, name: &str, disk: &DiskConfig) -> Result<Opened, Refused> {
+        let (id, home) = self.disk_id();
+        let spec = OpenSpec {
+            id,
+            name: name.to_owned(),
+            uuid: disk.uuid,
+            format: disk.format,
+            path: disk.file.as_deref().map(|file| self.state.absolute(file)),
+            size_bytes: disk.size_bytes,
+            sector_size_bytes: disk.sector_size_bytes,
+            read_only: disk.read_only,
+            cache: disk.cache,
+            home,
+            shards: self.plane.count(),
+        };
+        blocking(move || medium::open(spec)).await.map_err(Refused::failed)
+    }
+
+    /// Delete a disk that no target maps, and its file unless that is to be kept or was there before the disk.
+    pub async fn disk_delete(&mut self, name: &str, keep_file: bool) -> Result<api::DeletedDisk, Refused> {
+        let Some(disk) = self.config.disks.get(name).cloned() else {
+            return Err(Refused::not_found(format!("there is no disk '{name}'; see 'lunaring disk list'")));
+        };
+        if let Some((target, lun)) = self.config.mappings_of(name).first() {
+            return Err(Refused::conflict(format!(
+                "disk '{name}' is LUN {lun} of target '{target}'; unmap it first with \
+                 'lunaring target unmap {target} --lun {lun}'"
+            )));
+        }
+        let file = disk.file.as_deref().map(|file| self.state.absolute(file));
+        let removing = match &file {
+            Some(file) if !keep_file && !disk.added => {
+                state::identity_of(file).ok().map(|identity| (file.clone(), identity))
+            }
+            _ => None,
+        };
+        if let Some((file, identity)) = &removing {
+            self.state.begin(&FileChange::Deleting { file: file.clone(), identity: *identity })?;
+        }
+        step("disk delete: begun");
+        let mut config = self.config.clone();
+        config.disks.remove(name);
+        if let Err(refused) = self.persist(config).await {
+            self.state.end();
+            return Err(refused);
+        }
+        step("disk delete: persisted");
+        let mut warning = None;
+        if let Some(LiveDisk::Online(live)) = self.disks.remove(name) {
+            self.publish();
+            let detached = self.detach(&live).await;
+            if removing.is_none() {
+                warning = detached.err().map(|refused| refused.message);
+            }
+        }
+        self.publish();
+        step("disk delete: detached");
+        let mut kept_file = file;
+        if let Some((file, identity)) = removing {
+            kept_file = None;
+            let gone = file.clone();
+            if let Err(refused) = blocking(move || state::remove_exactly(&gone, identity)).await {
+                warning = Some(refused.message);
+                kept_file = Some(file);
+            }
+            self.state.end();
+        }
+        Ok(api::DeletedDisk { name: name.to_owned(), kept_file, warning })
+    }
+}

@@ -1,0 +1,280 @@
+//! The HTTP routes of the control socket: each reads one request, calls one function, writes one answer.
+
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+
+use super::api;
+use super::controller::Handle;
+use super::error::{ErrorKind, Refused};
+use super::openapi;
+use crate::limits::CONTROL_BODY_BYTES_MAX;
+
+/// What every route can reach.
+#[derive(Clone)]
+pub struct Server {
+    /// The controller and the view.
+    pub handle: Handle,
+    /// What `/v1/version` says, but for the uptime.
+    pub about: api::Version,
+    /// When the server started.
+    pub started: std::time::Instant,
+}
+
+type Answer<T> = Result<T, Refused>;
+
+/// Every route. [`openapi`] describes the same ones, and a test compares the two.
+pub const ROUTES: &[(&str, &[&str])] = &[
+    ("/metrics", &["get"]),
+    ("/v1/openapi.json", &["get"]),
+    ("/v1/version", &["get"]),
+    ("/v1/stats", &["get"]),
+    ("/v1/disks", &["get", "post"]),
+    ("/v1/disks/{disk}", &["get", "delete"]),
+    ("/v1/targets", &["get", "post"]),
+    ("/v1/targets/{target}", &["get", "delete"]),
+    ("/v1/targets/{target}/luns", &["post"]),
+    ("/v1/targets/{target}/luns/{lun}", &["delete"]),
+    ("/v1/targets/{target}/access", &["post", "delete"]),
+    ("/v1/targets/{target}/auth", &["put", "delete"]),
+    ("/v1/portals", &["get", "post"]),
+    ("/v1/portals/{portal}", &["delete"]),
+    ("/v1/sessions", &["get"]),
+    ("/v1/sessions/{session}", &["delete"]),
+];
+
+/// The router.
+pub fn router(server: Server) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/v1/openapi.json", get(async || Json(openapi::document())))
+        .route("/v1/version", get(version))
+        .route("/v1/stats", get(stats))
+        .route("/v1/disks", get(disks).post(disk_new))
+        .route("/v1/disks/{disk}", get(disk).delete(disk_delete))
+        .route("/v1/targets", get(targets).post(target_new))
+        .route("/v1/targets/{target}", get(target).delete(target_delete))
+        .route("/v1/targets/{target}/luns", post(lun_new))
+        .route("/v1/targets/{target}/luns/{lun}", delete(lun_delete))
+        .route("/v1/targets/{target}/access", post(allow).delete(deny))
+        .route("/v1/targets/{target}/auth", axum::routing::put(auth).delete(auth_none))
+        .route("/v1/portals", get(portals).post(portal_new))
+        .route("/v1/portals/{portal}", delete(portal_delete))
+        .route("/v1/sessions", get(sessions))
+        .route("/v1/sessions/{session}", delete(session_drop))
+        .fallback(async |request: Request| {
+            Refused::not_found(format!("there is no {}; /v1/openapi.json lists what there is", request.uri().path()))
+        })
+        .method_not_allowed_fallback(async |request: Request| {
+            let error =
+                format!("{} is not possible on {}; see /v1/openapi.json", request.method(), request.uri().path());
+            (StatusCode::METHOD_NOT_ALLOWED, Json(api::ErrorBody { error }))
+        })
+        .layer(DefaultBodyLimit::max(CONTROL_BODY_BYTES_MAX))
+        .with_state(server)
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let status = match self.kind {
+            ErrorKind::Invalid => StatusCode::BAD_REQUEST,
+            ErrorKind::NotFound => StatusCode::NOT_FOUND,
+            ErrorKind::Conflict => StatusCode::CONFLICT,
+            ErrorKind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        (status, Json(api::ErrorBody { error: self.message })).into_response()
+    }
+}
+
+/// The parts of a request, or a refusal in this API's own form.
+fn body<T>(body: Result<Json<T>, JsonRejection>) -> Answer<T> {
+    body.map(|Json(value)| value).map_err(|rejection| Refused::invalid(rejection.body_text()))
+}
+
+fn path<T>(path: Result<Path<T>, PathRejection>) -> Answer<T> {
+    path.map(|Path(value)| value).map_err(|rejection| Refused::invalid(rejection.body_text()))
+}
+
+fn query<T>(query: Result<Query<T>, QueryRejection>) -> Answer<T> {
+    query.map(|Query(value)| value).map_err(|rejection| Refused::invalid(rejection.body_text()))
+}
+
+type InBody<T> = Result<Json<T>, JsonRejection>;
+type InPath<T> = Result<Path<T>, PathRejection>;
+type InQuery<T> = Result<Query<T>, QueryRejection>;
+
+async fn metrics(State(server): State<Server>) -> Response {
+    let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    (content_type, server.handle.metrics()).into_response()
+}
+
+async fn version(State(server): State<Server>) -> Json<api::Version> {
+    let mut about = server.about;
+    about.uptime_seconds = server.started.elapsed().as_secs();
+    Json(about)
+}
+
+#[derive(Deserialize)]
+struct StatsQuery {
+    disk: Option<String>,
+}
+
+async fn stats(State(server): State<Server>, asked: InQuery<StatsQuery>) -> Answer<Json<api::Stats>> {
+    let asked = query(asked)?;
+    server.handle.api_stats(asked.disk.as_deref()).map(Json)
+}
+
+async fn disks(State(server): State<Server>) -> Json<api::Disks> {
+    Json(server.handle.view().api_disks())
+}
+
+async fn disk(State(server): State<Server>, name: InPath<String>) -> Answer<Json<api::Disk>> {
+    server.handle.view().api_disk_mapped(&path(name)?).map(Json)
+}
+
+async fn disk_new(State(server): State<Server>, new: InBody<api::NewDisk>) -> Answer<(StatusCode, Json<api::Disk>)> {
+    let new = body(new)?;
+    let name = new.name.clone();
+    server.handle.change(move |controller| Box::pin(controller.disk_new(new))).await?;
+    Ok((StatusCode::CREATED, Json(server.handle.view().api_disk_mapped(&name)?)))
+}
+
+#[derive(Deserialize)]
+struct DeleteDiskQuery {
+    #[serde(default)]
+    keep_file: bool,
+}
+
+async fn disk_delete(
+    State(server): State<Server>,
+    name: InPath<String>,
+    asked: InQuery<DeleteDiskQuery>,
+) -> Answer<Json<api::DeletedDisk>> {
+    let (name, asked) = (path(name)?, query(asked)?);
+    let change = server
+        .handle
+        .change(move |controller| Box::pin(async move { controller.disk_delete(&name, asked.keep_file).await }));
+    change.await.map(Json)
+}
+
+async fn targets(State(server): State<Server>) -> Json<api::Targets> {
+    Json(server.handle.view().api_targets())
+}
+
+async fn target(State(server): State<Server>, name: InPath<String>) -> Answer<Json<api::Target>> {
+    server.handle.view().api_target(&path(name)?).map(Json)
+}
+
+async fn target_new(
+    State(server): State<Server>,
+    new: InBody<api::NewTarget>,
+) -> Answer<(StatusCode, Json<api::Target>)> {
+    let new = body(new)?;
+    let name = new.name.clone();
+    server.handle.change(move |controller| Box::pin(controller.target_new(new))).await?;
+    Ok((StatusCode::CREATED, Json(server.handle.view().api_target(&name)?)))
+}
+
+async fn target_delete(State(server): State<Server>, name: InPath<String>) -> Answer<StatusCode> {
+    let name = path(name)?;
+    let change = server.handle.change(move |controller| Box::pin(async move { controller.target_delete(&name).await }));
+    change.await.map(|()| StatusCode::NO_CONTENT)
+}
+
+async fn lun_new(
+    State(server): State<Server>,
+    target: InPath<String>,
+    new: InBody<api::NewLun>,
+) -> Answer<(StatusCode, Json<api::TargetLun>)> {
+    let (target, new) = (path(target)?, body(new)?);
+    let (disk, read_only) = (new.disk.clone(), new.read_only);
+    let change =
+        server.handle.change(move |controller| Box::pin(async move { controller.target_map(&target, new).await }));
+    let lun = change.await?;
+    Ok((StatusCode::CREATED, Json(api::TargetLun { lun, disk, read_only })))
+}
+
+async fn lun_delete(State(server): State<Server>, named: InPath<(String, u16)>) -> Answer<StatusCode> {
+    let (target, lun) = path(named)?;
+    let change =
+        server.handle.change(move |controller| Box::pin(async move { controller.target_unmap(&target, lun).await }));
+    change.await.map(|()| StatusCode::NO_CONTENT)
+}
+
+async fn allow(
+    State(server): State<Server>,
+    target: InPath<String>,
+    change: InBody<api::AccessChange>,
+) -> Answer<Json<api::Target>> {
+    let (target, rule) = (path(target)?, body(change)?.rule);
+    let named = target.clone();
+    let change =
+        server.handle.change(move |controller| Box::pin(async move { controller.target_allow(&target, &rule).await }));
+    change.await?;
+    server.handle.view().api_target(&named).map(Json)
+}
+
+async fn deny(
+    State(server): State<Server>,
+    target: InPath<String>,
+    change: InQuery<api::AccessChange>,
+) -> Answer<Json<api::Target>> {
+    let (target, rule) = (path(target)?, query(change)?.rule);
+    let named = target.clone();
+    let change =
+        server.handle.change(move |controller| Box::pin(async move { controller.target_deny(&target, &rule).await }));
+    change.await?;
+    server.handle.view().api_target(&named).map(Json)
+}
+
+async fn auth(
+    State(server): State<Server>,
+    target: InPath<String>,
+    new: InBody<api::NewAuth>,
+) -> Answer<Json<api::Target>> {
+    set_auth(&server, path(target)?, Some(body(new)?)).await
+}
+
+async fn auth_none(State(server): State<Server>, target: InPath<String>) -> Answer<Json<api::Target>> {
+    set_auth(&server, path(target)?, None).await
+}
+
+async fn set_auth(server: &Server, target: String, new: Option<api::NewAuth>) -> Answer<Json<api::Target>> {
+    let named = target.clone();
+    let change =
+        server.handle.change(move |controller| Box::pin(async move { controller.target_auth(&target, new).await }));
+    change.await?;
+    server.handle.view().api_target(&named).map(Json)
+}
+
+async fn portals(State(server): State<Server>) -> Json<api::Portals> {
+    Json(server.handle.view().api_portals())
+}
+
+async fn portal_new(
+    State(server): State<Server>,
+    new: InBody<api::NewPortal>,
+) -> Answer<(StatusCode, Json<api::Portals>)> {
+    let new = body(new)?;
+    server.handle.change(move |controller| Box::pin(controller.portal_add(new))).await?;
+    Ok((StatusCode::CREATED, Json(server.handle.view().api_portals())))
+}
+
+async fn portal_delete(State(server): State<Server>, portal: InPath<String>) -> Answer<StatusCode> {
+    let portal = path(portal)?;
+    let change =
+        server.handle.change(move |controller| Box::pin(async move { controller.portal_remove(&portal).await }));
+    change.await.map(|()| StatusCode::NO_CONTENT)
+}
+
+async fn sessions(State(server): State<Server>) -> Answer<Json<api::Sessions>> {
+    server.handle.sessions().await.map(Json)
+}
+
+async fn session_drop(State(server): State<Server>, session: InPath<u64>) -> Answer<StatusCode> {
+    server.handle.session_drop(path(session)?).await.map(|()| StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,158 @@
+//! Commands on targets: their logical units, access rules and authentication.
+
+use super::api;
+use super::config::{AuthConfig, Config, LunConfig, TargetConfig, check_lun, check_name};
+use super::controller::Controller;
+use super::crash::step;
+use super::error::Refused;
+use crate::iscsi::directory::AccessRule;
+use crate::iscsi::names::IscsiName;
+use crate::limits::LUNS_PER_TARGET_MAX;
+
+/// What a target's iSCSI name starts with when nobody chose one.
+pub const IQN_PREFIX: &str = "iqn.2026-11.io.lunaring:";
+
+impl Controller {
+    /// Create a target. Nobody may log in until somebody is allowed.
+    pub async fn target_new(&mut self, new: api::NewTarget) -> Result<(), Refused> {
+        check_name("target", &new.name)?;
+        if self.config.targets.contains_key(&new.name) {
+            return Err(Refused::conflict(format!("there is a target '{}' already; choose another name", new.name)));
+        }
+        let iqn = new.iqn.unwrap_or_else(|| format!("{IQN_PREFIX}{}", new.name.replace('_', "-")));
+        let iqn = IscsiName::new(&iqn).map_err(Refused::invalid)?.as_str().to_owned();
+        let target = TargetConfig { iqn, luns: [].into(), allow: Vec::new(), auth: None };
+        let mut config = self.config.clone();
+        config.targets.insert(new.name, target);
+        self.commit(config).await
+    }
+
+    /// Delete a target. Its sessions are dropped.
+    pub async fn target_delete(&mut self, target: &str) -> Result<(), Refused> {
+        let name = target_name(&self.config, target)?;
+        let mut config = self.config.clone();
+        config.targets.remove(&name);
+        self.commit(config).await
+    }
+
+    /// Put a disk behind a logical unit number; gives the number.
+    pub async fn target_map(&mut self, target: &str, new: api::NewLun) -> Result<u16, Refused> {
+        let mut config = self.config.clone();
+        if !config.disks.contains_key(&new.disk) {
+            return Err(Refused::not_found(format!("there is no disk '{}'; see 'lunaring disk list'", new.disk)));
+        }
+        let (name, target) = target_of(&mut config, target)?;
+        let lun = match new.lun {
+            Some(lun) => lun,
+            None => first_free(target)?,
+        };
+        check_lun(lun)?;
+        if let Some(taken) = target.luns.get(&lun) {
+            return Err(Refused::conflict(format!(
+                "LUN {lun} of target '{name}' is disk '{}' already; choose another with --lun, or unmap that one first",
+                taken.disk
+            )));
+        }
+        if let Some((lun, _)) = target.luns.iter().find(|(_, lun)| lun.disk == new.disk) {
+            return Err(Refused::conflict(format!("disk '{}' is LUN {lun} of target '{name}' already", new.disk)));
+        }
+        target.luns.insert(lun, LunConfig { disk: new.disk, read_only: new.read_only });
+        self.commit(config).await?;
+        Ok(lun)
+    }
+
+    /// Take a logical unit away.
+    pub async fn target_unmap(&mut self, target: &str, lun: u16) -> Result<(), Refused> {
+        let mut config = self.config.clone();
+        let (name, target) = target_of(&mut config, target)?;
+        if target.luns.remove(&lun).is_none() {
+            return Err(Refused::not_found(format!(
+                "target '{name}' has no LUN {lun}; see 'lunaring target show {name}'"
+            )));
+        }
+        self.commit(config).await
+    }
+
+    /// Let somebody log in. Allowing twice is no error.
+    pub async fn target_allow(&mut self, target: &str, rule: &str) -> Result<(), Refused> {
+        let rule = canonical(rule)?;
+        let mut config = self.config.clone();
+        let (_, target) = target_of(&mut config, target)?;
+        if target.allow.contains(&rule) {
+            return Ok(());
+        }
+        target.allow.push(rule);
+        self.commit(config).await
+    }
+
+    /// Take a rule back. Sessions that no rule allows any more are dropped.
+    pub async fn target_deny(&mut self, target: &str, rule: &str) -> Result<(), Refused> {
+        let rule = canonical(rule)?;
+        let mut config = self.config.clone();
+        let (name, target) = target_of(&mut config, target)?;
+        let before = target.allow.len();
+        target.allow.retain(|allowed| *allowed != rule);
+        if target.allow.len() == before {
+            let rules = if target.allow.is_empty() { "none".to_owned() } else { target.allow.join(", ") };
+            return Err(Refused::not_found(format!("target '{name}' has no rule '{rule}'; its rules: {rules}")));
+        }
+        self.commit(config).await
+    }
+
+    /// Demand CHAP, or with `None` nothing.
+    pub async fn target_auth(&mut self, target: &str, new: Option<api::NewAuth>) -> Result<(), Refused> {
+        let mut config = self.config.clone();
+        let (_, target) = target_of(&mut config, target)?;
+        target.auth = new.map(|new| AuthConfig {
+            chap_user: new.chap_user,
+            chap_secret: new.chap_secret,
+            mutual_user: new.mutual_user,
+            mutual_secret: new.mutual_secret,
+        });
+        self.commit(config).await
+    }
+
+    /// Persist, then apply.
+    async fn commit(&mut self, config: Config) -> Result<(), Refused> {
+        step("target: checked");
+        self.persist(config).await?;
+        step("target: persisted");
+        self.apply().await
+    }
+}
+
+/// The name of the target that is meant by its name or its iSCSI name.
+///
+/// # Errors
+/// There is none.
+pub fn target_name(config: &Config, named: &str) -> Result<String, Refused> {
+    if config.targets.contains_key(named) {
+        return Ok(named.to_owned());
+    }
+    let by_iqn = config.targets.iter().find(|(_, target)| target.iqn.eq_ignore_ascii_case(named));
+    by_iqn.map(|(name, _)| name.clone()).ok_or_else(|| {
+        Refused::not_found(format!("there is no target '{}'; see 'lunaring target list'", named.escape_debug()))
+    })
+}
+
+fn target_of<'a>(config: &'a mut Config, named: &str) -> Result<(String, &'a mut TargetConfig), Refused> {
+    let name = target_name(config, named)?;
+    match config.targets.get_mut(&name) {
+        Some(target) => Ok((name, target)),
+        None => Err(Refused::not_found(format!("there is no target '{name}'"))),
+    }
+}
+
+fn first_free(target: &TargetConfig) -> Result<u16, Refused> {
+    let free = (0u16..).zip(target.luns.keys()).find(|(number, used)| number != *used).map(|(number, _)| number);
+    let free = free.unwrap_or(u16::try_from(target.luns.len()).unwrap_or(u16::MAX));
+    if usize::from(free) >= LUNS_PER_TARGET_MAX {
+        return Err(Refused::conflict(format!("all {LUNS_PER_TARGET_MAX} LUNs of this target are in use")));
+    }
+    Ok(free)
+}
+
+/// A rule in the one form in which it is stored and compared.
+fn canonical(rule: &str) -> Result<String, Refused> {
+    Ok(rule.parse::<AccessRule>().map_err(Refused::invalid)?.to_string())
+}

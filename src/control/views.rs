@@ -1,0 +1,262 @@
+//! What readers are shown: resources made from a [`View`] and from the shards' counters.
+
+use crate::medium::Health;
+use crate::observe::prometheus::{Kind, Page};
+use crate::observe::{DiskSummary, OpSummary, Operation, ShardSummary};
+use crate::shard::message::{SessionInfo, ToShard};
+
+use super::api;
+use super::config::TargetConfig;
+use super::controller::{Handle, LiveDisk, View};
+use super::dataplane::{ask_all, shards};
+use super::error::Refused;
+use super::targets::target_name;
+
+impl View {
+    /// All disks.
+    pub fn api_disks(&self) -> api::Disks {
+        let mut mapped = std::collections::BTreeMap::<&str, Vec<api::DiskMapping>>::new();
+        for (target, config) in &self.config.targets {
+            for (lun, unit) in &config.luns {
+                let mapping = api::DiskMapping { target: target.clone(), lun: *lun };
+                mapped.entry(&unit.disk).or_default().push(mapping);
+            }
+        }
+        let disks = self.config.disks.keys().filter_map(|name| {
+            let mut disk = self.api_disk(name).ok()?;
+            disk.mapped = mapped.remove(name.as_str()).unwrap_or_default();
+            Some(disk)
+        });
+        api::Disks { disks: disks.collect() }
+    }
+
+    /// One disk, without where it is mapped.
+    fn api_disk(&self, name: &str) -> Result<api::Disk, Refused> {
+        let Some(config) = self.config.disks.get(name) else {
+            return Err(Refused::not_found(format!("there is no disk '{name}'; see 'lunaring disk list'")));
+        };
+        let mut disk = api::Disk {
+            name: name.to_owned(),
+            format: config.format,
+            kind: config.kind,
+            size_bytes: config.size_bytes,
+            allocated_bytes: 0,
+            sector_size_bytes: config.sector_size_bytes,
+            block_size_bytes: None,
+            file: config.file.clone(),
+            uuid: config.uuid,
+            cache: config.cache,
+            read_only: config.read_only,
+            added: config.added,
+            state: api::DiskState::Offline,
+            reason: None,
+            notes: Vec::new(),
+            mapped: Vec::new(),
+        };
+        match self.disks.get(name) {
+            Some(LiveDisk::Online(live)) => {
+                disk.size_bytes = live.size_bytes();
+                disk.sector_size_bytes = live.block_length();
+                disk.block_size_bytes = live.payload_block_bytes();
+                disk.allocated_bytes = live.allocated_bytes();
+                disk.uuid = live.uuid();
+                disk.file = live.path().map(std::path::Path::to_owned);
+                disk.notes = live.notes().to_vec();
+                (disk.state, disk.reason) = match live.health() {
+                    Health::Good => (api::DiskState::Online, None),
+                    Health::Poisoned => (
+                        api::DiskState::Failed,
+                        Some(
+                            "a write to its file failed, so it refuses writes; see that the file system is sound and \
+                             has space, then restart the server"
+                                .to_owned(),
+                        ),
+                    ),
+                };
+            }
+            Some(LiveDisk::Offline(reason)) => disk.reason = Some(reason.clone()),
+            None => disk.reason = Some("it is being opened".to_owned()),
+        }
+        Ok(disk)
+    }
+
+    /// One disk.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn api_disk_mapped(&self, name: &str) -> Result<api::Disk, Refused> {
+        let mut disk = self.api_disk(name)?;
+        let mapping = |(target, lun): (&str, u16)| api::DiskMapping { target: target.to_owned(), lun };
+        disk.mapped = self.config.mappings_of(name).into_iter().map(mapping).collect();
+        Ok(disk)
+    }
+
+    /// All targets.
+    pub fn api_targets(&self) -> api::Targets {
+        api::Targets { targets: self.config.targets.iter().map(|(name, target)| api_target(name, target)).collect() }
+    }
+
+    /// One target, by name or iSCSI name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn api_target(&self, named: &str) -> Result<api::Target, Refused> {
+        let name = target_name(&self.config, named)?;
+        match self.config.targets.get(&name) {
+            Some(target) => Ok(api_target(&name, target)),
+            None => Err(Refused::not_found(format!("there is no target '{name}'"))),
+        }
+    }
+
+    /// All portals.
+    pub fn api_portals(&self) -> api::Portals {
+        let portals = self.portals.iter().map(|portal| api::Portal {
+            address: portal.address,
+            listening: portal.listening.is_ok(),
+            reason: portal.listening.as_ref().err().cloned(),
+            temporary: portal.temporary,
+        });
+        api::Portals { portals: portals.collect() }
+    }
+
+    /// The counters of every disk that is open, or of one.
+    fn summaries(&self, only: Option<&str>) -> Vec<(String, DiskSummary)> {
+        let open = self.disks.iter().filter(|(name, _)| only.is_none_or(|only| only == *name));
+        open.filter_map(|(name, live)| match live {
+            LiveDisk::Online(disk) => Some((name.clone(), DiskSummary::merge(disk.all_stats()))),
+            LiveDisk::Offline(_) => None,
+        })
+        .collect()
+    }
+}
+
+impl Handle {
+    /// All sessions, by id.
+    ///
+    /// # Errors
+    /// A shard does not answer.
+    pub async fn sessions(&self) -> Result<api::Sessions, Refused> {
+        let lists = ask_all(&*self.plane, |reply| ToShard::ListSessions { reply }).await?;
+        let mut sessions: Vec<api::Session> = lists.into_iter().flatten().map(|info| api_session(&info)).collect();
+        sessions.sort_by_key(|session| session.id);
+        Ok(api::Sessions { sessions })
+    }
+
+    /// Drop a session.
+    ///
+    /// # Errors
+    /// There is none of this number.
+    pub async fn session_drop(&self, id: u64) -> Result<(), Refused> {
+        let found = ask_all(&*self.plane, |reply| ToShard::DropSession { id, reply }).await?;
+        if found.contains(&true) {
+            return Ok(());
+        }
+        Err(Refused::not_found(format!("there is no session {id}; see 'lunaring session list'")))
+    }
+
+    /// Counters of every shard.
+    fn shard_summaries(&self) -> Vec<ShardSummary> {
+        shards(&*self.plane).map(|shard| self.plane.stats(shard).summary()).collect()
+    }
+
+    /// Counters of everything, or of one disk.
+    ///
+    /// # Errors
+    /// There is no such disk, or it is offline.
+    pub fn api_stats(&self, disk: Option<&str>) -> Result<api::Stats, Refused> {
+        let view = self.view();
+        if let Some(name) = disk
+            && view.api_disk(name)?.state == api::DiskState::Offline
+        {
+            return Err(Refused::conflict(format!(
+                "disk '{name}' is offline, so nothing is counted; see 'lunaring disk show'"
+            )));
+        }
+        let disks = view.summaries(disk).into_iter().map(|(disk, summary)| api::DiskStats {
+            disk,
+            read: api_operation(summary.of(Operation::Read)),
+            write: api_operation(summary.of(Operation::Write)),
+            flush: api_operation(summary.of(Operation::Flush)),
+            other: api_operation(summary.of(Operation::Other)),
+        });
+        let shards = if disk.is_none() { self.shard_summaries() } else { Vec::new() };
+        Ok(api::Stats { disks: disks.collect(), shards })
+    }
+
+    /// Everything that is counted, as Prometheus text.
+    pub fn metrics(&self) -> String {
+        let view = self.view();
+        let mut page = Page::new();
+        let version = [([("version", env!("CARGO_PKG_VERSION"))], 1)];
+        page.metric("info", Kind::Gauge, "The program's version, as a label.", version);
+        let none = || [] as [(&str, &str); 0];
+        let count = |number: usize| [(none(), number as u64)];
+        page.metric("targets", Kind::Gauge, "Targets of the configuration.", count(view.config.targets.len()));
+        page.metric("disks", Kind::Gauge, "Disks of the configuration.", count(view.config.disks.len()));
+        let online = view.disks.iter().map(|(name, live)| {
+            let good = matches!(live, LiveDisk::Online(disk) if disk.health() == Health::Good);
+            ([("disk", name.as_str())], u64::from(good))
+        });
+        page.metric("disk_online", Kind::Gauge, "1 while the disk is open and sound.", online);
+        page.shards(&self.shard_summaries());
+        page.disks(&view.summaries(None));
+        page.finish()
+    }
+}
+
+fn api_target(name: &str, target: &TargetConfig) -> api::Target {
+    let lun = |(number, lun): (&u16, &super::config::LunConfig)| api::TargetLun {
+        lun: *number,
+        disk: lun.disk.clone(),
+        read_only: lun.read_only,
+    };
+    api::Target {
+        name: name.to_owned(),
+        iqn: target.iqn.clone(),
+        luns: target.luns.iter().map(lun).collect(),
+        allow: target.allow.clone(),
+        auth: target
+            .auth
+            .as_ref()
+            .map(|auth| api::TargetAuth { chap_user: auth.chap_user.clone(), mutual_user: auth.mutual_user.clone() }),
+    }
+}
+
+fn api_session(info: &SessionInfo) -> api::Session {
+    api::Session {
+        id: info.id,
+        tsih: info.tsih,
+        initiator: info.initiator.clone(),
+        target: info.target.clone(),
+        peer: info.peer,
+        portal: info.local,
+        shard: info.shard.0,
+        header_digest: info.header_digest,
+        data_digest: info.data_digest,
+        age_seconds: info.age_seconds,
+        commands: info.stats.commands.value(),
+        bytes_read: info.stats.bytes_read.value(),
+        bytes_written: info.stats.bytes_written.value(),
+        errors: info.stats.errors.value(),
+    }
+}
+
+fn api_operation(summary: &OpSummary) -> api::OperationStats {
+    // Tenths of a microsecond are more than the histogram resolves.
+    let us = |ns: f64| (ns / 100.0).round() / 10.0;
+    let quantile = |q| us(summary.latency.value_at_quantile(q) as f64);
+    let mean_ns = match summary.latency.len() {
+        0 => 0.0,
+        count => summary.latency_sum_ns as f64 / count as f64,
+    };
+    api::OperationStats {
+        operations: summary.operations,
+        bytes: summary.bytes,
+        errors: summary.errors,
+        latency_mean_us: us(mean_ns),
+        latency_p50_us: quantile(0.5),
+        latency_p99_us: quantile(0.99),
+        latency_p999_us: quantile(0.999),
+        latency_max_us: us(summary.latency.max() as f64),
+    }
+}

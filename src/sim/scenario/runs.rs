@@ -1,0 +1,231 @@
+//! The scenarios.
+
+use super::server::{DiskPlan, Server, ServerConfig};
+use super::{Report, Scenario};
+use crate::medium::{DiskFormat, DiskKind};
+use crate::ring::Nanos;
+use crate::sim::{
+    Chance, End, FileFaults, Initiator, InitiatorConfig, Keeping, LunPlan, NetworkFaults, Outcome, Random, RunLimit,
+    Runnable, World, WorldConfig,
+};
+
+/// All scenarios.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "calm", about: "several sessions on every kind of disk; nothing goes wrong", run: calm },
+    Scenario { name: "rough", about: "short counts, splits at any byte and delays on every connection", run: rough },
+    Scenario { name: "lossy", about: "connections are reset by either side at any moment", run: lossy },
+    Scenario { name: "bad-disks", about: "one disk's file fails with EIO, another's has no space", run: bad_disks },
+    Scenario { name: "narrow", about: "a shard with little memory and small socket buffers", run: narrow },
+    Scenario { name: "killed", about: "the process is killed and started again, several times", run: killed },
+    Scenario { name: "power-cut", about: "the power is cut and comes back, several times", run: power_cut },
+];
+
+/// The scenario of this name.
+pub fn find(name: &str) -> Option<&'static Scenario> {
+    SCENARIOS.iter().find(|scenario| scenario.name == name)
+}
+
+const MIB: u64 = 1 << 20;
+
+/// LUN numbers of the standard set of disks.
+const RAW_LUN: usize = 2;
+const VHDX_LUN: usize = 3;
+
+/// Every kind of disk, small.
+fn disks() -> Vec<DiskPlan> {
+    let plan = |format, kind, size_bytes, sector_size_bytes| DiskPlan { format, kind, size_bytes, sector_size_bytes };
+    vec![
+        plan(DiskFormat::Memory, DiskKind::Dynamic, 4 * MIB, 512),
+        plan(DiskFormat::Null, DiskKind::Dynamic, 4 * MIB, 512),
+        plan(DiskFormat::Raw, DiskKind::Dynamic, 4 * MIB, 512),
+        plan(DiskFormat::Vhdx, DiskKind::Dynamic, 16 * MIB, 512),
+        plan(DiskFormat::Vhdx, DiskKind::Dynamic, 16 * MIB, 4096),
+        plan(DiskFormat::Vhdx, DiskKind::Fixed, 4 * MIB, 512),
+    ]
+}
+
+fn server_config(random: &mut Random) -> ServerConfig {
+    let shards = 1 + random.below(3) as u16;
+    ServerConfig { shards, disks: disks(), memory_bytes: 64 << 20, ring_slots: 2048 }
+}
+
+/// A scenario's settings.
+struct Setting {
+    network: NetworkFaults,
+    may_lose_connection: bool,
+    resets: Chance,
+    commands: u32,
+    pipe_capacity_bytes: usize,
+    transfer_bytes_max: usize,
+}
+
+impl Default for Setting {
+    fn default() -> Setting {
+        Setting {
+            network: NetworkFaults::default(),
+            may_lose_connection: false,
+            resets: Chance::NEVER,
+            commands: 120,
+            pipe_capacity_bytes: 256 * 1024,
+            transfer_bytes_max: 256 * 1024,
+        }
+    }
+}
+
+/// A world with its server and initiators.
+struct Scene {
+    world: World,
+    server: Server,
+    initiators: Vec<Initiator>,
+    random: Random,
+}
+
+/// Sectors of each LUN that belong to one initiator: the regions of several lie in one VHDX block.
+const REGION_SECTORS: u64 = 768;
+
+impl Scene {
+    fn new(seed: u64, setting: &Setting, change: impl FnOnce(&mut ServerConfig)) -> Result<Scene, String> {
+        let config = WorldConfig {
+            network_faults: setting.network.clone(),
+            pipe_capacity_bytes: setting.pipe_capacity_bytes,
+            history_events_max: 0,
+            ..WorldConfig::default()
+        };
+        let world = World::with_config(seed, config);
+        let mut random = world.random();
+        let mut config = server_config(&mut random);
+        change(&mut config);
+        let plans = config.disks.clone();
+        let server = Server::start(&world, config)?;
+        let count = 1 + random.below(4);
+        let initiators = (0..count)
+            .map(|number| {
+                let config = initiator_config(number, setting, &plans, &mut random);
+                Initiator::new(&world, config)
+            })
+            .collect();
+        Ok(Scene { world, server, initiators, random })
+    }
+
+    /// Run until all initiators are done, or for this long.
+    fn run(&mut self, time: Nanos) -> Result<Outcome, String> {
+        let Scene { world, server, initiators, .. } = self;
+        let mut runnables: Vec<&mut dyn Runnable> = server.shards().collect();
+        runnables.extend(initiators.iter_mut().map(|initiator| initiator as &mut dyn Runnable));
+        let outcome = world.run(&mut runnables, RunLimit { time, rounds: 20_000_000 });
+        for initiator in &self.initiators {
+            initiator.result()?;
+        }
+        Ok(outcome)
+    }
+
+    /// Run to the end, stop the server, and report.
+    fn finish(mut self) -> Result<Report, String> {
+        let outcome = self.run(PATIENCE)?;
+        if outcome != Outcome::Satisfied {
+            let waiting: Vec<&Initiator> = self.initiators.iter().filter(|initiator| !initiator.is_done()).collect();
+            return Err(format!("{outcome:?} with initiators unsatisfied: {waiting:?}"));
+        }
+        self.world.set_network_faults(NetworkFaults::default());
+        self.server.stop()?;
+        Ok(Report {
+            time: self.world.now(),
+            events: self.world.history_count(),
+            hash: self.world.history_hash(),
+            initiators: self.initiators.iter().map(Initiator::result).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+/// Virtual time after which a run that does not end is stuck.
+const PATIENCE: Nanos = Nanos(600_000_000_000);
+
+fn initiator_config(number: u64, setting: &Setting, plans: &[DiskPlan], random: &mut Random) -> InitiatorConfig {
+    let lun = |(lun, plan): (usize, &DiskPlan)| LunPlan {
+        lun: lun as u8,
+        keeping: match plan.format {
+            DiskFormat::Null => Keeping::Nothing,
+            DiskFormat::Memory => Keeping::WhileServed,
+            DiskFormat::Raw | DiskFormat::Vhdx => Keeping::Always,
+        },
+        first_sector: number * REGION_SECTORS,
+        sector_count: REGION_SECTORS,
+        may_fail: false,
+    };
+    InitiatorConfig {
+        portal: Server::portal(),
+        initiator_name: format!("iqn.2026-11.io.lunaring.test:{number}"),
+        target_name: Server::target_name().to_owned(),
+        isid: [0x80, 0, 0, 0, 0, number as u8],
+        luns: plans.iter().enumerate().map(lun).collect(),
+        commands: setting.commands,
+        depth: 1 + random.index(16),
+        transfer_bytes_max: setting.transfer_bytes_max,
+        may_lose_connection: setting.may_lose_connection,
+        resets: setting.resets,
+    }
+}
+
+fn calm(seed: u64) -> Result<Report, String> {
+    Scene::new(seed, &Setting::default(), |_| {})?.finish()
+}
+
+fn rough(seed: u64) -> Result<Report, String> {
+    Scene::new(seed, &Setting { network: NetworkFaults::rough(), ..Setting::default() }, |_| {})?.finish()
+}
+
+fn lossy(seed: u64) -> Result<Report, String> {
+    let network = NetworkFaults {
+        reset: Chance::per_million(3000),
+        accept_refused: Chance::percent(5),
+        ..NetworkFaults::rough()
+    };
+    let resets = Chance::per_million(500);
+    let setting = Setting { network, may_lose_connection: true, resets, ..Setting::default() };
+    Scene::new(seed, &setting, |_| {})?.finish()
+}
+
+fn bad_disks(seed: u64) -> Result<Report, String> {
+    let mut scene = Scene::new(seed, &Setting::default(), |_| {})?;
+    let failing = FileFaults {
+        eio_read: Chance::percent(5),
+        eio_write: Chance::percent(2),
+        eio_sync: Chance::percent(10),
+        short_write: Chance::percent(10),
+        ..FileFaults::default()
+    };
+    let full = FileFaults { enospc: Chance::percent(50), ..FileFaults::default() };
+    for (lun, faults) in [(RAW_LUN, failing), (VHDX_LUN, full)] {
+        let name = scene.server.file_name(lun).ok_or("the disk has no file")?;
+        scene.world.set_faults_of(&name, Some(faults));
+        scene.initiators.iter_mut().for_each(|initiator| initiator.expect_failures(lun));
+    }
+    scene.finish()
+}
+
+fn narrow(seed: u64) -> Result<Report, String> {
+    let setting = Setting { network: NetworkFaults::rough(), pipe_capacity_bytes: 5000, ..Setting::default() };
+    Scene::new(seed, &setting, |config| config.memory_bytes = 16 << 20)?.finish()
+}
+
+fn killed(seed: u64) -> Result<Report, String> {
+    with_crashes(seed, End::Killed)
+}
+
+fn power_cut(seed: u64) -> Result<Report, String> {
+    with_crashes(seed, End::PowerCut)
+}
+
+fn with_crashes(seed: u64, end: End) -> Result<Report, String> {
+    let setting = Setting { may_lose_connection: true, commands: 200, ..Setting::default() };
+    let mut scene = Scene::new(seed, &setting, |_| {})?;
+    for _ in 0..1 + scene.random.below(3) {
+        let time = Nanos(scene.random.below(200_000_000));
+        if scene.run(time)? == Outcome::Satisfied {
+            break;
+        }
+        scene.server.crash_and_restart(end == End::PowerCut)?;
+        scene.initiators.iter_mut().for_each(|initiator| initiator.server_ended(end));
+    }
+    scene.finish()
+}

@@ -1,0 +1,431 @@
+//! A server of several shards on a simulated world, with disks of every kind.
+//!
+//! Disk files are created and opened by the control plane's own code, as real files in a temporary directory; then their
+//! contents move into the world, and the shards' operations go there. After a crash what the world has kept is written
+//! back to the real files, and they are opened again, log replay and all.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::iscsi::chap::{Entropy, EntropyFailed};
+use crate::iscsi::directory::{AccessRule, Authentication, Directory, Portal, Target};
+use crate::iscsi::names::IscsiName;
+use crate::medium::{self, Cache, CreateSpec, Disk, DiskFormat, DiskKind, OpenSpec};
+use crate::mem::{Arena, ArenaConfig};
+use crate::observe::ShardStats;
+use crate::ring::{Fd, Ring, Wait};
+use crate::shard::{Configuration, LunMap, Mapping, Parts, Senders, Shard, ToShard, mailbox};
+use crate::sim::{FileOptions, Random, Runnable, SimRing, SimWaker, World};
+use crate::units::{DiskId, Lun, PortalId, ShardId, TargetId};
+use crate::vhdx;
+
+/// A disk to serve.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskPlan {
+    /// What stores it.
+    pub format: DiskFormat,
+    /// How a file gets its space.
+    pub kind: DiskKind,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// 512 or 4096.
+    pub sector_size_bytes: u32,
+}
+
+/// A server to simulate.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// How many shards.
+    pub shards: u16,
+    /// The disks; LUN n is the n-th.
+    pub disks: Vec<DiskPlan>,
+    /// Memory of each shard's buffers.
+    pub memory_bytes: usize,
+    /// Operations that each shard's ring takes.
+    pub ring_slots: usize,
+}
+
+/// One shard, taking turns.
+struct Turns(Shard<SimRing>);
+
+impl Runnable for Turns {
+    fn turn(&mut self, _wait: Wait) {
+        let wait = self.0.turn();
+        self.0.enter(wait).expect("a shard takes turns while its process lives");
+    }
+}
+
+/// Randomness for challenges, from the world's seed.
+struct SeededEntropy(Random);
+
+impl Entropy for SeededEntropy {
+    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), EntropyFailed> {
+        self.0.fill(bytes);
+        Ok(())
+    }
+}
+
+/// The running process: gone after a crash.
+struct Process {
+    shards: Vec<Turns>,
+    senders: Senders<SimWaker>,
+    disks: Vec<Arc<Disk>>,
+}
+
+/// A server in a world. Its real files live as long as it does.
+pub struct Server {
+    world: World,
+    config: ServerConfig,
+    directory: PathBuf,
+    starts: u32,
+    process: Option<Process>,
+    random: Random,
+}
+
+const TARGET: TargetId = TargetId(1);
+const PORTAL: PortalId = PortalId(1);
+
+/// Servers made by this process so far: names their directories.
+static SERVERS: AtomicU64 = AtomicU64::new(0);
+
+impl Server {
+    /// Create the disks and start.
+    pub fn start(world: &World, config: ServerConfig) -> Result<Server, String> {
+        let number = SERVERS.fetch_add(1, Ordering::Relaxed);
+        let directory = std::env::temp_dir().join(format!("lunaring-sim-{}-{number}", std::process::id()));
+        fs::create_dir_all(&directory).map_err(|error| format!("{}: {error}", directory.display()))?;
+        let random = world.random();
+        let mut server = Server { world: world.clone(), config, directory, starts: 0, process: None, random };
+        for index in 0..server.config.disks.len() {
+            server.create(index)?;
+        }
+        server.start_process()?;
+        Ok(server)
+    }
+
+    /// Where it listens.
+    pub fn portal() -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, 1], 3260))
+    }
+
+    /// The name of its target.
+    pub fn target_name() -> &'static str {
+        "iqn.2026-11.io.lunaring:simulated"
+    }
+
+    /// The name of a disk's file in the world, if it has one.
+    pub fn file_name(&self, index: usize) -> Option<String> {
+        let has_file = matches!(self.config.disks[index].format, DiskFormat::Vhdx | DiskFormat::Raw);
+        has_file.then(|| format!("disk{index}.{}", self.starts))
+    }
+
+    /// The shards, to be given turns.
+    pub fn shards(&mut self) -> impl Iterator<Item = &mut dyn Runnable> {
+        self.process.iter_mut().flat_map(|process| &mut process.shards).map(|shard| shard as &mut dyn Runnable)
+    }
+
+    /// Go down in good order, disks closed; what is left on the disks' files is checked. Runs the world.
+    pub fn stop(&mut self) -> Result<(), String> {
+        let quiet =
+            self.tell_all(|reply| ToShard::Quiesce { patience_ms: 5000, reply: Box::new(move |()| reply(Ok(()))) });
+        self.await_replies("quiesce", quiet)?;
+        let disks: Vec<Arc<Disk>> = self.process.iter().flat_map(|process| process.disks.clone()).collect();
+        for disk in &disks {
+            let (id, home) = (disk.id(), disk.home());
+            let count = self.config.shards;
+            let others = (0..count).map(ShardId).filter(|&shard| shard != home);
+            let mut replies = Vec::new();
+            for shard in others.chain([home]) {
+                let detach =
+                    |reply: Answer| ToShard::Detach { disk: id, reply: Box::new(move |r| reply(r.map_err(|e| e.0))) };
+                replies.extend(self.tell(shard, detach));
+            }
+            self.await_replies("detach", replies)?;
+        }
+        drop(disks);
+        self.process = None;
+        self.write_back()?;
+        (0..self.config.disks.len()).try_for_each(|index| self.check_closed(index))
+    }
+
+    /// The process dies where it is, by the power or by a signal, and a new one starts with what is left.
+    pub fn crash_and_restart(&mut self, is_power_cut: bool) -> Result<(), String> {
+        if is_power_cut {
+            self.world.power_cut(self.random.word());
+        } else {
+            self.world.process_kill();
+        }
+        self.process = None;
+        self.write_back()?;
+        self.start_process()
+    }
+
+    fn path(&self, index: usize) -> PathBuf {
+        self.directory.join(format!("disk{index}"))
+    }
+
+    fn create(&self, index: usize) -> Result<(), String> {
+        let plan = self.config.disks[index];
+        if self.file_name(index).is_none() {
+            return Ok(());
+        }
+        let spec = CreateSpec {
+            path: self.path(index),
+            format: plan.format,
+            kind: plan.kind,
+            size_bytes: plan.size_bytes,
+            block_size_bytes: (plan.format == DiskFormat::Vhdx).then_some(1 << 20),
+            sector_size_bytes: plan.sector_size_bytes,
+        };
+        medium::create_file(&spec).map_err(|error| format!("disk {index}: {error}"))
+    }
+
+    fn start_process(&mut self) -> Result<(), String> {
+        self.starts += 1;
+        let (shards, senders) = self.make_shards();
+        self.process = Some(Process { shards, senders, disks: Vec::new() });
+        let mut luns = LunMap::new();
+        for index in 0..self.config.disks.len() {
+            let id = self.attach(index)?;
+            luns.insert(Lun(index as u16), Mapping { disk: id, read_only: false });
+        }
+        let configuration = Arc::new(configuration(luns)?);
+        let listeners: Vec<Fd> = (0..self.config.shards).map(|_| self.world.listen(Server::portal())).collect();
+        let process = self.process.as_mut().expect("it has just been made");
+        for (Turns(shard), listener) in process.shards.iter_mut().zip(listeners) {
+            shard.configure(Arc::clone(&configuration));
+            shard.listen(PORTAL, listener, None);
+        }
+        Ok(())
+    }
+
+    fn make_shards(&mut self) -> (Vec<Turns>, Senders<SimWaker>) {
+        let count = self.config.shards;
+        let rings: Vec<SimRing> = (0..count).map(|_| self.world.ring(self.config.ring_slots)).collect();
+        let (senders, mailboxes): (Vec<_>, Vec<_>) = rings.iter().map(|ring| mailbox(ring.waker())).unzip();
+        let senders = Senders(senders);
+        let mut shards = Vec::new();
+        for ((ring, mailbox), index) in rings.into_iter().zip(mailboxes).zip(0..) {
+            let config = ArenaConfig { bytes_max: self.config.memory_bytes, hugepages: false };
+            let arena = Arena::new(config).expect("a simulation has address space");
+            let zero_copy = self.random.below(2) == 0;
+            let stats = Arc::new(ShardStats::new());
+            let parts =
+                Parts { id: ShardId(index), shards: count, senders: senders.clone(), mailbox, stats, zero_copy };
+            let mut shard = Shard::new(ring, arena, parts);
+            shard.set_entropy(Box::new(SeededEntropy(self.world.random())));
+            shards.push(Turns(shard));
+        }
+        (shards, senders)
+    }
+
+    /// Open a disk and make every shard know it.
+    fn attach(&mut self, index: usize) -> Result<DiskId, String> {
+        let plan = self.config.disks[index];
+        let file_name = self.file_name(index);
+        let id = DiskId(self.starts * 100 + index as u32);
+        let home = ShardId(self.random.below(u64::from(self.config.shards)) as u16);
+        let spec = OpenSpec {
+            id,
+            name: format!("disk{index}"),
+            uuid: uuid::Uuid::from_u128(index as u128 + 1),
+            format: plan.format,
+            path: file_name.is_some().then(|| self.path(index)),
+            size_bytes: plan.size_bytes,
+            sector_size_bytes: plan.sector_size_bytes,
+            read_only: false,
+            cache: if self.random.below(2) == 0 { Cache::Direct } else { Cache::Buffered },
+            home,
+            shards: self.config.shards,
+        };
+        let opened = medium::open(spec).map_err(|error| format!("disk {index}: {error}"))?;
+        if let (Some(name), Some(file)) = (&file_name, opened.disk.file()) {
+            import(&self.world, &self.path(index), name)?;
+            let alignment_bytes = if file.direct() { plan.sector_size_bytes } else { 1 };
+            let own = self.world.open(name, FileOptions { alignment_bytes, read_only: false });
+            self.world.adopt(file.fd(), own);
+        }
+        let mut engine = opened.engine;
+        let process = self.process.as_mut().expect("disks are attached to a process");
+        for (Turns(shard), number) in process.shards.iter_mut().zip(0..) {
+            let engine = if ShardId(number) == home { engine.take() } else { None };
+            shard.attach(Arc::clone(&opened.disk), engine);
+        }
+        process.disks.push(opened.disk);
+        Ok(id)
+    }
+
+    /// What the world holds of the disks goes to the real files.
+    fn write_back(&self) -> Result<(), String> {
+        for index in 0..self.config.disks.len() {
+            if let Some(name) = self.file_name(index) {
+                export(&self.world, &name, &self.path(index))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A disk that was closed in good order has an empty log: opening it replays nothing.
+    fn check_closed(&self, index: usize) -> Result<(), String> {
+        if self.config.disks[index].format != DiskFormat::Vhdx {
+            return Ok(());
+        }
+        let mut file = RealFile(File::open(self.path(index)).map_err(|error| error.to_string())?);
+        let guids = Box::new(|| vhdx::Guid([7; 16]));
+        let options = vhdx::OpenOptions { access: vhdx::Access::ReadOnly, guids };
+        let open =
+            vhdx::open(&mut file, options).map_err(|error| format!("disk {index} after a clean stop: {error}"))?;
+        if open.replay.is_some() || !open.warnings.is_empty() {
+            return Err(format!("disk {index} was not closed cleanly: {:?} {:?}", open.replay, open.warnings));
+        }
+        Ok(())
+    }
+
+    // ---- control messages --------------------------------------------------------------------------------------
+
+    fn tell_all(&mut self, message: impl Fn(Answer) -> ToShard) -> Vec<Arc<Pending>> {
+        (0..self.config.shards).filter_map(|shard| self.tell(ShardId(shard), &message)).collect()
+    }
+
+    fn tell(&mut self, shard: ShardId, message: impl Fn(Answer) -> ToShard) -> Option<Arc<Pending>> {
+        let pending = Arc::new(Pending::default());
+        let answered = Arc::clone(&pending);
+        let reply: Answer = Box::new(move |result| {
+            answered.failed.store(result.is_err(), Ordering::Release);
+            answered.is_here.store(true, Ordering::Release);
+        });
+        let sent = self.process.as_ref()?.senders.of(shard).send_control(message(reply));
+        assert!(sent.is_ok(), "the mailbox of an idle shard has room");
+        Some(pending)
+    }
+
+    fn await_replies(&mut self, what: &str, replies: Vec<Arc<Pending>>) -> Result<(), String> {
+        let world = self.world.clone();
+        let mut waiter = Waiter(replies);
+        let mut runnables: Vec<&mut dyn Runnable> = self.shards().collect();
+        runnables.push(&mut waiter);
+        let outcome = world.run(&mut runnables, crate::sim::RunLimit::default());
+        if outcome != crate::sim::Outcome::Satisfied {
+            return Err(format!("{what}: {outcome:?}"));
+        }
+        let failed = waiter.0.iter().any(|pending| pending.failed.load(Ordering::Acquire));
+        if failed { Err(format!("{what} was refused")) } else { Ok(()) }
+    }
+}
+
+type Answer = Box<dyn FnOnce(Result<(), String>) + Send>;
+
+/// An answer that is awaited.
+#[derive(Debug, Default)]
+struct Pending {
+    is_here: AtomicBool,
+    failed: AtomicBool,
+}
+
+/// Satisfied when all answers are here.
+struct Waiter(Vec<Arc<Pending>>);
+
+impl Runnable for Waiter {
+    fn turn(&mut self, _wait: Wait) {}
+
+    fn is_satisfied(&self) -> bool {
+        self.0.iter().all(|pending| pending.is_here.load(Ordering::Acquire))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.process = None;
+        // What cannot be removed is the temporary directory's business.
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// One target, open to all, with these LUNs.
+fn configuration(luns: LunMap) -> Result<Configuration, String> {
+    let target = Target {
+        id: TARGET,
+        name: IscsiName::new(Server::target_name()).map_err(|error| error.to_string())?,
+        alias: None,
+        access: vec![AccessRule::Any],
+        authentication: Authentication::None,
+    };
+    let portal = Portal { id: PORTAL, listen: Server::portal(), portal_group_tag: 1 };
+    let directory =
+        Directory::new(vec![target], vec![portal], Authentication::None).map_err(|error| error.to_string())?;
+    let luns: HashMap<TargetId, LunMap> = BTreeMap::from([(TARGET, luns)]).into_iter().collect();
+    Ok(Configuration { directory: Arc::new(directory), luns })
+}
+
+/// Bytes that are copied at once between the world and real files.
+const COPY_BYTES: usize = 64 * 1024;
+
+/// Make a durable file of the world with the contents of a real one.
+fn import(world: &World, path: &Path, name: &str) -> Result<(), String> {
+    let describe = |error: std::io::Error| format!("{}: {error}", path.display());
+    let file = File::open(path).map_err(describe)?;
+    let len = file.metadata().map_err(describe)?.len();
+    world.create_file(name, len);
+    let mut bytes = vec![0; COPY_BYTES];
+    for at in (0..len).step_by(COPY_BYTES) {
+        let part = &mut bytes[..(len - at).min(COPY_BYTES as u64) as usize];
+        file.read_exact_at(part, at).map_err(describe)?;
+        if part.iter().any(|&byte| byte != 0) {
+            world.file_write(name, at, part);
+        }
+    }
+    world.file_sync(name);
+    Ok(())
+}
+
+/// Give a real file the contents of one of the world.
+fn export(world: &World, name: &str, path: &Path) -> Result<(), String> {
+    let describe = |error: std::io::Error| format!("{}: {error}", path.display());
+    // Emptied first, so that holes read as zeros; the file stays the same one.
+    let file = File::options().write(true).truncate(true).open(path).map_err(describe)?;
+    let len = world.file_len(name);
+    file.set_len(len).map_err(describe)?;
+    let mut bytes = vec![0; COPY_BYTES];
+    for at in (0..len).step_by(COPY_BYTES) {
+        let part = &mut bytes[..(len - at).min(COPY_BYTES as u64) as usize];
+        world.file_read(name, at, part);
+        if part.iter().any(|&byte| byte != 0) {
+            file.write_all_at(part, at).map_err(describe)?;
+        }
+    }
+    Ok(())
+}
+
+/// A real file for the format's own check, read only.
+struct RealFile(File);
+
+impl vhdx::Storage for RealFile {
+    fn len_bytes(&mut self) -> Result<u64, vhdx::StorageError> {
+        self.0.metadata().map(|metadata| metadata.len()).map_err(failed)
+    }
+
+    fn read_at(&mut self, offset_bytes: u64, into: &mut [u8]) -> Result<(), vhdx::StorageError> {
+        self.0.read_exact_at(into, offset_bytes).map_err(failed)
+    }
+
+    fn write_at(&mut self, offset_bytes: u64, _bytes: &[u8]) -> Result<(), vhdx::StorageError> {
+        Err(vhdx::StorageError::Failed(format!("a check writes at {offset_bytes}")))
+    }
+
+    fn flush(&mut self) -> Result<(), vhdx::StorageError> {
+        Ok(())
+    }
+
+    fn set_len(&mut self, len_bytes: u64) -> Result<(), vhdx::StorageError> {
+        Err(vhdx::StorageError::Failed(format!("a check sets the size to {len_bytes}")))
+    }
+}
+
+fn failed(error: std::io::Error) -> vhdx::StorageError {
+    vhdx::StorageError::Failed(error.to_string())
+}

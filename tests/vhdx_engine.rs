@@ -1,0 +1,294 @@
+//! The engine as its shard sees it: groups, tickets, failures, flags and GUIDs.
+
+mod vhdx_support;
+
+use std::sync::Arc;
+
+use lunaring::vhdx::format::Guid;
+use lunaring::vhdx::{
+    Access, Allocate, DiskKind, Engine, EngineError, Event, Extent, IoFailure, MetadataIoKind, Ticket, WritePlan,
+    create, plan_read, plan_write,
+};
+use vhdx_support::{Change, Host, MIB, RecordedFile, SparseFile, create_options, open_with};
+
+fn host(blocks: u64, kind: DiskKind) -> Host {
+    let mut start = SparseFile::default();
+    create(&create_options(blocks * MIB, kind, MIB), &mut start).expect("creates");
+    Host::open(RecordedFile::new(start), 7)
+}
+
+fn open_host(blocks: u64) -> Host {
+    let mut host = host(blocks, DiskKind::Dynamic);
+    host.engine.begin_write_session().expect("healthy");
+    host.settle();
+    assert_eq!(std::mem::take(&mut host.events), [Event::WriteSession(Ok(()))]);
+    host
+}
+
+fn guids(file: &SparseFile, header: u64) -> (u64, Guid, Guid, Guid) {
+    let mut bytes = [0; 64];
+    file.read(header, &mut bytes);
+    let guid = |at: usize| Guid(bytes[at..at + 16].try_into().expect("16 bytes"));
+    (u64::from_le_bytes(bytes[8..16].try_into().expect("8 bytes")), guid(16), guid(32), guid(48))
+}
+
+/// Metadata written since `from`: log entries and everything else.
+fn writes_since(host: &Host, from: usize) -> (usize, usize) {
+    let offsets = host.file.history[from..].iter().filter_map(|change| match change {
+        Change::Write { offset, .. } => Some(*offset),
+        _ => None,
+    });
+    let (log, rest): (Vec<u64>, Vec<u64>) = offsets.partition(|offset| (MIB..2 * MIB).contains(offset));
+    (log.len(), rest.len())
+}
+
+#[test]
+fn the_engine_can_move_to_its_home_shard() {
+    fn sent<T: Send + 'static>() {}
+    fn shared<T: Send + Sync + 'static>() {}
+    sent::<Engine>();
+    shared::<Arc<lunaring::vhdx::BatView>>();
+    assert!(size_of::<Result<Allocate, EngineError>>() <= 2, "errors of the data path are small");
+    assert!(size_of::<Event>() <= 24);
+}
+
+#[test]
+fn many_allocations_share_one_entry() {
+    let mut host = open_host(100);
+    let before = host.file.history.len();
+    for block in 0..40 {
+        assert_eq!(host.engine.allocate(block, Ticket(u64::from(block))), Ok(Allocate::Queued));
+        assert_eq!(host.engine.allocate(block, Ticket(1000 + u64::from(block))), Ok(Allocate::Queued));
+        assert!(!host.view.entry(block).is_present(), "nothing shows before its entry is written");
+    }
+    host.settle();
+    assert_eq!(writes_since(&host, before), (1, 0), "one log entry, and nothing else");
+    let done = |ticket| Event::Allocated { ticket: Ticket(ticket), result: Ok(()) };
+    let expected: Vec<Event> = (0..40).flat_map(|block| [done(block), done(1000 + block)]).collect();
+    assert_eq!(host.events, expected);
+    assert_eq!((host.view.blocks_allocated(), host.engine.allocate(3, Ticket(1))), (40, Ok(Allocate::Present)));
+    assert!(host.engine.is_idle() || !host.events.is_empty());
+}
+
+/// A block that is asked for while its entry is being written comes with that entry; another one waits for the next.
+#[test]
+fn requests_join_the_group_that_has_their_block() {
+    let mut host = open_host(100);
+    assert_eq!(host.engine.allocate(1, Ticket(1)), Ok(Allocate::Queued));
+    let mut ids = Vec::new();
+    // Everything in front of the log entry is carried out; the entry stays in flight.
+    while let Some(io) = host.engine.poll_io() {
+        let (id, is_entry) = (io.id, matches!(io.kind, MetadataIoKind::Write { .. }));
+        if let MetadataIoKind::Extend { to_bytes, .. } = io.kind {
+            host.file.apply(Change::SetLen { len: to_bytes });
+        }
+        if is_entry { ids.push(id) } else { host.engine.complete(id, Ok(())) }
+    }
+    assert_eq!(ids.len(), 1);
+    assert_eq!(host.engine.allocate(1, Ticket(2)), Ok(Allocate::Queued));
+    assert_eq!(host.engine.allocate(2, Ticket(3)), Ok(Allocate::Queued));
+    assert!(host.engine.poll_io().is_none() && host.engine.poll_event().is_none());
+    assert!(!host.view.metadata_unflushed());
+    host.engine.complete(ids[0], Ok(()));
+    assert!(host.view.metadata_unflushed(), "the entry has left the process and is not durable");
+    let done = |ticket| Some(Event::Allocated { ticket: Ticket(ticket), result: Ok(()) });
+    assert_eq!(
+        [host.engine.poll_event(), host.engine.poll_event(), host.engine.poll_event()],
+        [done(1), done(2), None]
+    );
+    host.settle();
+    assert_eq!(host.events, [done(3).expect("some")]);
+}
+
+/// A sync makes durable what was published when it started, not what came while it ran.
+#[test]
+fn a_flush_covers_what_was_published_before_it_started() {
+    let mut host = open_host(10);
+    host.write(0, &[1; 512]).expect("writes");
+    assert!(host.view.metadata_unflushed());
+    let early = host.view.flush_started();
+    host.write(MIB, &[1; 512]).expect("writes");
+    host.view.flush_done(early);
+    assert!(host.view.metadata_unflushed());
+    let late = host.engine.flush_started();
+    host.engine.flush_done(late, Ok(()));
+    assert!(!host.view.metadata_unflushed());
+    host.view.flush_done(early);
+    assert!(!host.view.metadata_unflushed(), "an old mark takes nothing back");
+}
+
+#[test]
+fn what_waits_is_bounded() {
+    let mut host = open_host(2000);
+    let mut queued = 0;
+    let refusal = loop {
+        match host.engine.allocate(queued as u32, Ticket(queued)) {
+            Ok(_) => queued += 1,
+            Err(refusal) => break refusal,
+        }
+    };
+    assert_eq!((refusal, queued), (EngineError::Busy, 256));
+    for extra in 0..1000 {
+        let _ = host.engine.allocate(extra % 256, Ticket(extra.into()));
+    }
+    host.settle();
+    assert_eq!(host.events.len(), 512, "every accepted ticket comes back, once");
+    assert_eq!(host.engine.allocate(300, Ticket(1)), Ok(Allocate::Queued), "and there is room again");
+}
+
+#[test]
+fn guids_change_once_a_session_and_not_without_one() {
+    let mut start = SparseFile::default();
+    create(&create_options(16 * MIB, DiskKind::Dynamic, MIB), &mut start).expect("creates");
+    let (first, _) = Host::open(RecordedFile::new(start.clone()), 1).close();
+    assert!(first.history.is_empty(), "a session that writes nothing changes nothing");
+    let mut host = Host::open(RecordedFile::new(start.clone()), 1);
+    host.write(0, &[1; 512]).expect("writes");
+    let open = [guids(&host.file.now, 64 << 10), guids(&host.file.now, 128 << 10)];
+    host.write(9 * MIB, &[1; 512]).expect("writes");
+    let dirty = host.file.now.clone();
+    let (file, _) = host.close();
+    let closed = [guids(&file.now, 64 << 10), guids(&file.now, 128 << 10)];
+    let before = guids(&start, 64 << 10);
+    for header in open.iter().chain(&closed) {
+        assert!(header.1 != before.1 && header.2 != before.2);
+        assert_eq!((header.1, header.2), (open[0].1, open[0].2), "both slots, the whole session");
+    }
+    assert_eq!((open[0].3, open[0].3 == Guid::ZERO), (open[1].3, false));
+    assert_eq!((closed[0].3, closed[1].3), (Guid::ZERO, Guid::ZERO));
+    assert_eq!(closed[0].0.abs_diff(closed[1].0), 1, "one slot for each flush");
+
+    // A replay changes FileWriteGuid; the session that follows does not change it again. The data did not change.
+    let mut host = Host::open(RecordedFile::new(dirty), 2);
+    let replayed = guids(&host.file.now, 64 << 10);
+    assert!(replayed.1 != open[0].1 && replayed.2 == open[0].2 && replayed.3 == Guid::ZERO);
+    host.write(0, &[2; 512]).expect("writes");
+    let written = guids(&host.file.now, 64 << 10);
+    assert!(written.1 == replayed.1 && written.2 != replayed.2);
+}
+
+/// The write that does not fit fails; everything else goes on, and later there is space again.
+#[test]
+fn no_space_fails_the_tickets_that_need_it_and_nothing_else() {
+    let mut host = host(200, DiskKind::Dynamic);
+    let objects_end = host.file.now.len;
+    host.file.len_max = Some(objects_end + 5 * MIB + MIB / 2);
+    for block in 0..4 {
+        host.write(block * MIB, &[block as u8; 512]).expect("there is space for five");
+    }
+    for block in 10..14 {
+        host.engine.allocate(block, Ticket(u64::from(block))).expect("healthy");
+    }
+    host.settle();
+    let result = |ticket, result| Event::Allocated { ticket: Ticket(ticket), result };
+    let none = Err(EngineError::OutOfSpace);
+    host.events.sort_by_key(|event| if let Event::Allocated { ticket, .. } = event { ticket.0 } else { 0 });
+    assert_eq!(host.events, [result(10, Ok(())), result(11, none), result(12, none), result(13, none)]);
+    host.events.clear();
+    host.write(2 * MIB, &[9; 4096]).expect("a block that has space is written");
+    assert!(!host.view.poisoned() && matches!(host.write(50 * MIB, &[1; 512]), Err(Some(_))));
+    host.file.len_max = None;
+    host.write(50 * MIB, &[1; 512]).expect("there is space again");
+    let (file, closed) = host.close();
+    assert_eq!(closed, Event::Closed(Ok(())));
+    assert_eq!(file.now.len, objects_end + 6 * MIB, "what was held ahead is given back");
+    open_with(&mut file.now.clone(), Access::ReadOnly, 1).expect("sound");
+}
+
+/// Any failure of metadata I/O, at every operation of a life: nothing is acknowledged after it, and what was acknowledged before
+/// it is there when the disk is opened again.
+#[test]
+fn a_failed_operation_poisons_the_disk_and_loses_nothing() {
+    let mut lives = 0;
+    for fail_after in 0.. {
+        let mut host = host(200, DiskKind::Dynamic);
+        host.file.fail_after = Some(fail_after);
+        let mut acknowledged = Vec::new();
+        let failed = (0..140).find_map(|block| {
+            let written = host.write(block * MIB, &[block as u8 + 1; 512]);
+            if written.is_ok() {
+                acknowledged.push(block)
+            }
+            written.err()
+        });
+        if failed.is_some() {
+            assert!(host.view.poisoned());
+            assert!(host.write(0, &[1; 512]).is_err() && host.engine.allocate(199, Ticket(1)).is_err());
+            assert!(matches!(plan_write(&host.geometry, &host.view, 0, 512), WritePlan::Poisoned));
+        }
+        let (mut file, closed) = host.close();
+        assert!(closed == Event::Closed(Ok(())) || closed == Event::Closed(Err(EngineError::Poisoned)));
+        assert!(failed.is_none() || closed != Event::Closed(Ok(())), "a poisoned disk does not close well");
+        file.fail_after = None;
+        let mut host = Host::open(RecordedFile::new(file.now), 3);
+        for block in acknowledged {
+            let mut bytes = [0; 512];
+            host.read(block * MIB, &mut bytes);
+            assert_eq!(bytes, [block as u8 + 1; 512], "block {block} after operation {fail_after} failed");
+        }
+        lives += 1;
+        if failed.is_none() && closed == Event::Closed(Ok(())) {
+            break;
+        }
+    }
+    assert!(lives > 150, "{lives}");
+}
+
+/// A poisoned view (a payload write or sync that failed elsewhere) stops the engine, tickets and all.
+#[test]
+fn poison_from_another_shard_reaches_everyone_who_waits() {
+    let mut host = open_host(10);
+    host.engine.allocate(1, Ticket(1)).expect("healthy");
+    host.view.poison();
+    host.settle();
+    assert_eq!(host.events, [Event::Allocated { ticket: Ticket(1), result: Err(EngineError::Poisoned) }]);
+    assert_eq!(host.engine.begin_write_session(), Err(EngineError::Poisoned));
+    let mark = host.engine.flush_started();
+    host.engine.flush_done(mark, Err(IoFailure::Failed));
+    assert_eq!(host.close().1, Event::Closed(Err(EngineError::Poisoned)));
+}
+
+#[test]
+fn a_fixed_disk_never_asks_for_space() {
+    let mut host = host(8, DiskKind::Fixed);
+    assert_eq!(host.view.blocks_allocated(), 8);
+    assert!(matches!(plan_write(&host.geometry, &host.view, 0, 512), WritePlan::NeedsWriteSession));
+    host.write(3 * MIB, &[3; 512]).expect("writes");
+    let before = host.file.history.len();
+    host.write(0, &vec![4; 8 * MIB as usize]).expect("writes");
+    assert_eq!(host.file.history.len(), before + 1, "one extent, no metadata");
+    let len = host.file.now.len;
+    assert_eq!(host.close().0.now.len, len);
+}
+
+#[test]
+fn plans_cover_the_range_and_join_neighbours() {
+    let mut host = open_host(10);
+    let block = MIB as u32;
+    let all: Vec<Extent> = plan_read(&host.geometry, &host.view, 0, 10 * block).collect();
+    assert_eq!(all, [Extent::Zeros { len_bytes: 10 * block }]);
+    host.write(2 * MIB, &vec![1; 2 * MIB as usize]).expect("blocks 2 and 3 lie side by side");
+    host.write(MIB, &[1; 512]).expect("block 1 lies behind them");
+    let file = host.view.entry(2).offset_bytes();
+    let plan: Vec<Extent> = plan_read(&host.geometry, &host.view, MIB - 512, 4 * block).collect();
+    let expected = [
+        Extent::Zeros { len_bytes: 512 },
+        Extent::File { offset_bytes: file + 2 * MIB, len_bytes: block },
+        Extent::File { offset_bytes: file, len_bytes: 2 * block },
+        Extent::Zeros { len_bytes: block - 512 },
+    ];
+    assert_eq!(plan, expected);
+    assert_eq!(plan_read(&host.geometry, &host.view, 10 * MIB, 0).next(), None);
+    let needs = |offset, len| match plan_write(&host.geometry, &host.view, offset, len) {
+        WritePlan::NeedsAllocation { first_block, block_count } => Some((first_block, block_count)),
+        WritePlan::Ready(extents) => {
+            extents.map(|extent| assert!(matches!(extent, Extent::File { .. }))).last().and(None)
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(needs(0, 512), Some((0, 1)));
+    assert_eq!(needs(0, 3 * block), Some((0, 1)));
+    assert_eq!(needs(MIB, 3 * block), None);
+    assert_eq!(needs(MIB + 512, 5 * block), Some((4, 3)));
+    assert_eq!(needs(10 * MIB, 0), None);
+}
