@@ -20,7 +20,7 @@ use crate::pdu::{self, FINAL, Header, IMMEDIATE, request, response};
 use crate::random::Random;
 use crate::verify::{self, Progress, Verifier};
 
-pub use mutate::{Context, Draft, Phase};
+pub use mutate::{AskedFor, Context, Draft, Phase};
 
 /// What to send where.
 #[derive(Clone, Debug)]
@@ -122,7 +122,8 @@ pub fn run(plan: &Plan) -> Result<Summary, String> {
     let usage = || plan.server_pid.map(Usage::of).transpose().map_err(|e| format!("the server is gone: {e}"));
     let before = usage()?;
     let mut summary = Summary::default();
-    let mut storm = Storm { plan, random: Random::new(plan.seed), complaints: vec![], sessions: 0, silences: 0 };
+    let mut storm =
+        Storm { plan, random: Random::new(plan.seed), complaints: vec![], sessions: 0, silences: 0, asked_for: None };
     for phase in Phase::ALL {
         storm.phase(phase, plan.pdus_per_phase / 100)?;
     }
@@ -188,6 +189,7 @@ struct Storm<'a> {
     complaints: Vec<String>,
     sessions: u32,
     silences: u64,
+    asked_for: Option<AskedFor>,
 }
 
 /// What became of a spoilt PDU.
@@ -243,13 +245,19 @@ impl Storm<'_> {
                 wire.login(&wishes)?;
             }
         }
+        self.asked_for = None;
         let mut delivered = 0;
         for _ in 0..PDUS_PER_CONNECTION_MAX {
-            let context = Context { cmd_sn: wire.cmd_sn, exp_stat_sn: wire.exp_stat_sn, lun: self.plan.lun };
+            let context = Context {
+                cmd_sn: wire.cmd_sn,
+                exp_stat_sn: wire.exp_stat_sn,
+                lun: self.plan.lun,
+                asked_for: self.asked_for,
+            };
             let mut draft = mutate::legal(phase, &wishes, context, &mut self.random);
-            mutate::spoil(&mut draft, &mut self.random);
+            let spoilt = mutate::spoil(&mut draft, &mut self.random);
             let fate = self.deliver(&mut wire, &draft, phase);
-            delivered += 1;
+            delivered += u64::from(spoilt);
             if matches!(fate, Fate::Ended) {
                 return Ok(delivered);
             }
@@ -274,7 +282,7 @@ impl Storm<'_> {
             return Fate::Ended;
         }
         if !draft.is_out_of_step() {
-            match await_answer(wire, full_feature) {
+            match await_answer(wire, full_feature, &mut self.asked_for) {
                 Answer::Alive => return Fate::Alive,
                 Answer::Over => {}
                 Answer::Silence => self.silences += 1,
@@ -334,7 +342,7 @@ enum Answer {
 }
 
 /// Read until the ping comes back (full feature phase) or until one login response came.
-fn await_answer(wire: &mut Wire, ping: bool) -> Answer {
+fn await_answer(wire: &mut Wire, ping: bool, asked_for: &mut Option<AskedFor>) -> Answer {
     if wire.socket.set_read_timeout(Some(ANSWER_TIMEOUT)).is_err() {
         return Answer::Over;
     }
@@ -356,6 +364,14 @@ fn await_answer(wire: &mut Wire, ping: bool) -> Answer {
             response::NOP_IN if ping && header.task_tag() == PING_TAG => {
                 wire.cmd_sn = header.exp_cmd_sn();
                 return Answer::Alive;
+            }
+            response::R2T => {
+                *asked_for = Some(AskedFor {
+                    task_tag: header.task_tag(),
+                    transfer_tag: header.word(20),
+                    offset: header.word(40),
+                    len: header.word(44),
+                });
             }
             response::LOGOUT => return Answer::Over,
             _ => {}
