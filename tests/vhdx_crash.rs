@@ -1,5 +1,6 @@
-//! Power cuts and process kills at every instant of seeded histories of a VHDX disk: after reopening, what was flushed is
-//! there, everything else is old or new sector by sector, nothing acknowledged is lost by a kill, and the file is sound.
+//! Power cuts and process kills at every instant of seeded histories of a VHDX disk: after reopening, what was
+//! flushed is there, everything else is old or new sector by sector, nothing acknowledged is lost by a kill, and the
+//! file is sound.
 
 mod vhdx_support;
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use lunaring::vhdx::format::Guid;
 use lunaring::vhdx::{
-    Access, Allocate, DiskKind, Engine, EngineError, Event, Extent, IoFailure, MetadataIoKind, Ticket, WritePlan,
-    create, plan_read, plan_write,
+    Access, Allocate, DiskKind, Engine, EngineError, Event, Extent, IoFailure, METADATA_WRITE_BYTES_MAX,
+    MetadataIoKind, Ticket, WritePlan, create, plan_read, plan_write,
 };
 use vhdx_support::{Change, Host, MIB, RecordedFile, SparseFile, create_options, open_with};
 
@@ -117,6 +117,32 @@ fn a_flush_covers_what_was_published_before_it_started() {
     assert!(!host.view.metadata_unflushed(), "an old mark takes nothing back");
 }
 
+/// One page of the table names 512 blocks. A group that is spread over many pages carries as many as its entry holds,
+/// and a replay brings all of them back.
+#[test]
+fn a_group_spans_several_pages_of_the_table() {
+    let mut host = open_host(1 << 20);
+    let blocks: Vec<u32> = (0..20).map(|at| (at * 7919 + 13) * 6).collect();
+    let before = host.file.history.len();
+    let taken = blocks.iter().filter(|block| host.engine.allocate(**block, Ticket(0)) == Ok(Allocate::Queued)).count();
+    assert_eq!(taken, 15, "the other five come with the next group");
+    host.settle();
+    assert_eq!(writes_since(&host, before), (1, 0));
+    assert!(host.file.history[before..].iter().any(|change| match change {
+        Change::Write { bytes, .. } => bytes.len() == METADATA_WRITE_BYTES_MAX,
+        _ => false,
+    }));
+    for block in &blocks {
+        let _ = host.engine.allocate(*block, Ticket(0));
+    }
+    host.settle();
+    let again = Host::open(RecordedFile::new(host.file.now), 9);
+    assert_eq!(again.view.blocks_allocated(), 20);
+    for block in blocks {
+        assert_eq!(again.view.entry(block), host.view.entry(block));
+    }
+}
+
 #[test]
 fn what_waits_is_bounded() {
     let mut host = open_host(2000);
@@ -195,8 +221,8 @@ fn no_space_fails_the_tickets_that_need_it_and_nothing_else() {
     open_with(&mut file.now.clone(), Access::ReadOnly, 1).expect("sound");
 }
 
-/// Any failure of metadata I/O, at every operation of a life: nothing is acknowledged after it, and what was acknowledged before
-/// it is there when the disk is opened again.
+/// Any failure of metadata I/O, at every operation of a life: nothing is acknowledged after it, and what was
+/// acknowledged before it is there when the disk is opened again.
 #[test]
 fn a_failed_operation_poisons_the_disk_and_loses_nothing() {
     let mut lives = 0;

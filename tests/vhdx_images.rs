@@ -1,7 +1,8 @@
-//! Images made by Windows, Disk2vhd and QEMU: each opens and has the content that its manifest names, or is refused clearly.
+//! Images made by Windows, Disk2vhd and QEMU: each opens and has the content that its manifest names, or is refused
+//! clearly.
 //!
-//! Needs the collection: `LUNARING_IMAGES` is a directory with `manifest.json` and the `.xz` files it lists, and the `xz`
-//! program unpacks them. Without the variable there is nothing to check, and the test says so.
+//! Needs the collection: `LUNARING_IMAGES` is a directory with `manifest.json` and the `.xz` files it lists, and the
+//! `xz` program unpacks them. Without the variable there is nothing to check, and the test says so.
 
 mod vhdx_support;
 

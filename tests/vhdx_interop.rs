@@ -213,8 +213,8 @@ fn disks_made_by_qemu_are_read_and_written() {
     }
 }
 
-/// QEMU's write to the table fails behind its log entry, and it leaves the log pending. We replay it, in memory and in the
-/// file, and see what QEMU sees after its own repair.
+/// QEMU's write to the table fails behind its log entry, and it leaves the log pending. We replay it, in memory and
+/// in the file, and see what QEMU sees after its own repair.
 #[test]
 fn a_log_that_qemu_left_behind_is_replayed() {
     let directory = TempDir::new().expect("a temporary directory");

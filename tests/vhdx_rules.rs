@@ -1,5 +1,5 @@
-//! Every rule of the format that opening checks, broken one at a time in a sound file: the error names the rule, and the file
-//! is left as it was. Then the same by chance: thousands of mutated files.
+//! Every rule of the format that opening checks, broken one at a time in a sound file: the error names the rule, and
+//! the file is left as it was. Then the same by chance: thousands of mutated files.
 
 mod vhdx_support;
 
@@ -122,12 +122,14 @@ fn one_bad_copy_is_survived() {
         let disk = open_with(&mut file, Access::ReadWrite, 1).expect("opens");
         let expected = [Warning::HeaderCopyInvalid { copy }, Warning::RegionTableCopyInvalid { copy }];
         assert_eq!(disk.warnings, expected);
-        // A write session renews the header that was torn.
+        // A write session renews both.
         let mut host = Host::open(RecordedFile::new(file), 5);
         host.write(0, &[9; 512]).expect("writes");
         let mut file = host.close().0.now;
         let disk = open_with(&mut file, Access::ReadOnly, 1).expect("opens");
-        assert_eq!(disk.warnings, expected[1..]);
+        assert_eq!(disk.warnings, []);
+        let tables = REGION_TABLES.map(|at| bytes::<65536>(&file, at));
+        assert!(tables[0] == tables[1]);
     }
 }
 
@@ -155,6 +157,12 @@ fn the_region_table_is_checked() {
     let unknown = refusal(|file| change_regions(file, 48, &[0xab; 16]));
     assert_eq!(unknown, OpenError::RegionUnknown { guid: Guid([0xab; 16]) });
     assert_eq!(unknown.kind(), OpenErrorKind::Unsupported);
+    let far = refusal(|file| {
+        change_regions(file, 48, &[0xab; 16]);
+        change_regions(file, 64, &(1u64 << 60).to_le_bytes());
+        change_regions(file, 76, &[0]);
+    });
+    assert!(matches!(far, OpenError::Region { rule: "it passes the end of the file", .. }), "{far}");
     for place in [LOG, METADATA] {
         let overlap = refusal(|file| change_regions(file, 32, &place.to_le_bytes()));
         assert!(matches!(overlap, OpenError::Overlap { .. }), "{overlap}");
@@ -443,7 +451,7 @@ fn mutated_files_never_panic() {
             let sources = &sources;
             scope.spawn(move || {
                 let mut opened = 0;
-                for seed in (half..24_000).step_by(2) {
+                for seed in (half..20_000).step_by(2) {
                     let mut random = Random(seed);
                     let mut file = sources[random.below(2) as usize].clone();
                     mutate(&mut file, &mut random);
@@ -454,8 +462,8 @@ fn mutated_files_never_panic() {
         });
         halves.into_iter().map(|half| half.join().expect("no mutation panics")).sum()
     });
-    println!("{opened} of 24000 mutated files were still sound enough to be opened");
-    assert!((2_000..22_000).contains(&opened), "the mutations reach behind the checksums and break things: {opened}");
+    println!("{opened} of 20000 mutated files were still sound enough to be opened");
+    assert!((2_000..18_000).contains(&opened), "the mutations reach behind the checksums and break things: {opened}");
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("peak resident size");
     let peak_kib: u64 = peak.trim().trim_end_matches(" kB").parse().expect("a number");

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use uuid::Uuid;
 
@@ -69,7 +69,8 @@ pub struct Disk {
     pub(super) unit_read_only: Unit,
     pub(super) backing: Backing,
     pub(super) poisoned: AtomicBool,
-    pub(super) stats: Box<[DiskStats]>,
+    /// One for each shard, made when that shard first needs it: a disk that few shards reach costs little.
+    pub(super) stats: Box<[OnceLock<DiskStats>]>,
     pub(super) notes: Vec<String>,
 }
 
@@ -151,14 +152,14 @@ impl Disk {
         &self.notes
     }
 
-    /// Counters of one shard.
+    /// Counters of one shard. The first call for a shard allocates; later ones do not.
     pub fn stats(&self, shard: ShardId) -> &DiskStats {
-        &self.stats[usize::from(shard.0)]
+        self.stats[usize::from(shard.0)].get_or_init(DiskStats::new)
     }
 
-    /// Counters of every shard.
-    pub fn all_stats(&self) -> &[DiskStats] {
-        &self.stats
+    /// Counters of every shard that has any.
+    pub fn all_stats(&self) -> impl Iterator<Item = &DiskStats> {
+        self.stats.iter().filter_map(OnceLock::get)
     }
 
     /// The file behind the disk.

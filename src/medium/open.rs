@@ -5,8 +5,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use uuid::Uuid;
 
@@ -15,7 +15,6 @@ use super::disk::{Backing, Disk, FileBacking};
 use super::storage::FileStorage;
 use super::{Cache, DiskFormat, DiskKind, FileError};
 use crate::mem::SharedMemory;
-use crate::observe::DiskStats;
 use crate::ring::file;
 use crate::scsi::{BlockLength, SenseFormat, Unit, UnitConfig};
 use crate::units::{DiskId, ShardId};
@@ -137,7 +136,7 @@ pub fn open(spec: OpenSpec) -> Result<Opened, FileError> {
         unit_read_only,
         backing: parts.backing,
         poisoned: AtomicBool::new(false),
-        stats: (0..spec.shards).map(|_| DiskStats::new()).collect(),
+        stats: (0..spec.shards).map(|_| OnceLock::new()).collect(),
         notes: parts.notes,
     };
     Ok(Opened { disk: Arc::new(disk), engine: parts.engine })

@@ -80,6 +80,13 @@ impl DiskStats {
     /// Count one operation that ended. `bytes` counts only when it ended well. Only the owning shard calls this.
     #[inline]
     pub fn record(&self, operation: Operation, bytes: u64, latency_ns: u64, ok: bool) {
+        self.count(operation, bytes, ok);
+        self.of(operation).latency.record(latency_ns);
+    }
+
+    /// The same without a latency, which follows for several operations at once ([`LatencyCells::record_many`]).
+    #[inline]
+    pub fn count(&self, operation: Operation, bytes: u64, ok: bool) {
         let stats = self.of(operation);
         stats.operations.increment();
         if ok {
@@ -87,7 +94,6 @@ impl DiskStats {
         } else {
             stats.errors.increment();
         }
-        stats.latency.record(latency_ns);
     }
 }
 

@@ -38,11 +38,18 @@ impl LatencyCells {
     /// Count one latency. Only the owning thread calls this.
     #[inline]
     pub fn record(&self, latency_ns: u64) {
+        self.record_many(latency_ns, 1);
+    }
+
+    /// Count the same latency `count` times. Only the owning thread calls this.
+    #[inline]
+    pub fn record_many(&self, latency_ns: u64, count: u64) {
         let latency_ns = latency_ns.min(LATENCY_NS_MAX);
         if let Some(cell) = self.cells.get(index_of(latency_ns)) {
-            cell.store(cell.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+            cell.store(cell.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
         }
-        self.sum_ns.store(self.sum_ns.load(Ordering::Relaxed).wrapping_add(latency_ns), Ordering::Relaxed);
+        let sum_ns = latency_ns.wrapping_mul(count);
+        self.sum_ns.store(self.sum_ns.load(Ordering::Relaxed).wrapping_add(sum_ns), Ordering::Relaxed);
     }
 
     /// The sum of all latencies recorded, in nanoseconds.

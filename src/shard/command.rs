@@ -332,8 +332,7 @@ impl<R: Ring> Work<'_, R> {
         let (slot, operation, started) = (entry.disk, entry.operation, entry.started);
         if let Some(slot) = slot {
             let bytes = u64::from(entry.done);
-            let latency_ns = self.core.latency_ns(started);
-            self.core.disks.of_task(slot).stats(self.core.id).record(operation, bytes, latency_ns, good);
+            self.core.record(slot, operation, bytes, started, good);
             match operation {
                 Operation::Read => self.session.stats.bytes_read.add(bytes),
                 Operation::Write => self.session.stats.bytes_written.add(bytes),

@@ -11,7 +11,7 @@ use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage};
 use crate::bounded::Queue;
 use crate::medium::Disk;
 use crate::mem::Arena;
-use crate::observe::ShardStats;
+use crate::observe::{Operation, ShardStats};
 use crate::ring::{Nanos, Op, Ring, Tag, Wake};
 use crate::units::{DiskId, ShardId};
 
@@ -45,6 +45,8 @@ pub(crate) struct DiskSlot {
     pub(crate) tasks: u32,
     /// Present on the disk's home shard.
     pub(crate) home: Option<Box<HomeDisk>>,
+    /// Commands of this turn, by kind, whose latency is not recorded yet.
+    pub(crate) untimed: [u32; Operation::ALL.len()],
     /// A detach that waits for the tasks (and, at home, for the engine).
     pub(crate) detaching: Option<super::message::Reply<Result<(), super::message::DetachError>>>,
 }
@@ -66,7 +68,7 @@ pub(crate) struct Core<R: Ring> {
     pub(crate) jobs: Jobs,
     pub(crate) configuration: Arc<Configuration>,
     pub(crate) stats: Arc<ShardStats>,
-    /// The time at the start of the turn, refreshed now and then within it.
+    /// The time at the start of the turn.
     pub(crate) now: Nanos,
     /// Connections that want to run in the next turn.
     pub(crate) runnable: Queue<u32>,
@@ -79,7 +81,8 @@ pub(crate) struct Core<R: Ring> {
     pub(crate) deadline_ms: u64,
     /// How many shards the server has.
     pub(crate) shards: u16,
-    finished_since_clock: u32,
+    /// Disks with commands that started and ended within this turn.
+    untimed: Vec<u32>,
 }
 
 /// What an operation in the ring is for; packed into its [`Tag`].
@@ -276,7 +279,7 @@ impl<R: Ring> Core<R> {
             commands_in_turn: 0,
             deadline_ms: u64::MAX,
             shards,
-            finished_since_clock: 0,
+            untimed: Vec::with_capacity(64),
         }
     }
 
@@ -285,15 +288,34 @@ impl<R: Ring> Core<R> {
         self.now.0 / 1_000_000
     }
 
-    /// A task has ended: how long it took, in nanoseconds. Asks the clock again now and then, since many commands of
-    /// memory and null disks start and end within one turn.
-    pub(crate) fn latency_ns(&mut self, started: Nanos) -> u64 {
-        self.finished_since_clock += 1;
-        if self.finished_since_clock >= 16 {
-            self.finished_since_clock = 0;
-            self.now = self.io.ring.now();
+    /// A command has ended. One that also started in this turn is timed when the turn's answers leave, so that the clock is
+    /// asked once for all of them.
+    pub(crate) fn record(&mut self, slot: u32, operation: Operation, bytes: u64, started: Nanos, good: bool) {
+        let (id, now) = (self.id, self.now);
+        let Some(entry) = self.disks.at_mut(slot) else { return };
+        if started < now {
+            return entry.disk.stats(id).record(operation, bytes, now.0 - started.0, good);
         }
-        self.now.0.saturating_sub(started.0)
+        entry.disk.stats(id).count(operation, bytes, good);
+        if entry.untimed == [0; Operation::ALL.len()] {
+            self.untimed.push(slot);
+        }
+        entry.untimed[operation as usize] += 1;
+    }
+
+    /// The turn's answers leave: time the commands that started and ended in it.
+    pub(crate) fn time_commands(&mut self) {
+        if self.untimed.is_empty() {
+            return;
+        }
+        let latency_ns = self.io.ring.now().0.saturating_sub(self.now.0);
+        for slot in self.untimed.drain(..) {
+            let Some(entry) = self.disks.at_mut(slot) else { continue };
+            for operation in Operation::ALL {
+                let count = std::mem::take(&mut entry.untimed[operation as usize]);
+                entry.disk.stats(self.id).of(operation).latency.record_many(latency_ns, u64::from(count));
+            }
+        }
     }
 
     /// Ask a disk's home shard for something. False when too much is underway: try again later.

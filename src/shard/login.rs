@@ -142,7 +142,7 @@ fn session<R: Ring>(link: &Link, core: &Core<R>, established: Established, id: u
         stats: Arc::new(SessionStats::new()),
         since_ms: core.now_ms(),
     };
-    session.map_luns(&core.configuration, &core.disks);
+    session.map_luns(&core.configuration, &core.disks, core.id);
     session
 }
 

@@ -130,6 +130,7 @@ impl<R: Ring> Shard<R> {
                 self.run_link(index);
             }
         }
+        self.core.time_commands();
         if completions + messages > 0 {
             self.feed_starved();
         }
@@ -609,7 +610,13 @@ impl<R: Ring> Shard<R> {
     /// Make a disk known.
     pub fn attach(&mut self, disk: Arc<crate::medium::Disk>, engine: Option<Box<crate::vhdx::Engine>>) {
         let is_home = disk.home() == self.core.id;
-        let slot = self.core.disks.insert(DiskSlot { disk: Arc::clone(&disk), tasks: 0, home: None, detaching: None });
+        let slot = self.core.disks.insert(DiskSlot {
+            disk: Arc::clone(&disk),
+            tasks: 0,
+            home: None,
+            untimed: [0; 4],
+            detaching: None,
+        });
         if is_home && let Some(entry) = self.core.disks.at_mut(slot) {
             entry.home = HomeDisk::new(slot, disk, engine).map(Box::new);
         }
@@ -627,7 +634,7 @@ impl<R: Ring> Shard<R> {
                 tracing::info!(peer = %link.peer, "session dropped: its target is gone or no longer allowed");
                 core.stats.connections_dropped.increment();
                 link.close(core);
-            } else if session.map_luns(&configuration, &core.disks) {
+            } else if session.map_luns(&configuration, &core.disks, core.id) {
                 for entry in &mut session.luns {
                     entry.nexus.raise(crate::scsi::Attention::ReportedLunsChanged);
                 }

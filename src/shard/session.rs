@@ -19,7 +19,7 @@ use crate::mem::{Buf, Slice};
 use crate::observe::{Operation, SessionStats};
 use crate::ring::{Nanos, Ring};
 use crate::scsi::{ByteCheck, MediumError, NexusUnit, Outcome};
-use crate::units::{Lun, TargetId};
+use crate::units::{Lun, ShardId, TargetId};
 
 /// One LUN as one session sees it.
 pub(crate) struct LunEntry {
@@ -315,7 +315,7 @@ impl Session {
     }
 
     /// Take the LUNs of a new configuration. True when they differ from what the initiator knows.
-    pub(crate) fn map_luns(&mut self, configuration: &Configuration, disks: &DiskTable) -> bool {
+    pub(crate) fn map_luns(&mut self, configuration: &Configuration, disks: &DiskTable, shard: ShardId) -> bool {
         let map = self.target.as_ref().and_then(|(id, _)| configuration.luns.get(id));
         let mut former = std::mem::take(&mut self.luns);
         let mut changed = false;
@@ -333,6 +333,8 @@ impl Session {
                 }
                 None => {
                     changed = true;
+                    // Its counters are made now, so that no command has to.
+                    disks.of_task(disk).stats(shard);
                     LunEntry { lun: *lun, disk, read_only: mapping.read_only, nexus: NexusUnit::new() }
                 }
             };

@@ -53,7 +53,8 @@ pub struct Created {
     pub geometry: Geometry,
     /// The file's size now.
     pub file_len_bytes: u64,
-    /// Ranges of the file that should be given real space (fallocate): always log and tables, and every block of a fixed disk.
+    /// Ranges of the file that should be given real space (fallocate): always log and tables, and every block of a
+    /// fixed disk.
     pub allocate: Vec<Range<u64>>,
 }
 

@@ -68,8 +68,8 @@ impl<'a> Ring<'a> {
         Ok(sector)
     }
 
-    /// The valid entry at ring offset `at`, if there is one (section 2.3.1: signature, checksum, lengths, GUID, and the number
-    /// in every descriptor and data sector).
+    /// The valid entry at ring offset `at`, if there is one (section 2.3.1: signature, checksum, lengths, GUID, and
+    /// the number in every descriptor and data sector).
     pub fn entry(&mut self, at: u64) -> Result<Option<Entry>, OpenError> {
         let first = self.sector(at)?;
         let Ok((header, _)) = LogEntryHeader::read_from_prefix(&first) else {
@@ -173,8 +173,8 @@ pub(super) struct NewEntry {
     pub last_file_offset: u64,
 }
 
-/// Make an entry of the pages that stand in `bytes` behind its first sector; `offsets` says where in the file they belong.
-/// `bytes` is then the entry as written.
+/// Make an entry of the pages that stand in `bytes` behind its first sector; `offsets` says where in the file they
+/// belong. `bytes` is then the entry as written.
 pub(super) fn seal(new: &NewEntry, offsets: impl ExactSizeIterator<Item = u64>, bytes: &mut [u8]) {
     let count = offsets.len();
     assert_eq!(bytes.len(), (1 + count) * PAGE, "one descriptor sector, then a sector for each page");

@@ -14,23 +14,25 @@
 //! 2. The first write opens a *write session* ([`Engine::begin_write_session`]): new FileWriteGuid and DataWriteGuid in
 //!    both headers, an empty log entry under a new LogGuid, then that LogGuid in both headers, a flush behind each.
 //! 3. A write into blocks without space asks the engine for them ([`Engine::allocate`]). Requests collect into a group
-//!    while the previous group's log entry is being written. When the entry's write has completed the blocks appear in the
-//!    [`BatView`] and the tickets complete; then the payload is written in place.
+//!    while the previous group's log entry is being written. When the entry's write has completed the blocks appear
+//!    in the [`BatView`] and the tickets complete; then the payload is written in place.
 //! 4. Before the log ring is used up the *epoch* turns: the BAT pages are written in place, and the log starts again
 //!    at offset 0 under another LogGuid. Entries therefore never wrap and never meet a stale successor.
-//! 5. [`Engine::close`] writes the pages in place, clears the LogGuid in both headers and gives preallocated space back.
+//! 5. [`Engine::close`] writes the pages in place, clears the LogGuid in both headers and gives preallocated space
+//!    back.
 //!
 //! # Why publishing before the data is safe
 //!
-//! A disk without a parent only ever hands out space that reads as zeros: bytes that the file system has newly added to the
-//! file, or the tail that a write session has zeroed and flushed before its first log entry. A block that the BAT names but
-//! whose payload has not arrived therefore reads as zeros, which is what the block read as before.
+//! A disk without a parent only ever hands out space that reads as zeros: bytes that the file system has newly added
+//! to the file, or the tail that a write session has zeroed and flushed before its first log entry. A block that the
+//! BAT names but whose payload has not arrived therefore reads as zeros, which is what the block read as before.
 //!
-//! Power cuts: until the next flush, each sector of the file may hold its old or its new content. If the log entry survives
-//! and the payload does not, the sectors read as zeros, the old content. If the payload survives and the entry does not,
-//! the block is still absent and reads as zeros. A flush that starts after the entry's write has completed makes
-//! file size, entry and payload durable together. A file shorter than its entry promises is extended by replay
-//! (LastFileOffset, section 2.3.1.1), again with zeros. Nothing is ever exposed that belonged to another block.
+//! Power cuts: until the next flush, each sector of the file may hold its old or its new content. If the log entry
+//! survives and the payload does not, the sectors read as zeros, the old content. If the payload survives and the
+//! entry does not, the block is still absent and reads as zeros. A flush that starts after the entry's write has
+//! completed makes file size, entry and payload durable together. A file shorter than its entry promises is extended
+//! by replay (LastFileOffset, section 2.3.1.1), again with zeros. Nothing is ever exposed that belonged to another
+//! block.
 #![forbid(unsafe_code)]
 
 mod bat;

@@ -9,7 +9,7 @@ use super::error::OpenError;
 use super::format::{BatEntry, Guid, HEADER_SECTION_LEN};
 use super::header::{CurrentHeader, read_headers, read_identifier};
 use super::metadata::{Metadata, read_metadata};
-use super::region::{Regions, Span, read_regions, sort_disjoint};
+use super::region::{Regions, Span, TableRepair, read_regions, sort_disjoint};
 use super::replay::Overlay;
 use super::storage::Storage;
 use super::view::{BatView, Geometry};
@@ -48,7 +48,7 @@ pub enum Warning {
         /// Which, 1 or 2.
         copy: u8,
     },
-    /// One of the two region tables is not valid; the other is used.
+    /// One of the two region tables is not valid; the other is used, and the next write session rewrites it.
     RegionTableCopyInvalid {
         /// Which, 1 or 2.
         copy: u8,
@@ -84,6 +84,7 @@ pub(super) struct Loaded<'a> {
     pub table: Table,
     /// Header section, log and regions, in the order of the file.
     pub spans: Vec<Span>,
+    pub repair: Option<TableRepair>,
     pub creator: String,
     pub warnings: Vec<Warning>,
 }
@@ -101,18 +102,19 @@ pub(super) fn load(storage: &mut dyn Storage) -> Result<Loaded<'_>, OpenError> {
     } else {
         Overlay::replayed(storage, log.clone(), log_guid)?
     };
-    let Regions { bat, metadata, mut spans } = read_regions(&mut overlay, &mut warnings)?;
+    let Regions { bat, metadata, mut spans, repair } = read_regions(&mut overlay, &mut warnings)?;
     spans.push(Span { start: 0, end: HEADER_SECTION_LEN, name: "the header section".to_owned() });
     spans.push(Span { start: log.start, end: log.end, name: "the log".to_owned() });
     sort_disjoint(&mut spans)?;
     let Metadata { geometry, virtual_disk_id } = read_metadata(&mut overlay, metadata, bat.offset_bytes)?;
     let table = read_table(&mut overlay, &geometry, bat, &spans)?;
-    Ok(Loaded { overlay, current, geometry, virtual_disk_id, table, spans, creator, warnings })
+    Ok(Loaded { overlay, current, geometry, virtual_disk_id, table, spans, repair, creator, warnings })
 }
 
 /// Open a disk. A file that was closed cleanly is not modified, and neither is one that is refused.
 pub fn open(storage: &mut dyn Storage, mut options: OpenOptions) -> Result<OpenDisk, OpenError> {
-    let Loaded { mut overlay, mut current, geometry, virtual_disk_id, table, creator, warnings, .. } = load(storage)?;
+    let loaded = load(storage)?;
+    let Loaded { mut overlay, mut current, geometry, virtual_disk_id, table, repair, creator, warnings, .. } = loaded;
     let (blocks_present, objects_end_bytes) = (table.present, table.objects_end);
     let view = Arc::new(BatView::new(table.entries));
     let replay = overlay.summary;
@@ -127,7 +129,8 @@ pub fn open(storage: &mut dyn Storage, mut options: OpenOptions) -> Result<OpenD
                 Some(_) => persist_replay(overlay, &mut current, &mut options.guids)?,
                 None => overlay.base(),
             };
-            let file = FileState { file_len_bytes: storage.len_bytes()?, objects_end_bytes, blocks_present };
+            let file_len_bytes = storage.len_bytes()?;
+            let file = FileState { file_len_bytes, objects_end_bytes, blocks_present, repair };
             Some(Engine::new(geometry, Arc::clone(&view), current, replay.is_some(), file, options.guids))
         }
     };
@@ -148,8 +151,8 @@ fn persist_replay<'a>(
     Ok(storage)
 }
 
-/// A replay that stays in memory covers the tables only: payload is read from the file as it is. Blocks that the replay would
-/// have to create read as zeros; blocks that it would change are beyond this.
+/// A replay that stays in memory covers the tables only: payload is read from the file as it is. Blocks that the
+/// replay would have to create read as zeros; blocks that it would change are beyond this.
 fn settle_in_memory(overlay: &Overlay<'_>, geometry: &Geometry, view: &BatView) -> Result<(), OpenError> {
     if overlay.summary.is_none() {
         return Ok(());

@@ -19,8 +19,8 @@ pub enum Extent {
     },
 }
 
-/// The extents of a range in order, neighbours merged; together exactly as long as the range. Entries are read as the iterator
-/// advances: each extent is true when it is given out. `Clone` restarts from the same place.
+/// The extents of a range in order, neighbours merged; together exactly as long as the range. Entries are read as the
+/// iterator advances: each extent is true when it is given out. `Clone` restarts from the same place.
 #[derive(Clone, Debug)]
 pub struct Extents<'a> {
     geometry: &'a Geometry,

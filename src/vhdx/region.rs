@@ -33,6 +33,15 @@ pub(super) struct Regions {
     pub bat: Place,
     pub metadata: Place,
     pub spans: Vec<Span>,
+    /// The copy of the table that is not valid, and what belongs there.
+    pub repair: Option<TableRepair>,
+}
+
+/// A copy of the region table that a write session writes anew.
+#[derive(Clone, Debug)]
+pub(super) struct TableRepair {
+    pub offset_bytes: u64,
+    pub table: Vec<u8>,
 }
 
 fn entries_of(table: &[u8]) -> Result<Vec<RegionTableEntry>, &'static str> {
@@ -62,19 +71,17 @@ pub(super) fn read_regions(storage: &mut dyn Storage, warnings: &mut Vec<Warning
         *table = vec![0; REGION_TABLE_LEN];
         storage.read_at(offset_bytes, table)?;
     }
-    let entries = match (entries_of(&tables[0]), entries_of(&tables[1])) {
-        (Ok(entries), Ok(_)) => entries,
-        (Ok(entries), Err(_)) => {
-            warnings.push(Warning::RegionTableCopyInvalid { copy: 2 });
-            entries
-        }
-        (Err(_), Ok(entries)) => {
-            warnings.push(Warning::RegionTableCopyInvalid { copy: 1 });
-            entries
-        }
+    let (entries, invalid) = match (entries_of(&tables[0]), entries_of(&tables[1])) {
+        (Ok(entries), Ok(_)) => (entries, None),
+        (Ok(entries), Err(_)) => (entries, Some(1)),
+        (Err(_), Ok(entries)) => (entries, Some(0)),
         (Err(rule), Err(_)) => return Err(OpenError::NoValidRegionTable { rule }),
     };
-    check(&entries, storage.len_bytes()?)
+    let repair = invalid.map(|invalid| {
+        warnings.push(Warning::RegionTableCopyInvalid { copy: invalid as u8 + 1 });
+        TableRepair { offset_bytes: REGION_TABLE_OFFSETS[invalid], table: std::mem::take(&mut tables[invalid ^ 1]) }
+    });
+    Ok(Regions { repair, ..check(&entries, storage.len_bytes()?)? })
 }
 
 fn check(entries: &[RegionTableEntry], file_len_bytes: u64) -> Result<Regions, OpenError> {
@@ -108,7 +115,7 @@ fn check(entries: &[RegionTableEntry], file_len_bytes: u64) -> Result<Regions, O
     }
     let bat = bat.ok_or(OpenError::RegionMissing { name: "block allocation table" })?;
     let metadata = metadata.ok_or(OpenError::RegionMissing { name: "metadata" })?;
-    Ok(Regions { bat, metadata, spans })
+    Ok(Regions { bat, metadata, spans, repair: None })
 }
 
 fn name_of(guid: Guid) -> String {

@@ -30,8 +30,8 @@ pub(super) fn active_sequence(ring: &mut Ring<'_>) -> Result<Vec<Entry>, OpenErr
         };
         tail = head.at + head.len_bytes + if head.at < tail { ring.len_bytes } else { 0 };
         let Some(first) = run.iter().position(|entry| entry.at == head.tail) else {
-            // Incomplete. A shorter run inside it can be complete only from a later start, which has a smaller number of
-            // entries but the same head: incomplete too.
+            // Incomplete. A shorter run inside it can be complete only from a later start, which has a smaller number
+            // of entries but the same head: incomplete too.
             continue;
         };
         if best.as_ref().and_then(|best| best.last()).is_none_or(|best| head.sequence_number > best.sequence_number) {
@@ -340,7 +340,8 @@ mod tests {
         }
     }
 
-    /// Section 2.3.3 replays from the head's Tail: entries of the run in front of it have been applied, and newer pages with them.
+    /// Section 2.3.3 replays from the head's Tail: entries of the run in front of it have been applied, and newer
+    /// pages with them.
     #[test]
     fn replay_begins_at_the_tail() {
         let mut file = Memory::new();
@@ -407,7 +408,8 @@ mod tests {
         assert_eq!(file.sequence(), Err(lost));
     }
 
-    /// An entry of more than 126 descriptors, as Windows writes them: descriptors go on in a second sector, and some are zeros.
+    /// An entry of more than 126 descriptors, as Windows writes them: descriptors go on in a second sector, and some
+    /// are zeros.
     #[test]
     fn long_entries_and_zero_descriptors_are_replayed() {
         let (mut file, zeros) = (Memory::new(), 200);

@@ -16,9 +16,9 @@ pub enum StorageError {
 
 /// A file as create, open, replay and check see it. Calls block; none is made on a data path.
 ///
-/// Duties of the implementation: reads and writes are complete or an error; a write past the end extends the file, and bytes never
-/// written read as zeros; after `flush` everything written before, and the size, survive a power cut. Duties of the caller:
-/// nobody else changes the file meanwhile.
+/// Duties of the implementation: reads and writes are complete or an error; a write past the end extends the file,
+/// and bytes never written read as zeros; after `flush` everything written before, and the size, survive a power cut.
+/// Duties of the caller: nobody else changes the file meanwhile.
 pub trait Storage {
     /// The file's size in bytes.
     fn len_bytes(&mut self) -> Result<u64, StorageError>;

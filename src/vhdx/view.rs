@@ -1,7 +1,8 @@
 //! What every shard of a disk shares: its immutable geometry and the lock-free view of its block allocation table.
 //!
-//! The engine on the home shard is the only writer of BAT entries; every shard reads them. A reader that sees an entry also sees
-//! everything that was stored before it (release/acquire), in particular that its log entry is not durable yet.
+//! The engine on the home shard is the only writer of BAT entries; every shard reads them. A reader that sees an
+//! entry also sees everything that was stored before it (release/acquire), in particular that its log entry is not
+//! durable yet.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -86,14 +87,14 @@ impl BatView {
         BatEntry(self.entries[block as usize].load(Ordering::Acquire))
     }
 
-    /// Whether the write session is open. While it is not, every write (overwrites too) goes to the home shard first, so that
-    /// FileWriteGuid and DataWriteGuid change before the first modification (section 2.2.2).
+    /// Whether the write session is open. While it is not, every write (overwrites too) goes to the home shard first,
+    /// so that FileWriteGuid and DataWriteGuid change before the first modification (section 2.2.2).
     pub fn write_session_open(&self) -> bool {
         self.write_session_open.load(Ordering::Acquire)
     }
 
-    /// Whether a published allocation may not survive a power cut yet. A FUA write that has been planned while this was true needs a
-    /// sync of the whole file after it. Ask after planning, not before.
+    /// Whether a published allocation may not survive a power cut yet. A FUA write that has been planned while this
+    /// was true needs a sync of the whole file after it. Ask after planning, not before.
     pub fn metadata_unflushed(&self) -> bool {
         // `durable` first: it never passes `published`, so reading it first errs towards "unflushed".
         let durable = self.durable.load(Ordering::Acquire);
@@ -105,15 +106,16 @@ impl BatView {
         self.poisoned.load(Ordering::Acquire)
     }
 
-    /// Poison the disk. Any shard may: a payload write or a sync that failed must not be followed by acknowledged writes.
+    /// Poison the disk. Any shard may: a payload write or a sync that failed must not be followed by acknowledged
+    /// writes.
     pub fn poison(&self) {
         self.poisoned.store(true, Ordering::Release);
     }
 
     /// Call before starting a sync of the file, on any shard; hand the mark to [`Self::flush_done`] when it succeeded.
     ///
-    /// A guest's SYNCHRONIZE CACHE needs no more than one sync on its own shard: an allocation is published, and the write that
-    /// needed it can have been acknowledged, only after its log entry has been written to the file.
+    /// A guest's SYNCHRONIZE CACHE needs no more than one sync on its own shard: an allocation is published, and the
+    /// write that needed it can have been acknowledged, only after its log entry has been written to the file.
     pub fn flush_started(&self) -> FlushMark {
         FlushMark(self.published.load(Ordering::Acquire))
     }

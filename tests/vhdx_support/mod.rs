@@ -1,5 +1,5 @@
-//! A disk's file in memory that records what is done to it, so that a test can cut the power at any instant; and a host that
-//! carries out an engine's operations on it the way a shard does.
+//! A disk's file in memory that records what is done to it, so that a test can cut the power at any instant; and a
+//! host that carries out an engine's operations on it the way a shard does.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::collections::BTreeMap;
@@ -236,8 +236,9 @@ impl RecordedFile {
         self.history.push(change);
     }
 
-    /// The file after power was lost when `cut` changes had been made. Everything in front of the last flush is there; of
-    /// each later change, every sector is or is not, as `random` says (`None`: nothing was lost, only the process died).
+    /// The file after power was lost when `cut` changes had been made. Everything in front of the last flush is
+    /// there; of each later change, every sector is or is not, as `random` says (`None`: nothing was lost, only the
+    /// process died).
     pub fn cut(&self, durable: &SparseFile, from: usize, cut: usize, mut random: Option<&mut Random>) -> SparseFile {
         let mut file = durable.clone();
         // One draw decides how much survives, so that nothing, nearly nothing and nearly everything are all seen.

@@ -1,10 +1,10 @@
 //! The engine of a disk that is written: block allocation and the log, owned by the disk's home shard.
 //!
-//! One metadata operation is in flight at a time (and beside it at most one extension of the file, ahead of need), because
-//! each depends on the one before it. While a group's entry is being written, the next group collects.
+//! One metadata operation is in flight at a time (and beside it at most one extension of the file, ahead of need),
+//! because each depends on the one before it. While a group's entry is being written, the next group collects.
 //!
-//! The caller's loop: after every call, `poll_io` until `None`, then `poll_event` until `None`. Allocations that are asked for between
-//! two `poll_io` share a group.
+//! The caller's loop: after every call, `poll_io` until `None`, then `poll_event` until `None`. Allocations that are
+//! asked for between two `poll_io` share a group.
 
 mod group;
 mod steps;
@@ -18,6 +18,7 @@ use steps::{GROUP_PAGES_MAX, STAGING_LEN, Step};
 use super::GuidSource;
 use super::format::{Guid, MIB};
 use super::header::CurrentHeader;
+use super::region::TableRepair;
 use super::view::{BatView, FlushMark, Geometry};
 
 /// Longest [`MetadataIoKind::Write`].
@@ -52,8 +53,8 @@ pub struct MetadataIo<'a> {
 /// What a [`MetadataIo`] does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetadataIoKind<'a> {
-    /// Write these bytes: offset and length are multiples of 4 KiB, at most `METADATA_WRITE_BYTES_MAX`. Copy them out (into an
-    /// aligned buffer) before the next call on the engine.
+    /// Write these bytes: offset and length are multiples of 4 KiB, at most `METADATA_WRITE_BYTES_MAX`. Copy them out
+    /// (into an aligned buffer) before the next call on the engine.
     Write {
         /// Byte offset in the file.
         offset_bytes: u64,
@@ -137,7 +138,7 @@ pub enum Event {
 }
 
 /// What `open` knows about the file.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct FileState {
     /// Its size.
     pub file_len_bytes: u64,
@@ -145,6 +146,8 @@ pub(super) struct FileState {
     pub objects_end_bytes: u64,
     /// Payload blocks that have space.
     pub blocks_present: u32,
+    /// A copy of the region table to be written anew.
+    pub repair: Option<TableRepair>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,6 +233,7 @@ pub struct Engine {
     /// Where the next block goes: behind every object, a multiple of 1 MiB.
     next_block_bytes: u64,
     blocks_present: u32,
+    repair: Option<TableRepair>,
     /// Growing ahead of need has failed for lack of space; groups still try for what they need.
     ahead_refused: bool,
 
@@ -282,6 +286,7 @@ impl Engine {
             file_len_durable_bytes: 0,
             next_block_bytes: file.objects_end_bytes,
             blocks_present: file.blocks_present,
+            repair: file.repair,
             ahead_refused: false,
             collecting: Group::default(),
             committing: Group::default(),
@@ -306,8 +311,8 @@ impl Engine {
         &self.view
     }
 
-    /// Open the write session unless it is open or opening. [`Event::WriteSession`] tells when it is; when it is open already there is
-    /// no further event.
+    /// Open the write session unless it is open or opening. [`Event::WriteSession`] tells when it is; when it is open
+    /// already there is no further event.
     pub fn begin_write_session(&mut self) -> Result<(), EngineError> {
         self.refuse_unless_serving()?;
         self.begin_wanted |= self.phase == Phase::Unmodified;
@@ -315,7 +320,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Give `block` space. Opens the write session where that has not happened. A block may be asked for by many tickets.
+    /// Give `block` space. Opens the write session where that has not happened. A block may be asked for by many
+    /// tickets.
     pub fn allocate(&mut self, block: u32, ticket: Ticket) -> Result<Allocate, EngineError> {
         assert!(block < self.geometry.block_count, "the block lies within the disk");
         self.refuse_unless_serving()?;
@@ -338,7 +344,8 @@ impl Engine {
         Ok(Allocate::Queued)
     }
 
-    /// The next operation to carry out, if any. Operations that are given out before one has completed may run in any order.
+    /// The next operation to carry out, if any. Operations that are given out before one has completed may run in any
+    /// order.
     pub fn poll_io(&mut self) -> Option<MetadataIo<'_>> {
         self.advance();
         let waits = |running: &&mut Running| !running.given_out;
@@ -381,7 +388,8 @@ impl Engine {
         self.events.pop_front()
     }
 
-    /// A sync of the file for the guest, on the home shard: call before it starts. Other shards use [`BatView::flush_started`].
+    /// A sync of the file for the guest, on the home shard: call before it starts. Other shards use
+    /// [`BatView::flush_started`].
     pub fn flush_started(&self) -> FlushMark {
         self.view.flush_started()
     }
@@ -394,8 +402,8 @@ impl Engine {
         }
     }
 
-    /// Finish what is queued, write the table in place, empty the log, give preallocated space back. [`Event::Closed`] ends it.
-    /// Call once no payload I/O of the disk is in flight or to come.
+    /// Finish what is queued, write the table in place, empty the log, give preallocated space back.
+    /// [`Event::Closed`] ends it. Call once no payload I/O of the disk is in flight or to come.
     pub fn close(&mut self) {
         if matches!(self.phase, Phase::Poisoned) && !self.close_wanted {
             self.push_event(Event::Closed(Err(EngineError::Poisoned)));

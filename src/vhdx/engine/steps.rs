@@ -1,9 +1,10 @@
-//! What the engine does, step by step: opening the session, a group, the turn of an epoch, closing. Each program is a list of
-//! steps whose order is what makes every instant of it recoverable; a step gives out at most one operation at a time.
+//! What the engine does, step by step: opening the session, a group, the turn of an epoch, closing. Each program is a
+//! list of steps whose order is what makes every instant of it recoverable; a step gives out at most one operation at
+//! a time.
 
 use super::{EXTEND_MAX, EXTEND_MIN, Engine, EngineError, Event, IoFailure, IoId, Operation, Phase, Running};
 use crate::vhdx::bat::{ENTRIES_PER_PAGE, encode_page};
-use crate::vhdx::format::{BatEntry, Guid, MIB, PAGE};
+use crate::vhdx::format::{BatEntry, Guid, MIB, PAGE, REGION_TABLE_LEN};
 use crate::vhdx::log::{NewEntry, seal};
 
 const PAGE_LEN: u64 = PAGE as u64;
@@ -18,8 +19,8 @@ pub(super) const STAGING_LEN: usize = (1 + GROUP_PAGES_MAX) * PAGE;
 /// Steps that may wait: a turn in front of a group is the most.
 pub(super) const SCRIPT_MAX: usize = 32;
 
-/// Free space that stays behind the last entry of an epoch, besides the entry that ends it: other readers of the log are
-/// known to stumble over a run that ends right before the ring's last sector.
+/// Free space that stays behind the last entry of an epoch, besides the entry that ends it: other readers of the log
+/// are known to stumble over a run that ends right before the ring's last sector.
 const RING_RESERVE: u64 = 2 * PAGE_LEN;
 
 /// How much space to ask the file system for.
@@ -43,6 +44,9 @@ pub(super) enum Step {
     WriteHeader,
     /// Make everything so far durable.
     Sync,
+    /// Write the copy of the region table that is not valid anew. It needs no log: until it is whole, the other copy
+    /// serves.
+    RepairRegionTable,
     /// Make the tail of the file, behind every object, read as zeros: it may hold what an interrupted session left.
     ZeroSlack,
     /// The same where the file system cannot zero a range: cut the tail off.
@@ -71,14 +75,16 @@ pub(super) enum Step {
     Closed,
 }
 
-/// Opening the session. The empty entry is durable before a header names its GUID, so a header never promises a log that
-/// is not there; FileWriteGuid is durable before the first modification; the slack is zero before the first block is published.
-const OPEN: [Step; 15] = [
+/// Opening the session. The empty entry is durable before a header names its GUID, so a header never promises a log
+/// that is not there; FileWriteGuid is durable before the first modification; the slack is zero before the first
+/// block is published.
+const OPEN: [Step; 16] = [
     Step::RenewWriteGuids,
     Step::WriteHeader,
     Step::Sync,
     Step::WriteHeader,
     Step::Sync,
+    Step::RepairRegionTable,
     Step::ZeroSlack,
     Step::PadFile,
     Step::StartEpoch,
@@ -121,6 +127,7 @@ const CLOSE: [Step; 10] = [
     Step::Closed,
 ];
 
+const _: () = assert!(REGION_TABLE_LEN <= STAGING_LEN);
 const _: () = assert!(OPEN.len() <= SCRIPT_MAX && TURN.len() + 2 <= SCRIPT_MAX && CLOSE.len() <= SCRIPT_MAX);
 
 impl Engine {
@@ -181,6 +188,7 @@ impl Engine {
                 let mark = self.view.flush_started();
                 Some(Operation::Sync { mark, file_len_bytes: self.file_len_bytes })
             }
+            Step::RepairRegionTable => self.repair_region_table(),
             Step::ZeroSlack => {
                 self.slack().map(|len_bytes| Operation::ZeroRange { offset_bytes: self.next_block_bytes, len_bytes })
             }
@@ -328,6 +336,12 @@ impl Engine {
         Some(Operation::Write { offset_bytes, len: PAGE })
     }
 
+    fn repair_region_table(&mut self) -> Option<Operation> {
+        let repair = self.repair.take()?;
+        self.staging[..REGION_TABLE_LEN].copy_from_slice(&repair.table);
+        Some(Operation::Write { offset_bytes: repair.offset_bytes, len: REGION_TABLE_LEN })
+    }
+
     /// Bytes of the file behind every object.
     fn slack(&self) -> Option<u64> {
         self.file_len_bytes.checked_sub(self.next_block_bytes).filter(|len| *len != 0)
@@ -411,25 +425,33 @@ impl Engine {
         Reserved::Done
     }
 
+    /// How much to grow ahead of need: a share of the disk, so that large disks meet the file system as seldom as
+    /// small ones.
+    fn growth_step(&self) -> u64 {
+        let share = (self.geometry.disk_size_bytes / 64).clamp(EXTEND_MIN, EXTEND_MAX).next_multiple_of(MIB);
+        share.max(u64::from(self.geometry.block_size_bytes))
+    }
+
+    /// Where the file ends once `absent` further blocks have space: it never needs to be longer.
+    fn end_with(&self, absent: u32) -> u64 {
+        self.next_block_bytes + u64::from(absent) * u64::from(self.geometry.block_size_bytes)
+    }
+
     /// The growth beyond `end`: large steps, but never more than the disk can still use.
     fn ahead_end(&self, end: u64) -> u64 {
-        let step = (self.geometry.disk_size_bytes / 64).clamp(EXTEND_MIN, EXTEND_MAX);
-        let absent = u64::from(self.geometry.block_count - self.blocks_present);
-        let usable = self.next_block_bytes + absent * u64::from(self.geometry.block_size_bytes);
-        (end + step.next_multiple_of(MIB)).min(usable.max(end))
+        let usable = self.end_with(self.geometry.block_count - self.blocks_present);
+        assert!(end <= usable, "a group holds absent blocks only");
+        (end + self.growth_step()).min(usable)
     }
 
     /// Grow the file beside the group's entry when less than half a step is left.
     fn extend_ahead(&mut self) {
-        let block = u64::from(self.geometry.block_size_bytes);
         let free = self.file_len_bytes.saturating_sub(self.next_block_bytes);
-        if self.ahead.is_some() || self.ahead_refused || self.close_wanted || free >= EXTEND_MIN / 2 {
+        if self.ahead.is_some() || self.ahead_refused || self.close_wanted || free >= self.growth_step() / 2 {
             return;
         }
-        let absent = u64::from(self.geometry.block_count - self.blocks_present);
-        let absent = absent.saturating_sub(self.committing.blocks.len() as u64);
-        let step = (self.geometry.disk_size_bytes / 64).clamp(EXTEND_MIN, EXTEND_MAX).next_multiple_of(MIB);
-        let to_bytes = (self.next_block_bytes + absent * block).min(self.file_len_bytes.saturating_add(step));
+        let absent = self.geometry.block_count - self.blocks_present - self.committing.blocks.len() as u32;
+        let to_bytes = self.end_with(absent).min(self.file_len_bytes + self.growth_step());
         if to_bytes > self.file_len_bytes {
             self.ahead = Some(self.operation(Operation::Extend { to_bytes }));
         }
@@ -490,7 +512,8 @@ impl Engine {
         Some(Operation::Write { offset_bytes: self.page_offset(first), len: count * PAGE })
     }
 
-    /// What a dynamic disk holds ahead goes back to the file system; a fixed disk keeps its space (LeaveBlocksAllocated).
+    /// What a dynamic disk holds ahead goes back to the file system; a fixed disk keeps its space
+    /// (LeaveBlocksAllocated).
     fn give_back(&mut self) -> Option<Operation> {
         if self.geometry.fixed {
             return None;
