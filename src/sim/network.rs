@@ -65,9 +65,11 @@ impl Pipe {
     /// Read up to `into.len()` arrived bytes.
     pub(super) fn read(&mut self, into: &mut [u8]) -> usize {
         let count = into.len().min(self.arrived);
-        for (to, byte) in into.iter_mut().zip(self.bytes.drain(..count)) {
-            *to = byte;
-        }
+        let (front, back) = self.bytes.as_slices();
+        let split = count.min(front.len());
+        into[..split].copy_from_slice(&front[..split]);
+        into[split..count].copy_from_slice(&back[..count - split]);
+        self.bytes.drain(..count);
         self.arrived -= count;
         count
     }

@@ -3,13 +3,14 @@
 //! **May know:** the simulated kernel.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 
 use super::allocation::Inside;
 use super::faults::{FileFaults, NetworkFaults};
-use super::history::{Event, What};
-use super::kernel::{FileOptions, Kernel, StreamError};
+use super::history::{Event, History, What};
+use super::kernel::{FileOptions, Kernel, START, StreamError};
 use super::random::Random;
 use super::ring::SimRing;
 use super::stream::Stream;
@@ -28,6 +29,8 @@ pub struct WorldConfig {
     pub backlog_max: usize,
     /// Events that [`World::history`] remembers; the hash covers all.
     pub history_events_max: usize,
+    /// Print every event to standard error as it happens.
+    pub history_is_printed: bool,
 }
 
 impl Default for WorldConfig {
@@ -38,6 +41,7 @@ impl Default for WorldConfig {
             pipe_capacity_bytes: 256 * 1024,
             backlog_max: 128,
             history_events_max: 1 << 20,
+            history_is_printed: false,
         }
     }
 }
@@ -80,10 +84,16 @@ pub enum Outcome {
 }
 
 /// A computer in memory. Cloning gives another handle to the same one.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct World {
     kernel: Rc<RefCell<Kernel>>,
     config: WorldConfig,
+}
+
+impl fmt::Debug for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "World")
+    }
 }
 
 impl World {
@@ -95,7 +105,7 @@ impl World {
     /// A world as configured.
     pub fn with_config(seed: u64, config: WorldConfig) -> World {
         let _inside = Inside::enter();
-        let mut kernel = Kernel::new(seed, config.history_events_max);
+        let mut kernel = Kernel::new(seed, History::new(config.history_events_max, config.history_is_printed));
         kernel.network_faults = config.network_faults.clone();
         kernel.file_faults = config.file_faults.clone();
         kernel.pipe_capacity_bytes = config.pipe_capacity_bytes;
@@ -112,6 +122,11 @@ impl World {
     /// Virtual time.
     pub fn now(&self) -> Nanos {
         self.kernel.borrow().now()
+    }
+
+    /// How long this world has existed, in virtual time.
+    pub fn elapsed(&self) -> Nanos {
+        Nanos(self.now().0 - START.0)
     }
 
     /// A stream of random numbers of its own, drawn from this world's seed.
@@ -177,6 +192,12 @@ impl World {
     pub fn file_set_len(&self, name: &str, len_bytes: u64) {
         let file = self.file(name);
         self.kernel.borrow_mut().file_state(file).set_len(len_bytes);
+    }
+
+    /// Reserve space for the first `len_bytes` of a file: writes there cannot meet a full file system.
+    pub fn file_reserve(&self, name: &str, len_bytes: u64) {
+        let file = self.file(name);
+        self.kernel.borrow_mut().file_state(file).extend(0, len_bytes);
     }
 
     /// Make a file durable as it is now.
@@ -315,6 +336,7 @@ impl World {
             if self.now() >= end {
                 return Outcome::LimitReached;
             }
+            let happened = self.kernel.borrow().happened();
             let first = self.kernel.borrow_mut().random.index(runnables.len().max(1));
             let (before, after) = runnables.split_at_mut(first);
             for runnable in after.iter_mut().chain(before) {
@@ -324,7 +346,8 @@ impl World {
                 return Outcome::Satisfied;
             }
             let mut kernel = self.kernel.borrow_mut();
-            if kernel.is_any_awake() || kernel.advance() {
+            // What happened while somebody entered a ring may be news for those whose turn was before.
+            if kernel.happened() != happened || kernel.is_any_awake() || kernel.advance() {
                 idle = 0;
                 continue;
             }

@@ -5,6 +5,8 @@
 //!
 //! **May know:** nothing.
 
+use std::fmt;
+
 /// Bytes that have one version.
 pub(super) const UNIT_BYTES: usize = 512;
 
@@ -38,12 +40,17 @@ impl Unit {
 }
 
 /// The units `first ..` of a logical unit that one initiator writes alone.
-#[derive(Debug)]
 pub(super) struct Contents {
     first: u64,
     units: Vec<Unit>,
     version_next: Version,
     order: u64,
+}
+
+impl fmt::Debug for Contents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} sectors from {}", self.units.len(), self.first)
+    }
 }
 
 impl Contents {

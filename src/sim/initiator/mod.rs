@@ -148,7 +148,7 @@ pub struct Initiator {
 }
 
 /// Between a loss and the next try.
-const RETRY_AFTER: Nanos = Nanos(50_000_000);
+const RETRY_AFTER: Nanos = Nanos(3_000_000);
 
 /// A server that refuses this often will not take us.
 const ATTEMPTS_MAX: u32 = 2000;
@@ -215,6 +215,11 @@ impl Initiator {
     /// Whether it has logged out after finding everything right.
     pub fn is_done(&self) -> bool {
         matches!(self.phase, Phase::Done)
+    }
+
+    /// Whether it has ever reached the full feature phase.
+    pub fn has_logged_in(&self) -> bool {
+        self.report.logins > 0
     }
 
     fn connect(&mut self) -> Result<(), String> {
