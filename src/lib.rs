@@ -30,7 +30,7 @@
 //! # Modules, and what each may use
 //!
 //! ```text
-//! main → cli ; main → control → shard → { iscsi, scsi, medium, vhdx, ring, mem, observe }    sim → { shard, ring, mem }
+//! main → cli ; main → control → shard → { iscsi, scsi, medium, vhdx, ring, mem, observe } sim → { shard, ring, mem }
 //! iscsi → scsi        medium → { vhdx, scsi, ring, mem, observe }        scsi, vhdx → nothing above        ring → mem
 //! ```
 //!
