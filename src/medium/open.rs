@@ -92,7 +92,8 @@ pub fn probe(path: &Path) -> Result<Probed, FileError> {
     let size_bytes = file_size(&file, path)?;
     let mut signature = [0; 8];
     let is_vhdx = file.read_exact_at(&mut signature, 0).is_ok() && &signature == VHDX_SIGNATURE;
-    if !is_vhdx {
+    // A VHDX whose signature is damaged must be refused as one: served as a raw disk, its first write would destroy it.
+    if !is_vhdx && !is_named_vhdx(path) {
         check_raw_size(size_bytes, 512)?;
         return Ok(Probed { format: DiskFormat::Raw, kind: DiskKind::Dynamic, size_bytes, sector_size_bytes: 512 });
     }
@@ -104,6 +105,10 @@ pub fn probe(path: &Path) -> Result<Probed, FileError> {
         size_bytes: open.geometry.disk_size_bytes,
         sector_size_bytes: open.geometry.logical_sector_bytes,
     })
+}
+
+fn is_named_vhdx(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end.eq_ignore_ascii_case("vhdx") || end.eq_ignore_ascii_case("avhdx"))
 }
 
 /// Open a disk for service. Blocking: takes the file's lock, validates everything, replays a pending log.
