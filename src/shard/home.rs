@@ -1,8 +1,8 @@
 //! The home shard's part: what only one shard may do to a disk, on behalf of all.
 //!
-//! For a VHDX it owns the engine: it opens the write session, allocates blocks and keeps the log. For every file it runs the
-//! flushes that initiators ask for, coalesced: one is running, and all requests that come meanwhile share the next one.
-//! A request is answered by message, to this shard itself as well.
+//! For a VHDX it owns the engine: it opens the write session, allocates blocks and keeps the log. For every file it
+//! runs the flushes that initiators ask for, coalesced: one is running, and all requests that come meanwhile share the
+//! next one. A request is answered by message, to this shard itself as well.
 
 use std::sync::Arc;
 
@@ -344,7 +344,8 @@ impl HomeDisk {
     }
 }
 
-/// Ask the engine for the blocks of a range. The number of blocks that are on their way; zero: try again at the next event.
+/// Ask the engine for the blocks of a range. The number of blocks that are on their way; zero: try again at the next
+/// event.
 fn allocate(engine: &mut vhdx::Engine, disk: &Disk, key: Key, range: Range) -> Result<u32, MediumError> {
     let Backing::Vhdx { geometry, view, .. } = disk.backing() else { return Err(MediumError::Removed) };
     let (first_block, block_count) = match vhdx::plan_write(geometry, view, range.offset_bytes, range.len_bytes as u32)
