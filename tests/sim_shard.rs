@@ -1,5 +1,6 @@
-//! Whole servers on the simulator: shards, sessions and every kind of disk, checked by initiators that were written from
-//! the standards alone. Each test is a scenario over many seeds; `cargo run -p tools -- sim` repeats one that fails.
+//! Whole servers on the simulator: shards, sessions and every kind of disk, checked by initiators that were written
+//! from the standards alone. Each test is a scenario over many seeds; `cargo run -p tools -- sim` repeats one that
+//! fails.
 
 use lunaring::ring::Nanos;
 use lunaring::sim::InitiatorReport;

@@ -1,7 +1,7 @@
 //! Byte streams between a listener's world and its clients: bounded, in order, cut anywhere.
 //!
-//! A connection is two pipes. What one side writes is on its way first and arrives later, in pieces cut at any byte; the
-//! other side reads only what has arrived. An orderly end follows the bytes; a reset destroys them.
+//! A connection is two pipes. What one side writes is on its way first and arrives later, in pieces cut at any byte;
+//! the other side reads only what has arrived. An orderly end follows the bytes; a reset destroys them.
 //!
 //! **May know:** nothing but bytes. The world decides when pieces arrive.
 

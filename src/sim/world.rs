@@ -51,7 +51,8 @@ pub trait Runnable {
     /// Do what can be done now. A ring is entered with `wait`; nothing blocks.
     fn turn(&mut self, wait: Wait);
 
-    /// Whether this one has reached what it wants. A run ends when all have; servers, which want nothing, say yes always.
+    /// Whether this one has reached what it wants. A run ends when all have; servers, which want nothing, say yes
+    /// always.
     fn is_satisfied(&self) -> bool {
         true
     }
@@ -163,9 +164,9 @@ impl World {
         self.kernel.borrow_mut().file_open(file, options)
     }
 
-    /// Let operations on `real`, a descriptor of the real kernel, go to `own`, a file or listener of this world. A disk or
-    /// a listener that was opened outside can so be served inside; until it is closed or adopted anew, `real` itself is not
-    /// touched.
+    /// Let operations on `real`, a descriptor of the real kernel, go to `own`, a file or listener of this world. A
+    /// disk or a listener that was opened outside can so be served inside; until it is closed or adopted anew, `real`
+    /// itself is not touched.
     pub fn adopt(&self, real: Fd, own: Fd) {
         self.kernel.borrow_mut().adopt(real, own);
     }
@@ -276,15 +277,16 @@ impl World {
 
     // ---- the end -----------------------------------------------------------------------------------------------
 
-    /// The process dies here: its rings answer nothing any more, its descriptors are closed. What had completed stays in
-    /// the files; operations in flight may have happened, in part or not at all.
+    /// The process dies here: its rings answer nothing any more, its descriptors are closed. What had completed stays
+    /// in the files; operations in flight may have happened, in part or not at all.
     pub fn process_kill(&self) {
         let mut kernel = self.kernel.borrow_mut();
         kernel.record(What::ProcessKilled);
         kernel.kill(false);
     }
 
-    /// The power goes: the process dies, and of what was not flushed any subset is left, torn and reordered by sector as
+    /// The power goes: the process dies, and of what was not flushed any subset is left, torn and reordered by sector
+    /// as
     /// `seed` says.
     pub fn power_cut(&self, seed: u64) {
         let mut kernel = self.kernel.borrow_mut();
@@ -293,8 +295,8 @@ impl World {
         kernel.files_after_power_cut(seed);
     }
 
-    /// A new calm world with the files that a power cut at this moment would leave. This one goes on. What was in flight is
-    /// not in those files; [`World::power_cut`] covers that.
+    /// A new calm world with the files that a power cut at this moment would leave. This one goes on. What was in
+    /// flight is not in those files; [`World::power_cut`] covers that.
     pub fn after_power_cut(&self, seed: u64) -> World {
         let after = self.copy_of_files(seed);
         after.kernel.borrow_mut().files_after_power_cut(seed);
@@ -320,8 +322,8 @@ impl World {
         self.kernel.borrow_mut().schedule_alarm(after);
     }
 
-    /// Give everybody turns, in a seeded order each round, and let time pass when nobody has anything to do, until all are
-    /// satisfied, nothing can happen any more, or the limit is reached.
+    /// Give everybody turns, in a seeded order each round, and let time pass when nobody has anything to do, until
+    /// all are satisfied, nothing can happen any more, or the limit is reached.
     pub fn run(&self, runnables: &mut [&mut dyn Runnable], limit: RunLimit) -> Outcome {
         self.kernel.borrow_mut().is_scheduled = true;
         let outcome = self.rounds(runnables, limit);

@@ -1,7 +1,7 @@
 //! What a disk must contain: the initiator's own memory of what it wrote and what it was told.
 //!
-//! Contents are kept by sectors of 512 bytes, each a *version*. A sector's bytes are made from its place and its version, so
-//! that a sector in the wrong place, an older one, and a mixture are all seen for what they are.
+//! Contents are kept by sectors of 512 bytes, each a *version*. A sector's bytes are made from its place and its
+//! version, so that a sector in the wrong place, an older one, and a mixture are all seen for what they are.
 //!
 //! **May know:** nothing.
 

@@ -1,8 +1,8 @@
 //! A server of several shards on a simulated world, with disks of every kind.
 //!
-//! Disk files are created and opened by the control plane's own code, as real files in a temporary directory; then their
-//! contents move into the world, and the shards' operations go there. After a crash what the world has kept is written
-//! back to the real files, and they are opened again, log replay and all.
+//! Disk files are created and opened by the control plane's own code, as real files in a temporary directory; then
+//! their contents move into the world, and the shards' operations go there. After a crash what the world has kept is
+//! written back to the real files, and they are opened again, log replay and all.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -129,7 +129,8 @@ impl Server {
         self.process.iter_mut().flat_map(|process| &mut process.shards).map(|shard| shard as &mut dyn Runnable)
     }
 
-    /// Go down in good order, disks closed; what is left on the disks' files is checked. Runs the world, `clients` included.
+    /// Go down in good order, disks closed; what is left on the disks' files is checked. Runs the world, `clients`
+    /// included.
     pub fn stop(&mut self, clients: &mut [Initiator]) -> Result<(), String> {
         let quiet =
             self.tell_all(|reply| ToShard::Quiesce { patience_ms: 5000, reply: Box::new(move |()| reply(Ok(()))) });
