@@ -178,7 +178,8 @@ fn schemas() -> Value {
         "Disk": object(
             "name string, format vhdx|raw|memory|null, kind? dynamic|fixed, size_bytes integer, \
              allocated_bytes integer, sector_size_bytes integer, block_size_bytes? integer, file? string, uuid string, \
-             cache direct|buffered, read_only boolean, added boolean, state online|offline|failed, reason? string, notes string[], \
+             cache direct|buffered, read_only boolean, added boolean, state online|offline|failed, \
+             reason? string, notes string[], \
              mapped DiskMapping[]",
         ),
         "DiskMapping": object("target string, lun integer"),

@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
@@ -22,6 +23,9 @@ use crate::vhdx;
 
 /// Bytes that every buffer of the arena is aligned to; a file system that asks for more cannot be accessed directly.
 const BUFFER_ALIGNMENT_BYTES: u32 = 4096;
+
+/// How long to wait for a file's lock: a killed server's rings hold on to its files for a moment after it is gone.
+const LOCK_PATIENCE: Duration = Duration::from_millis(1500);
 
 /// The first bytes of a VHDX file (MS-VHDX section 2.2.1).
 const VHDX_SIGNATURE: &[u8; 8] = b"vhdxfile";
@@ -147,7 +151,8 @@ fn unit(spec: &OpenSpec, parts: &Parts, read_only: bool) -> Result<Unit, FileErr
 }
 
 /// The SCSI description. Write caching is reported for files: a write is answered when it has left the process, and is
-/// durable after SYNCHRONIZE CACHE or with FUA. Memory and null disks have nothing behind them that a flush could reach.
+/// durable after SYNCHRONIZE CACHE or with FUA. Memory and null disks have nothing behind them that a flush could
+/// reach.
 fn unit_for(spec: &OpenSpec, parts: &Parts, read_only: bool) -> Result<Unit, FileError> {
     let size = |why| FileError::Size { size_bytes: parts.size_bytes, why };
     let block_length =
@@ -266,11 +271,15 @@ fn open_file(path: &Path, read_only: bool) -> Result<File, FileError> {
 
 fn open_locked(path: &Path, read_only: bool) -> Result<File, FileError> {
     let file = open_file(path, read_only)?;
-    let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
-    match locked {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(FileError::InUse(path.to_owned())),
-        Err(TryLockError::Error(source)) => Err(FileError::io("lock", path, source)),
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
+        match locked {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+            Err(TryLockError::WouldBlock) => return Err(FileError::InUse(path.to_owned())),
+            Err(TryLockError::Error(source)) => return Err(FileError::io("lock", path, source)),
+        }
     }
 }
 

@@ -15,8 +15,8 @@ use crate::scsi::{
 };
 
 impl<R: Ring> Work<'_, R> {
-    /// Execute a command whose turn has come. `data` is its immediate data, still in the stream. False: there is no memory for that
-    /// data, nothing has been done, call again later.
+    /// Execute a command whose turn has come. `data` is its immediate data, still in the stream. False: there is no
+    /// memory for that data, nothing has been done, call again later.
     pub(crate) fn start_command(&mut self, task: TaskId, data: &[u8]) -> bool {
         if self.session.scratch.is_none() {
             self.session.scratch = self.core.io.arena.take(ParameterList::BYTES_MIN);

@@ -132,7 +132,8 @@ impl<R: Ring> Work<'_, R> {
         Some(buf)
     }
 
-    /// Set an event going. `Some`: there was no memory; nothing has been done, and the flag says whether the request is held.
+    /// Set an event going. `Some`: there was no memory; nothing has been done, and the flag says whether the request is
+    /// held.
     fn dispatch(
         &mut self,
         event: Event,
@@ -219,6 +220,7 @@ impl<R: Ring> Work<'_, R> {
     /// Payload that was in the stream already, and then what comes behind it.
     fn continue_bulk(&mut self, stream: &mut Stream, bulk: &mut Option<Bulk>) -> Result<Progress, Refusal> {
         let Some(present) = bulk.as_mut() else { return Ok(Progress::Wait) };
+        self.session.connection.heard(self.core.now_ms());
         if present.missing > 0 {
             let len = stream.bytes().len().min(present.missing);
             if len == 0 {

@@ -1,7 +1,8 @@
 //! One TCP connection: its buffers, its receive and its send, and its end.
 //!
-//! **Teardown is a join.** A connection that ends is shut down, so that what is pending on the socket completes; its tasks are
-//! aborted; and only when nothing of it is in flight any more (socket, files, home shard) is it closed and its place reused.
+//! **Teardown is a join.** A connection that ends is shut down, so that what is pending on the socket completes; its
+//! tasks are aborted; and only when nothing of it is in flight any more (socket, files, home shard) is it closed and
+//! its place reused.
 
 use std::net::SocketAddr;
 use std::ops::Range;

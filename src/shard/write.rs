@@ -1,8 +1,9 @@
 //! From the initiator to the medium.
 //!
-//! A command is worked off in windows of at most 1 MiB: a window has one buffer, R2Ts ask for what did not come unsolicited, and when
-//! all of it has come it is written; then the next window opens. An answer of GOOD leaves only after the last write has completed and
-//! every allocation it needed is in the file (the promise of GOOD), and with FUA after all of that is durable.
+//! A command is worked off in windows of at most 1 MiB: a window has one buffer, R2Ts ask for what did not come
+//! unsolicited, and when all of it has come it is written; then the next window opens. An answer of GOOD leaves only
+//! after the last write has completed and every allocation it needed is in the file (the promise of GOOD), and with FUA
+//! after all of that is durable.
 
 use super::core::Mark;
 use super::peer::HomeRequest;
@@ -14,8 +15,8 @@ use crate::ring::{Errno, Fd, Op, Ring};
 use crate::scsi::{ByteCheck, MediumError, Outcome};
 
 impl<R: Ring> Work<'_, R> {
-    /// A buffer for data that comes without being asked for, so that nothing can fail between a command's execution and its data.
-    /// Not needed where the data is used up at once. False: no memory.
+    /// A buffer for data that comes without being asked for, so that nothing can fail between a command's execution and
+    /// its data. Not needed where the data is used up at once. False: no memory.
     pub(crate) fn keep_unsolicited_data(&mut self, task: TaskId, data: &[u8]) -> bool {
         let command = self.session.connection.command(task);
         let expected = command.expected_write_length();
@@ -87,7 +88,8 @@ impl<R: Ring> Work<'_, R> {
         true
     }
 
-    /// Open the next window: a buffer, then R2Ts for what has not come. `received` bytes of it are in the buffer already.
+    /// Open the next window: a buffer, then R2Ts for what has not come. `received` bytes of it are in the buffer
+    /// already.
     pub(crate) fn open_window(&mut self, task: TaskId) {
         let entry = self.task(task);
         // VERIFY with a single block has one window of Data-Out, which then serves for all windows of the medium.
@@ -151,8 +153,8 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn data_out(&mut self, task: TaskId, buffer_offset: u32, data: &[u8]) {
         let at = self.place_in_window(task, buffer_offset);
         if let Some(buf) = self.task(task).buf.as_mut() {
-            // The engine has checked the PDU against what was asked for, and what was asked for lies in the window; what a
-            // command does not want of its unsolicited data falls off here.
+            // The engine has checked the PDU against what was asked for, and what was asked for lies in the window;
+            // what a command does not want of its unsolicited data falls off here.
             let len = data.len().min(buf.len().saturating_sub(at));
             buf[at..at + len].copy_from_slice(&data[..len]);
         }
@@ -263,7 +265,8 @@ impl<R: Ring> Work<'_, R> {
                 self.task(task).error = Some(MediumError::OutOfSpace);
             }
             Ok(_) | Err(_) => {
-                // What the file holds now is not known, and an initiator may believe later writes to be in order after it.
+                // What the file holds now is not known, and an initiator may believe later writes to be in order after
+                // it.
                 let lba = self.window_lba(task);
                 let slot = self.task(task).disk.expect("a write has a unit");
                 self.core.disks.of_task(slot).poison();

@@ -16,8 +16,8 @@ use crate::ring::{Completion, Errno, Fd, Nanos, Op, Ring, RingError, Tag, Token,
 /// A ring of a simulated world. Made by [`World::ring`](super::World::ring).
 ///
 /// Alone in its world, `enter` behaves as the kernel's: waiting lets virtual time pass until something completes; a
-/// wait without a limit returns when nothing can ever happen any more. Under [`World::run`](super::World::run) it
-/// never lets time pass: a ring with nothing to do returns, so that the others get their turns.
+/// wait without a limit returns when nothing can ever happen any more. Under [`World::run`](super::World::run) it never
+/// lets time pass: a ring with nothing to do returns, so that the others get their turns.
 pub struct SimRing {
     kernel: Rc<RefCell<Kernel>>,
     index: usize,

@@ -164,9 +164,9 @@ impl World {
         self.kernel.borrow_mut().file_open(file, options)
     }
 
-    /// Let operations on `real`, a descriptor of the real kernel, go to `own`, a file or listener of this world. A
-    /// disk or a listener that was opened outside can so be served inside; until it is closed or adopted anew, `real`
-    /// itself is not touched.
+    /// Let operations on `real`, a descriptor of the real kernel, go to `own`, a file or listener of this world. A disk
+    /// or a listener that was opened outside can so be served inside; until it is closed or adopted anew, `real` itself
+    /// is not touched.
     pub fn adopt(&self, real: Fd, own: Fd) {
         self.kernel.borrow_mut().adopt(real, own);
     }
@@ -286,8 +286,7 @@ impl World {
     }
 
     /// The power goes: the process dies, and of what was not flushed any subset is left, torn and reordered by sector
-    /// as
-    /// `seed` says.
+    /// as `seed` says.
     pub fn power_cut(&self, seed: u64) {
         let mut kernel = self.kernel.borrow_mut();
         kernel.record(What::PowerCut);
@@ -322,8 +321,8 @@ impl World {
         self.kernel.borrow_mut().schedule_alarm(after);
     }
 
-    /// Give everybody turns, in a seeded order each round, and let time pass when nobody has anything to do, until
-    /// all are satisfied, nothing can happen any more, or the limit is reached.
+    /// Give everybody turns, in a seeded order each round, and let time pass when nobody has anything to do, until all
+    /// are satisfied, nothing can happen any more, or the limit is reached.
     pub fn run(&self, runnables: &mut [&mut dyn Runnable], limit: RunLimit) -> Outcome {
         self.kernel.borrow_mut().is_scheduled = true;
         let outcome = self.rounds(runnables, limit);

@@ -155,7 +155,7 @@ fn several_clients_at_once_over_both_address_families() {
     let clients: Vec<_> = (0..6u64)
         .map(|number| {
             let url = format!("iscsi://{}/{iqn}/0", server.portals[(number % 2) as usize]);
-            let at = number * 10 << 20;
+            let at = (number * 10) << 20;
             let mut command = Command::new("timeout");
             command.args(["60", "qemu-io", "-f", "raw"]);
             for _ in 0..8 {

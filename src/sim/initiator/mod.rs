@@ -1,10 +1,10 @@
 //! A simulated initiator: it logs in, writes, reads, compares and logs out, and believes nothing.
 //!
 //! It is written from RFC 7143, SPC-4 and SBC-3 alone and shares no code with the server. What it offers at login,
-//! which commands it sends, and how it cuts its data are drawn from its seed. Every answer is checked against the
-//! rules (numbers, windows, lengths, residuals, digests), and every byte read against its memory of what it wrote. A
-//! lost connection is taken as real initiators do: log in again under the same name, and the writes without an answer
-//! may have happened or not, but may not happen later.
+//! which commands it sends, and how it cuts its data are drawn from its seed. Every answer is checked against the rules
+//! (numbers, windows, lengths, residuals, digests), and every byte read against its memory of what it wrote. A lost
+//! connection is taken as real initiators do: log in again under the same name, and the writes without an answer may
+//! have happened or not, but may not happen later.
 //!
 //! **May know:** the simulated stream.
 

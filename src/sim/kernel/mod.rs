@@ -1,7 +1,7 @@
 //! The simulated kernel: one clock, one queue of events, and the operations of all rings.
 //!
-//! An operation is *queued* by submit, *published* by enter, has its effect when its event comes, and is then ready
-//! to be reaped. Operations that need something from elsewhere (bytes, room, a connection) wait without an event until
+//! An operation is *queued* by submit, *published* by enter, has its effect when its event comes, and is then ready to
+//! be reaped. Operations that need something from elsewhere (bytes, room, a connection) wait without an event until
 //! that arrives. Which of two possible things happens first is always drawn from the world's seed.
 //!
 //! **May know:** the ring's types, `mem` through them, and the sibling modules. Nothing of what runs on it.
