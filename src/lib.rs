@@ -11,45 +11,49 @@
 //!                                           bounded mailboxes only
 //! ```
 //!
-//! A **shard** ([`shard`]) is one thread on one CPU with its own io_uring ([`ring`]), its own memory ([`mem`]) and the connections that
-//! the kernel steers to it. It never blocks, takes a lock, logs on the fast path, or allocates between login and logout. The **control
-//! plane** ([`control`]) is everything that is not an initiator's I/O; it reaches shards by message only, and the command line ([`cli`])
-//! reaches it over a unix socket.
+//! A **shard** ([`shard`]) is one thread on one CPU with its own io_uring ([`ring`]), its own memory ([`mem`]) and the
+//! connections that the kernel steers to it. It never blocks, takes a lock, logs on the fast path, or allocates between
+//! login and logout. The **control plane** ([`control`]) is everything that is not an initiator's I/O; it reaches
+//! shards by message only, and the command line ([`cli`]) reaches it over a unix socket.
 //!
 //! # The way of a command
 //!
-//! READ: received bytes → [`iscsi::connection`] parses the header in place and checks CmdSN and digests → [`scsi::execute()`] looks the
-//! opcode up in its command table and says what the medium has to do → [`medium::Disk::plan_read`] gives file extents from the block
-//! allocation table → the ring reads them into an owned buffer → headers and that same buffer leave in one gathered send, GOOD in the
-//! last Data-In.
+//! READ: received bytes → [`iscsi::connection`] parses the header in place and checks CmdSN and digests →
+//! [`scsi::execute()`] looks the opcode up in its command table and says what the medium has to do →
+//! [`medium::Disk::plan_read`] gives file extents from the block allocation table → the ring reads them into an owned
+//! buffer → headers and that same buffer leave in one gathered send, GOOD in the last Data-In.
 //!
-//! WRITE: immediate data, unsolicited and solicited Data-Out gather in one aligned buffer (large payload is received straight into it)
-//! → digests are checked → [`medium::Disk::plan_write`] gives extents, or the disk's home shard is asked to allocate blocks → the ring
-//! writes them → status.
+//! WRITE: immediate data, unsolicited and solicited Data-Out gather in one aligned buffer (large payload is received
+//! straight into it) → digests are checked → [`medium::Disk::plan_write`] gives extents, or the disk's home shard is
+//! asked to allocate blocks → the ring writes them → status.
 //!
 //! # Modules, and what each may use
 //!
 //! ```text
-//! main → cli ; main → control → shard → { iscsi, scsi, medium, vhdx, ring, mem, observe }     sim → { shard, ring, mem }
+//! main → cli ; main → control → shard → { iscsi, scsi, medium, vhdx, ring, mem, observe } sim → { shard, ring, mem }
 //! iscsi → scsi        medium → { vhdx, scsi, ring, mem, observe }        scsi, vhdx → nothing above        ring → mem
 //! ```
 //!
-//! `bounded`, `crc32c`, `limits` and `units` are leafs that all may use. [`iscsi`], [`scsi`] and [`vhdx`] are sans-IO: no sockets, files,
-//! clocks or threads; time and randomness are arguments. `unsafe` lives in [`ring`] and [`mem`] only. `tests/tidy.rs` holds all of this.
+//! `bounded`, `crc32c`, `limits` and `units` are leafs that all may use. [`iscsi`], [`scsi`] and [`vhdx`] are sans-IO:
+//! no sockets, files, clocks or threads; time and randomness are arguments. `unsafe` lives in [`ring`] and [`mem`]
+//! only. `tests/tidy.rs` holds all of this.
 //!
 //! # What always holds
 //!
-//! * **The promise of GOOD.** A write is answered GOOD only once its bytes, and every metadata change it needs, have left the process.
-//!   SYNCHRONIZE CACHE and FUA make it durable, and the caching mode page says so. Held by `tests/interop` (a hundred times `kill -9`
-//!   under a verifying load) and `tests/vhdx_crash.rs` (power cuts at every write).
-//! * **Who owns a buffer.** An operation owns its buffers while the kernel may touch them ([`ring`]); a connection is closed only when
-//!   everything of it has come back ([`shard`]). Held by `tests/ring_parity`.
-//! * **Home shards.** One shard alone changes a disk's metadata; all others read a lock-free view ([`vhdx::BatView`]) and ask by message.
-//! * **What runs is what is simulated.** [`shard::Shard`] is generic over [`ring::Ring`]; [`sim`] is the second implementation, seeded.
-//!   Held by `tests/ring_parity` and `tests/sim_shard.rs`.
-//! * **Everything is bounded** ([`limits`]). What is full refuses by protocol: a closed command window, a delayed R2T, BUSY, TCP.
-//! * **Nothing that a peer, a file or a user sends ends in a panic.** Held by the mutation tests of each engine and the storm of
-//!   `tests/interop`.
+//! * **The promise of GOOD.** A write is answered GOOD only once its bytes, and every metadata change it needs, have
+//!   left the process. SYNCHRONIZE CACHE and FUA make it durable, and the caching mode page says so. Held by
+//!   `tests/interop` (a hundred times `kill -9` under a verifying load) and `tests/vhdx_crash.rs` (power cuts at every
+//!   write).
+//! * **Who owns a buffer.** An operation owns its buffers while the kernel may touch them ([`ring`]); a connection is
+//!   closed only when everything of it has come back ([`shard`]). Held by `tests/ring_parity`.
+//! * **Home shards.** One shard alone changes a disk's metadata; all others read a lock-free view ([`vhdx::BatView`])
+//!   and ask by message.
+//! * **What runs is what is simulated.** [`shard::Shard`] is generic over [`ring::Ring`]; [`sim`] is the second
+//!   implementation, seeded. Held by `tests/ring_parity` and `tests/sim_shard.rs`.
+//! * **Everything is bounded** ([`limits`]). What is full refuses by protocol: a closed command window, a delayed R2T,
+//!   BUSY, TCP.
+//! * **Nothing that a peer, a file or a user sends ends in a panic.** Held by the mutation tests of each engine and the
+//!   storm of `tests/interop`.
 #![deny(unsafe_code)]
 
 pub mod bounded;

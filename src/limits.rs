@@ -17,7 +17,7 @@ pub const RECEIVE_SEGMENT_LENGTH_MAX: u32 = 256 * 1024;
 pub const BURST_LENGTH_MAX: u32 = 1024 * 1024;
 
 /// FirstBurstLength that we offer. A command with its immediate data must fit a connection's largest stream buffer.
-pub const FIRST_BURST_LENGTH_MAX: u32 = 64 * 1024;
+pub const FIRST_BURST_LENGTH_MAX: u32 = 256 * 1024;
 
 /// R2Ts outstanding for one task that we accept (MaxOutstandingR2T).
 pub const OUTSTANDING_R2T_MAX: u16 = 4;
@@ -31,8 +31,9 @@ pub const LOGIN_TIMEOUT_MS: u64 = 15_000;
 /// Bytes of one text or login negotiation, over all its continued PDUs (RFC 7143 section 6.1 asks for at least 8 KiB).
 pub const NEGOTIATION_BYTES_MAX: usize = 64 * 1024;
 
-/// MAXIMUM TRANSFER LENGTH of a unit: bytes that one SCSI command may move. No initiator that we know splits later than here (Linux
-/// stops at 4 MiB unless told otherwise); the shard works through them in bursts, so that it holds no memory for the rest.
+/// MAXIMUM TRANSFER LENGTH of a unit: bytes that one SCSI command may move. No initiator that we know splits later than
+/// here (Linux stops at 4 MiB unless told otherwise); the shard works through them in bursts, so that it holds no
+/// memory for the rest.
 pub const TRANSFER_BYTES_MAX: u32 = 32 * 1024 * 1024;
 
 /// OPTIMAL TRANSFER LENGTH of a unit: one burst.
@@ -63,12 +64,12 @@ pub const CONTROL_CONNECTIONS_MAX: usize = 64;
 const _: () = assert!(FIRST_BURST_LENGTH_MAX <= BURST_LENGTH_MAX);
 const _: () = assert!(RECEIVE_SEGMENT_LENGTH_MAX <= BURST_LENGTH_MAX);
 
-/// Login Requests of one login. The longest text needs eight full ones and the longest answer 128 of the shortest segment length;
-/// no initiator needs more than ten, and one that never comes to an end is refused.
+/// Login Requests of one login. The longest text needs eight full ones and the longest answer 128 of the shortest
+/// segment length; no initiator needs more than ten, and one that never comes to an end is refused.
 pub const LOGIN_REQUESTS_MAX: u32 = 256;
 
-/// A session whose initiator has been silent this long is asked whether it lives (NOP-In). Deadlines are looked at in common, so
-/// idle sessions do not wake a shard more than once in a while.
+/// A session whose initiator has been silent this long is asked whether it lives (NOP-In). Deadlines are looked at in
+/// common, so idle sessions do not wake a shard more than once in a while.
 pub const PING_INTERVAL_MS: u64 = 30_000;
 
 /// A session whose initiator does not answer a ping within this is dropped.

@@ -17,7 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("shard", &["iscsi", "medium", "ring", "mem", "observe"]),
     ("sim", &["shard", "ring", "mem"]),
     ("iscsi", &["scsi"]),
-    ("medium", &["vhdx", "vhd", "ring", "mem", "scsi"]),
+    ("medium", &["vhdx", "vhd", "ring", "mem", "scsi", "observe"]),
     ("ring", &["mem"]),
     ("scsi", &[]),
     ("vhdx", &[]),

@@ -27,7 +27,9 @@ pub fn serve(listener: &TcpListener) -> io::Result<()> {
         let (socket, _) = listener.accept()?;
         socket.set_nodelay(true)?;
         match serve_connection(socket) {
-            Err(e) if e.kind() != io::ErrorKind::ConnectionReset => eprintln!("perf bare: {e}"),
+            Err(e) if !matches!(e.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => {
+                eprintln!("perf bare: {e}")
+            }
             _ => {} // A client that goes away ends its connection, not the server.
         }
     }

@@ -70,8 +70,8 @@ impl CommandWindow {
         if !self.contains(cmd_sn) {
             Arrival::Ignore
         } else if self.early != 0 && self.ahead[place(cmd_sn)] != Place::Missing {
-            // Section 4.2.2.1: duplicates within the window are ignored too. ExpCmdSN itself can be here, between its plugging
-            // and the poll that passes it.
+            // Section 4.2.2.1: duplicates within the window are ignored too. ExpCmdSN itself can be here, between its
+            // plugging and the poll that passes it.
             Arrival::Ignore
         } else if cmd_sn == self.exp_cmd_sn {
             Arrival::Next
@@ -95,8 +95,8 @@ impl CommandWindow {
         self.early += 1;
     }
 
-    /// Consider `cmd_sn` (in the window) received although its request will never be executed. False when another request
-    /// has come with it.
+    /// Consider `cmd_sn` (in the window) received although its request will never be executed. False when another
+    /// request has come with it.
     pub(super) fn plug(&mut self, cmd_sn: u32) -> bool {
         assert!(self.contains(cmd_sn));
         match self.ahead[place(cmd_sn)] {
@@ -179,7 +179,8 @@ mod tests {
         assert_eq!(window.max_cmd_sn(), max_cmd_sn.wrapping_add(1));
     }
 
-    /// A full window is closed (MaxCmdSN = ExpCmdSN - 1), and a plugged gap lets the rest through without taking a place.
+    /// A full window is closed (MaxCmdSN = ExpCmdSN - 1), and a plugged gap lets the rest through without taking a
+    /// place.
     #[test]
     fn the_window_closes_when_full_and_plugs_count_nothing() {
         let mut window = CommandWindow::new(10);

@@ -1,14 +1,16 @@
 //! One connection in full feature phase (RFC 7143 at ErrorRecoveryLevel 0, one connection per session).
 //!
-//! Sans-IO. Bytes come in by [`Connection::receive`], PDUs go out by the `send_*` methods and [`Connection::poll_transmit`]
-//! to a [`super::transmit::Transmit`], time is an argument. Nothing is allocated after [`Connection::new`].
+//! Sans-IO. Bytes come in by [`Connection::receive`], PDUs go out by the `send_*` methods and
+//! [`Connection::poll_transmit`] to a [`super::transmit::Transmit`], time is an argument. Nothing is allocated after
+//! [`Connection::new`].
 //!
-//! The order of calls in one turn: `receive` until the stream is used up (after each PDU `poll_ready` until `None`), the
-//! `send_*` of whatever has finished, `poll_transmit`. Every `send_*` returns whether its PDU was emitted; `false` means that the
-//! sink had no room, nothing has changed, and the call is to be repeated later.
+//! The order of calls in one turn: `receive` until the stream is used up (after each PDU `poll_ready` until `None`,
+//! each event acted upon before the next is taken, since it may end what the next is about), the `send_*` of whatever
+//! has finished, `poll_transmit`. Every `send_*` returns whether its PDU was emitted; `false` means that the sink had
+//! no room, nothing has changed, and the call is to be repeated later.
 //!
-//! `receive.rs` holds the way in, `transmit.rs` the way out, `task_management.rs` what task management refers to; this file the
-//! state, the requests' life and time.
+//! `receive.rs` holds the way in, `transmit.rs` the way out, `task_management.rs` what task management refers to;
+//! this file the state, the requests' life and time.
 
 use super::command_window::CommandWindow;
 use super::pdu::{Bhs, LogoutRequest, RejectReason, TextRequest};
@@ -89,8 +91,9 @@ pub struct Connection {
 impl Connection {
     /// A connection that enters full feature phase now.
     pub fn new(parameters: SessionParameters, now_ms: u64) -> Self {
-        assert!(parameters.initiator_max_recv_data_segment_length >= 512, "RFC 7143 section 13.12");
+        assert!((512..1 << 24).contains(&parameters.initiator_max_recv_data_segment_length), "RFC 7143 section 13.12");
         assert!(parameters.max_burst_length >= 512, "RFC 7143 section 13.13");
+        assert!(parameters.max_outstanding_r2t >= 1, "RFC 7143 section 13.17");
         Self {
             parameters,
             window: CommandWindow::new(parameters.exp_cmd_sn),
@@ -117,9 +120,10 @@ impl Connection {
         &self.parameters
     }
 
-    /// The initiator has declared its MaxRecvDataSegmentLength anew (RFC 7143 section 13.12), 512..2^24; it holds from the next PDU on.
+    /// The initiator has declared its MaxRecvDataSegmentLength anew (RFC 7143 section 13.12), 512..2^24; it holds
+    /// from the next PDU on.
     pub fn set_initiator_max_recv_data_segment_length(&mut self, len: u32) {
-        assert!(len >= 512, "RFC 7143 section 13.12");
+        assert!((512..1 << 24).contains(&len), "RFC 7143 section 13.12");
         self.parameters.initiator_max_recv_data_segment_length = len;
     }
 
@@ -164,8 +168,8 @@ impl Connection {
 
     // --- Data-Out
 
-    /// Want only `len` bytes from the initiator, when the command's CDB asks for less than its Expected Data Transfer Length.
-    /// (More is clamped.) To be called before the first R2T.
+    /// Want only `len` bytes from the initiator, when the command's CDB asks for less than its Expected Data Transfer
+    /// Length. (More is clamped.) To be called before the first R2T.
     pub fn limit_data_out(&mut self, task: TaskId, len: u32) {
         if self.command(task).write {
             self.tasks.data_out_mut(task).limit(len);
@@ -190,18 +194,19 @@ impl Connection {
         !self.command(task).write || self.tasks.data_out(task).complete()
     }
 
-    /// Take no more data for the task, because it will fail: no R2T goes, what comes is dropped. True when data is still
-    /// underway: then wait for [`Event::DataOutDrained`] before answering (section 11.17.1 wants the last Data-Out seen
-    /// before the response); false: answer at once.
+    /// Take no more data for the task, because it will fail: no R2T goes, what comes is dropped. True when data is
+    /// still underway: then wait for [`Event::DataOutDrained`] before answering (section 11.17.1 wants the last
+    /// Data-Out seen before the response); false: answer at once.
     pub fn discard_data_out(&mut self, task: TaskId) -> bool {
         self.command(task).write && self.tasks.data_out_mut(task).discard()
     }
 
     // --- Ending requests
 
-    /// The command is aborted: no response will go, what still comes for it is dropped, and its Initiator Task Tag may be used
-    /// again. The `TaskId` stays taken until [`Self::release`]. True when Data-Out is still underway ([`Event::DataOutDrained`]
-    /// may tell when it has come; initiators often do not send it, so never wait without a limit).
+    /// The command is aborted: no response will go, what still comes for it is dropped, and its Initiator Task Tag
+    /// may be used again. The `TaskId` stays taken until [`Self::release`]. True when Data-Out is still underway
+    /// ([`Event::DataOutDrained`] may tell when it has come; initiators often do not send it, so never wait without a
+    /// limit).
     pub fn abort(&mut self, task: TaskId) -> bool {
         let entry = self.tasks.entry_mut(task);
         let write = scsi(entry).write;
@@ -226,7 +231,8 @@ impl Connection {
         }
     }
 
-    /// Refuse a request that got an event (Text mostly): a Reject with the request's header is queued, and its task ends.
+    /// Refuse a request that got an event (Text mostly): a Reject with the request's header is queued, and its task
+    /// ends.
     ///
     /// # Errors
     /// [`Refusal::TooManyRejects`].
@@ -289,7 +295,8 @@ impl Connection {
         }
     }
 
-    /// A Target Transfer Tag that is not the reserved one. They differ over 2^32 - 1 uses, so a stale one is recognised.
+    /// A Target Transfer Tag that is not the reserved one. They differ over 2^32 - 1 uses, so a stale one is
+    /// recognised.
     pub(super) fn take_transfer_tag(&mut self) -> u32 {
         let tag = self.next_transfer_tag;
         self.next_transfer_tag = if tag == super::pdu::TAG_RESERVED - 1 { 0 } else { tag + 1 };
@@ -298,15 +305,16 @@ impl Connection {
 
     // --- Time
 
-    /// Bytes came from the initiator at `now_ms`. `receive` says so by itself; to be called when bytes of a bulk transfer come.
+    /// Bytes came from the initiator at `now_ms`. `receive` says so by itself; to be called when bytes of a bulk
+    /// transfer come.
     #[inline]
     pub fn heard(&mut self, now_ms: u64) {
         self.last_heard_ms = now_ms;
         self.ping = Ping::Quiet;
     }
 
-    /// Ask the initiator to log out within `seconds` (an Asynchronous Message that `poll_transmit` emits); when it has not, `on_time` gives
-    /// [`Refusal::LogoutTimeout`]. New commands are still served meanwhile.
+    /// Ask the initiator to log out within `seconds` (an Asynchronous Message that `poll_transmit` emits); when it
+    /// has not, `on_time` gives [`Refusal::LogoutTimeout`]. New commands are still served meanwhile.
     pub fn request_logout(&mut self, seconds: u16, now_ms: u64) {
         let deadline_ms = now_ms.saturating_add(u64::from(seconds) * 1000);
         self.logout_wish = LogoutWish::Due { seconds, deadline_ms };
@@ -356,6 +364,12 @@ impl Connection {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The next CmdSN that is served, so that a test's initiator can find back into the window.
+    #[cfg(test)]
+    pub(super) fn exp_cmd_sn_for_test(&self) -> u32 {
+        self.window.exp_cmd_sn()
     }
 
     /// What must hold between calls.

@@ -16,8 +16,8 @@ use super::transfer::{DataError, DataOutState, ScsiCommand, TaskId, Verdict};
 use crate::crc32c::crc32c;
 use crate::limits::IMMEDIATE_REQUESTS_MAX;
 
-/// A Data-Out that misses at least this many bytes is given out as [`Receive::Bulk`], so that the rest is received in place; for
-/// less, waiting costs less than another receive.
+/// A Data-Out that misses at least this many bytes is given out as [`Receive::Bulk`], so that the rest is received in
+/// place; for less, waiting costs less than another receive.
 const BULK_MISSING_MIN: usize = 4096;
 
 /// What [`Connection::receive`] found at the head of the stream.
@@ -35,9 +35,9 @@ pub enum Receive {
         /// Its data segment within the bytes given, without padding. Empty unless the event uses data.
         data: Range<usize>,
     },
-    /// A valid Data-Out whose data is not all here. The shard consumes `header_len` bytes, moves `len` bytes of payload (from
-    /// the stream or straight from the socket) to `buffer_offset` of the task's data, collects `trailer_len` bytes more, and
-    /// calls `bulk_done`. Until then `receive` must not be called.
+    /// A valid Data-Out whose data is not all here. The shard consumes `header_len` bytes, moves `len` bytes of
+    /// payload (from the stream or straight from the socket) to `buffer_offset` of the task's data, collects
+    /// `trailer_len` bytes more, and calls `bulk_done`. Until then `receive` must not be called.
     Bulk {
         /// Bytes of header (with its digest) to consume.
         header_len: usize,
@@ -63,9 +63,9 @@ pub enum Event {
         /// The command.
         task: TaskId,
     },
-    /// A request arrived ahead of its CmdSN. The shard stores the PDU's `data` (often none) for the task, and executes nothing:
-    /// `poll_ready` gives it out in its turn, or `abort` and `release` end it before. Unsolicited data of a held write comes like
-    /// that of any other ([`Event::DataOut`] and [`Receive::Bulk`]).
+    /// A request arrived ahead of its CmdSN. The shard stores the PDU's `data` (often none) for the task, and
+    /// executes nothing: `poll_ready` gives it out in its turn, or `abort` and `release` end it before. Unsolicited
+    /// data of a held write comes like that of any other ([`Event::DataOut`] and [`Receive::Bulk`]).
     Held {
         /// The request.
         task: TaskId,
@@ -76,14 +76,15 @@ pub enum Event {
         task: TaskId,
         /// Where in the command's data it goes, in bytes.
         buffer_offset: u32,
-        /// Bytes, cut so that `buffer_offset + len` is at most what the command wants (see `Connection::limit_data_out`).
+        /// Bytes, cut so that `buffer_offset + len` is at most what the command wants (see
+        /// `Connection::limit_data_out`).
         len: u32,
         /// An R2T's data, or the command's unsolicited data, is complete with this PDU.
         burst_complete: bool,
     },
     /// The command's data was wrong, and the last of what was underway has now come. The shard ends the command with
-    /// CHECK CONDITION and `error.sense()`. No R2T goes out and no data event comes any more. This can be the first event
-    /// of a command (instead of `Command`).
+    /// CHECK CONDITION and `error.sense()`. No R2T goes out and no data event comes any more. This can be the first
+    /// event of a command (instead of `Command`).
     TaskDataError {
         /// The command.
         task: TaskId,
@@ -112,7 +113,8 @@ pub enum Event {
         /// The request.
         task: TaskId,
     },
-    /// A ping with data to echo: keep `data` and answer with `send_nop_in`. (Pings without data the engine answers itself.)
+    /// A ping with data to echo: keep `data` and answer with `send_nop_in`. (Pings without data the engine answers
+    /// itself.)
     NopOut {
         /// The request.
         task: TaskId,
@@ -167,15 +169,16 @@ impl Connection {
         if bytes.len() < frame.header_len {
             return Ok(Receive::NeedBytes(frame.header_len));
         }
-        // Section 7.8: after a header digest error the length cannot be believed, and at ErrorRecoveryLevel 0 nothing is
-        // left but to drop the connection.
+        // Section 7.8: after a header digest error the length cannot be believed, and at ErrorRecoveryLevel 0 nothing
+        // is left but to drop the connection.
         if self.parameters.header_digest && !digest_matches(&bytes[..frame.header_len]) {
             return Err(Refusal::HeaderDigest);
         }
         if self.logged_out {
             return Err(Refusal::AfterLogout);
         }
-        // Section 13.12: longer than our MaxRecvDataSegmentLength breaks the protocol, and is not received to be rejected.
+        // Section 13.12: longer than our MaxRecvDataSegmentLength breaks the protocol, and is not received to be
+        // rejected.
         if frame.data_len > self.parameters.max_recv_data_segment_length as usize {
             return Err(Refusal::DataSegmentTooLong);
         }
@@ -193,9 +196,9 @@ impl Connection {
         Ok(Receive::Pdu { len: total_len, event, data })
     }
 
-    /// The payload of the last [`Receive::Bulk`] is in place. `data_crc` is its CRC-32C (padding not included), needed only
-    /// with DataDigest; `trailer` are the bytes after it. Gives `DataOut`, `TaskDataError`, `DataOutDrained` or `Handled` (the
-    /// task has ended meanwhile, or the digest was wrong).
+    /// The payload of the last [`Receive::Bulk`] is in place. `data_crc` is its CRC-32C (padding not included),
+    /// needed only with DataDigest; `trailer` are the bytes after it. Gives `DataOut`, `TaskDataError`,
+    /// `DataOutDrained` or `Handled` (the task has ended meanwhile, or the digest was wrong).
     ///
     /// # Errors
     /// A [`Refusal`] ends the connection.
@@ -307,7 +310,8 @@ impl Connection {
         Ok(event)
     }
 
-    /// ExpStatSN acknowledges what was sent, never what was not (section 4.2.2.2). At ErrorRecoveryLevel 0 nothing is kept for it.
+    /// ExpStatSN acknowledges what was sent, never what was not (section 4.2.2.2). At ErrorRecoveryLevel 0 nothing is
+    /// kept for it.
     #[inline]
     fn acknowledge(&mut self, exp_stat_sn: u32) {
         if before(self.acknowledged_stat_sn, exp_stat_sn) && !before(self.stat_sn, exp_stat_sn) {
@@ -474,7 +478,8 @@ impl Connection {
             }
         };
         let Some(task) = self.tasks.find(data.initiator_task_tag) else {
-            // The task may have ended (failed or aborted) with data underway: nobody is to blame, and nothing is to be said.
+            // The task may have ended (failed or aborted) with data underway: nobody is to blame, and nothing is to
+            // be said.
             self.counters.data_out_dropped += 1;
             *data_len = 0;
             return Ok(Event::Handled);

@@ -1,7 +1,7 @@
 //! Why a connection ends.
 //!
-//! A [`Refusal`] is final: the shard stops receiving, sends nothing more and closes the connection. What a peer may repair is
-//! answered with a Reject instead and never comes here.
+//! A [`Refusal`] is final: the shard stops receiving, sends nothing more and closes the connection. What a peer may
+//! repair is answered with a Reject instead and never comes here.
 
 /// Why the engine gave a connection up. Small, `Copy`, and with one text for the log each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

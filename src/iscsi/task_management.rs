@@ -8,16 +8,17 @@ use super::task_table::{Answer, Phase, Request};
 use super::transfer::{ScsiCommand, TaskId};
 use crate::limits::{COMMANDS_PER_SESSION_MAX, IMMEDIATE_REQUESTS_MAX};
 
-/// A task management request for the shard to carry out. TASK REASSIGN, unknown functions, and ABORT TASK of a task that does not
-/// exist (any more) never come here: the engine answers them.
+/// A task management request for the shard to carry out. TASK REASSIGN, unknown functions, and ABORT TASK of a task
+/// that does not exist (any more) never come here: the engine answers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TaskManagement {
-    /// ABORT TASK, ABORT TASK SET, CLEAR ACA, CLEAR TASK SET, LOGICAL UNIT RESET, TARGET WARM RESET or TARGET COLD RESET.
+    /// ABORT TASK, ABORT TASK SET, CLEAR ACA, CLEAR TASK SET, LOGICAL UNIT RESET, TARGET WARM RESET or TARGET COLD
+    /// RESET.
     pub function: TaskManagementFunction,
     /// LUN, raw; means nothing for target resets.
     pub lun_raw: [u8; 8],
-    /// For ABORT TASK, the task to abort (`None` when it has ended since the event: then the answer is that the task does not exist);
-    /// for all else `None`, and `Connection::affected_tasks` names this connection's.
+    /// For ABORT TASK, the task to abort (`None` when it has ended since the event: then the answer is that the task
+    /// does not exist); for all else `None`, and `Connection::affected_tasks` names this connection's.
     pub referenced: Option<TaskId>,
     /// Initiator Task Tag of the request.
     pub initiator_task_tag: u32,
@@ -48,9 +49,9 @@ impl Connection {
         }
     }
 
-    /// This connection's commands that a task management request of this connection affects (sections 4.2.3.2 and 11.5.1):
-    /// those before its CmdSN and, unless it is a target reset, on its LUN; for ABORT TASK the referenced one; for CLEAR ACA
-    /// none. The shard aborts each. (Only the raw LUN bytes are compared.)
+    /// This connection's commands that a task management request of this connection affects (sections 4.2.3.2 and
+    /// 11.5.1): those before its CmdSN and, unless it is a target reset, on its LUN; for ABORT TASK the referenced
+    /// one; for CLEAR ACA none. The shard aborts each. (Only the raw LUN bytes are compared.)
     pub fn affected_tasks(&self, task_management: &TaskManagement) -> impl Iterator<Item = TaskId> {
         let TaskManagement { function, lun_raw, referenced, cmd_sn, .. } = *task_management;
         let affects = move |task: TaskId, command: &ScsiCommand| match function {
@@ -108,15 +109,15 @@ impl Connection {
         *place.expect("as many places as immediate requests") = Some(task);
     }
 
-    /// Section 4.2.3.3: a request that affects many tasks waits until all of those are received. Only an immediate one can come
-    /// before them, when a CmdSN before it is missing.
+    /// Section 4.2.3.3: a request that affects many tasks waits until all of those are received. Only an immediate
+    /// one can come before them, when a CmdSN before it is missing.
     fn misses_commands_before(&self, request: &TaskManagementRequest) -> bool {
         let missing = request.cmd_sn.wrapping_sub(self.window.exp_cmd_sn());
         request.immediate && (1..=COMMANDS_PER_SESSION_MAX).contains(&missing)
     }
 
-    /// Section 11.6.1 on ABORT TASK: a task that is not here is either one that is still to come, whose CmdSN then counts as
-    /// received, or does not exist.
+    /// Section 11.6.1 on ABORT TASK: a task that is not here is either one that is still to come, whose CmdSN then
+    /// counts as received, or does not exist.
     fn deliver_abort_task(&mut self, task: TaskId, request: &TaskManagementRequest) -> Event {
         if self.referenced(request).is_some() {
             return Event::TaskManagement { task };
@@ -133,7 +134,8 @@ impl Connection {
         self.answer(task, Answer::TaskManagement(code))
     }
 
-    /// Section 11.5.1: a task management request cannot be aborted; nor can text, logout and pings, which are answered at once.
+    /// Section 11.5.1: a task management request cannot be aborted; nor can text, logout and pings, which are
+    /// answered at once.
     fn names_other_request(&self, request: &TaskManagementRequest) -> bool {
         let named = self.tasks.find(request.referenced_task_tag);
         named.is_some_and(|named| matches!(self.tasks.entry(named).request, Request::Other(_)))

@@ -4,9 +4,9 @@ use super::pdu::{DataOut, TAG_RESERVED, TaskAttribute};
 use super::session::SessionParameters;
 use crate::limits::OUTSTANDING_R2T_MAX;
 
-/// A request's place in the session's fixed task table, below [`TASKS_MAX`]. Every request that the shard hears of has one:
-/// SCSI commands, task management, text, logout and NOP-Out. It is free again once the response has been emitted (or after
-/// `release`, when aborted), and may then name another request.
+/// A request's place in the session's fixed task table, below [`TASKS_MAX`]. Every request that the shard hears of
+/// has one: SCSI commands, task management, text, logout and NOP-Out. It is free again once the response has been
+/// emitted (or after `release`, when aborted), and may then name another request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TaskId(pub u16);
 
@@ -21,7 +21,8 @@ pub struct ScsiCommand {
     pub lun_raw: [u8; 8],
     /// The first 16 bytes of the CDB.
     pub cdb: [u8; 16],
-    /// Bytes of the CDB beyond those 16, which the engine does not keep: non-zero means an operation code that is not served.
+    /// Bytes of the CDB beyond those 16, which the engine does not keep: non-zero means an operation code that is not
+    /// served.
     pub extended_cdb_len: u16,
     /// ATTR.
     pub attribute: TaskAttribute,
@@ -60,7 +61,8 @@ pub struct R2tSpan {
     pub len: u32,
 }
 
-/// How the data of a command went wrong. Each ends the command with CHECK CONDITION and the sense of RFC 7143 section 11.4.7.2.
+/// How the data of a command went wrong. Each ends the command with CHECK CONDITION and the sense of RFC 7143 section
+/// 11.4.7.2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DataError {
     /// Data came that was not asked for (more than FirstBurstLength, or against ImmediateData or InitialR2T).
@@ -97,8 +99,8 @@ struct Burst {
 impl Burst {
     const NONE: Self = Self { target_transfer_tag: TAG_RESERVED, next: 0, end: 0, data_sn: 0 };
 
-    /// Sections 11.7.1 and 11.7.5, DataPDUInOrder and section 11.4.7.2: every PDU continues the last, and F comes exactly with the
-    /// last byte (or, empty, behind it).
+    /// Sections 11.7.1 and 11.7.5, DataPDUInOrder and section 11.4.7.2: every PDU continues the last, and F comes
+    /// exactly with the last byte (or, empty, behind it).
     fn fits(&self, data: &DataOut) -> bool {
         let left = self.end - self.next;
         data.data_sn == self.data_sn
@@ -168,8 +170,8 @@ impl DataOutState {
     /// The state behind a command that came with `immediate_len` bytes; `is_final` is its F. Judges the immediate data.
     pub(super) fn begin(command: &ScsiCommand, is_final: bool, parameters: &SessionParameters) -> Self {
         let write_length = command.expected_write_length();
-        // Section 13.14: all unsolicited data, immediate data included, is bounded by FirstBurstLength. Section 11.3.4: when
-        // any comes outside the command, exactly as much as the bound or the command allows.
+        // Section 13.14: all unsolicited data, immediate data included, is bounded by FirstBurstLength. Section
+        // 11.3.4: when any comes outside the command, exactly as much as the bound or the command allows.
         let unsolicited_max = write_length.min(parameters.first_burst_length);
         let immediate_len = command.immediate_len;
         let immediate_refused = immediate_len > 0 && (!command.write || !parameters.immediate_data);
@@ -212,7 +214,8 @@ impl DataOutState {
         }
     }
 
-    /// Take a Data-Out with the verdict that [`Self::judge`] gave (or a digest error); true when its sequence is complete.
+    /// Take a Data-Out with the verdict that [`Self::judge`] gave (or a digest error); true when its sequence is
+    /// complete.
     pub(super) fn take(&mut self, data: &DataOut, verdict: Verdict) -> bool {
         if let Verdict::Wrong(error) = verdict {
             self.fail(error);

@@ -20,11 +20,11 @@ pub const COPIED_DATA_LEN_MAX: usize = 512;
 
 /// The sink of outgoing PDUs: the shard's send batch together with the payload of the call in hand.
 ///
-/// The engine asks [`room`](Transmit::room) for a whole PDU before it emits the PDU, so a PDU is never cut. Emission order is wire
-/// order.
+/// The engine asks [`room`](Transmit::room) for a whole PDU before it emits the PDU, so a PDU is never cut. Emission
+/// order is wire order.
 pub trait Transmit {
-    /// Whether `header_bytes` bytes to copy, in at most two runs, and the payload bytes `payload` fit. `payload` is empty when
-    /// the PDU has none.
+    /// Whether `header_bytes` bytes to copy, in at most two runs, and the payload bytes `payload` fit. `payload` is
+    /// empty when the PDU has none.
     fn room(&self, header_bytes: usize, payload: Range<usize>) -> bool;
 
     /// Append a copy of `bytes`.
@@ -42,8 +42,8 @@ pub trait Transmit {
 pub struct Ending {
     /// SCSI status.
     pub status: ScsiStatus,
-    /// Bytes that the command wants to transfer (from its CDB), from which residuals follow. For a failed command: the bytes
-    /// that were transferred.
+    /// Bytes that the command wants to transfer (from its CDB), from which residuals follow. For a failed command:
+    /// the bytes that were transferred.
     pub transfer_length: u64,
     /// Bytes that a bidirectional command wants to read; not used otherwise.
     pub read_transfer_length: u64,
@@ -60,11 +60,11 @@ impl Ending {
 /// How far `send_data_in` came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DataInSent {
-    /// Payload bytes used up: emitted, or beyond what the initiator expects and therefore dropped. The next call's payload starts
-    /// after these.
+    /// Payload bytes used up: emitted, or beyond what the initiator expects and therefore dropped. The next call's
+    /// payload starts after these.
     pub bytes: usize,
-    /// Everything asked for has been emitted, the status included when an ending was given: the task is then over and its
-    /// [`super::transfer::TaskId`] free.
+    /// Everything asked for has been emitted, the status included when an ending was given: the task is then over and
+    /// its [`super::transfer::TaskId`] free.
     pub done: bool,
 }
 
@@ -106,10 +106,10 @@ impl Connection {
         true
     }
 
-    /// Send payload of a read command, and with an `ending` its end. The payload `0..payload_len` (of `tx`) continues where the
-    /// last call's stopped. Splits by the initiator's MaxRecvDataSegmentLength and MaxBurstLength; drops what exceeds the expected length.
-    /// GOOD travels in the last Data-In (section 11.4.2: phase collapse); another status, or no data, takes a SCSI
-    /// Response. For an ending with sense use [`Self::send_response`].
+    /// Send payload of a read command, and with an `ending` its end. The payload `0..payload_len` (of `tx`) continues
+    /// where the last call's stopped. Splits by the initiator's MaxRecvDataSegmentLength and MaxBurstLength; drops
+    /// what exceeds the expected length. GOOD travels in the last Data-In (section 11.4.2: phase collapse); another
+    /// status, or no data, takes a SCSI Response. For an ending with sense use [`Self::send_response`].
     #[inline]
     pub fn send_data_in(
         &mut self,
@@ -152,7 +152,8 @@ impl Connection {
         DataInSent { bytes: payload_len, done }
     }
 
-    /// Bytes of the next Data-In when `left` are to go: bounded by what the initiator takes in one PDU and by the sequence.
+    /// Bytes of the next Data-In when `left` are to go: bounded by what the initiator takes in one PDU and by the
+    /// sequence.
     #[inline]
     fn data_in_len(&self, task: TaskId, left: usize) -> usize {
         let entry = self.tasks.entry(task);
@@ -178,7 +179,8 @@ impl Connection {
         entry.data_sn = data_sn.wrapping_add(1);
         entry.data_in_offset += range.len() as u32;
         entry.sequence_left = sequence_left - range.len() as u32;
-        // Section 13.13 and 11.7.1: F ends each sequence of at most MaxBurstLength, and the last at the end of the data.
+        // Section 13.13 and 11.7.1: F ends each sequence of at most MaxBurstLength, and the last at the end of the
+        // data.
         let is_final = status.is_some() || entry.sequence_left == 0 || entry.data_in_offset == expected;
         if is_final {
             entry.sequence_left = 0;
@@ -249,8 +251,9 @@ impl Connection {
         true
     }
 
-    /// Answer a Text Request with the text `0..payload_len` of `tx`, at most the initiator's MaxRecvDataSegmentLength. Not
-    /// final: `target_transfer_tag` is for the initiator's next request; final: it must be the reserved tag (section 11.11.4).
+    /// Answer a Text Request with the text `0..payload_len` of `tx`, at most the initiator's
+    /// MaxRecvDataSegmentLength. Not final: `target_transfer_tag` is for the initiator's next request; final: it must
+    /// be the reserved tag (section 11.11.4).
     pub fn send_text_response(
         &mut self,
         task: TaskId,
@@ -300,8 +303,8 @@ impl Connection {
         true
     }
 
-    /// Answer a ping with the data `0..payload_len` of `tx`, which is what came; cut to the initiator's MaxRecvDataSegmentLength
-    /// (section 11.18).
+    /// Answer a ping with the data `0..payload_len` of `tx`, which is what came; cut to the initiator's
+    /// MaxRecvDataSegmentLength (section 11.18).
     pub fn send_nop_in(&mut self, task: TaskId, payload_len: usize, tx: &mut impl Transmit) -> bool {
         let header = *self.header(task);
         let nop_out = NopOut::parse(&header).expect("parsed when it came");
@@ -321,8 +324,8 @@ impl Connection {
         true
     }
 
-    /// Send an Asynchronous Message. `message.data_segment_len` must be `data.len()`; `data` (sense behind its two-byte length for
-    /// [`AsyncEvent::SCSI`]) is copied, at most [`COPIED_DATA_LEN_MAX`] bytes.
+    /// Send an Asynchronous Message. `message.data_segment_len` must be `data.len()`; `data` (sense behind its
+    /// two-byte length for [`AsyncEvent::SCSI`]) is copied, at most [`COPIED_DATA_LEN_MAX`] bytes.
     pub fn send_async_message(&mut self, message: &AsyncMessage, data: &[u8], tx: &mut impl Transmit) -> bool {
         assert_eq!(message.data_segment_len, data.len());
         assert!(data.len() <= COPIED_DATA_LEN_MAX);

@@ -118,7 +118,8 @@ pub(super) fn random_guid() -> Guid {
     Guid(Uuid::new_v4().to_bytes_le())
 }
 
-/// Give the finished file its name. A hard link fails when the name was taken meanwhile; a rename would replace that file.
+/// Give the finished file its name. A hard link fails when the name was taken meanwhile; a rename would replace that
+/// file.
 fn publish(file: &File, temporary: &Path, path: &Path) -> Result<(), FileError> {
     file.sync_all().map_err(|source| FileError::io("flush", path, source))?;
     fs::hard_link(temporary, path).map_err(|source| match source.kind() {

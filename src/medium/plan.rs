@@ -107,8 +107,8 @@ impl Disk {
         }
     }
 
-    /// Whether a durable (FUA) write must be followed by a flush of the whole file, because the metadata that leads to it may
-    /// not be durable yet. Ask after planning.
+    /// Whether a durable (FUA) write must be followed by a flush of the whole file, because the metadata that leads to
+    /// it may not be durable yet. Ask after planning.
     pub fn needs_flush_after_durable_write(&self) -> bool {
         matches!(self.backing(), Backing::Vhdx { view, .. } if view.metadata_unflushed())
     }

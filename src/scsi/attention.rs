@@ -7,8 +7,9 @@ use super::sense::SenseCode;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Attention {
-    /// POWER ON, RESET, OR BUS DEVICE RESET OCCURRED: the first command of a new I_T nexus learns that earlier state is gone. The general
-    /// code, because widely used initiators (libiscsi) try again after it, but not after the narrower POWER ON OCCURRED.
+    /// POWER ON, RESET, OR BUS DEVICE RESET OCCURRED: the first command of a new I_T nexus learns that earlier state is
+    /// gone. The general code, because widely used initiators (libiscsi) try again after it, but not after the narrower
+    /// POWER ON OCCURRED.
     PowerOn = 0,
     /// BUS DEVICE RESET FUNCTION OCCURRED: a LOGICAL UNIT RESET or target reset was done.
     DeviceReset = 1,
@@ -42,7 +43,7 @@ impl Attention {
     /// The sense that tells it.
     pub const fn sense_code(self) -> SenseCode {
         match self {
-            Self::PowerOn => SenseCode::POWER_ON_RESET_OR_BUS_DEVICE_RESET_OCCURRED,
+            Self::PowerOn => SenseCode::POWER_ON_OR_RESET_OCCURRED,
             Self::DeviceReset => SenseCode::BUS_DEVICE_RESET_FUNCTION_OCCURRED,
             Self::NexusLoss => SenseCode::I_T_NEXUS_LOSS_OCCURRED,
             Self::CommandsCleared => SenseCode::COMMANDS_CLEARED_BY_ANOTHER_INITIATOR,

@@ -281,7 +281,7 @@ mod tests {
         let mut nexus = NexusUnit::new();
         let test_unit_ready = [0; 6];
         let (first, _) = run_on(Some(&unit), &mut nexus, &test_unit_ready);
-        assert_eq!(first, refused(SenseCode::POWER_ON_RESET_OR_BUS_DEVICE_RESET_OCCURRED));
+        assert_eq!(first, refused(SenseCode::POWER_ON_OR_RESET_OCCURRED));
         let (second, _) = run_on(Some(&unit), &mut nexus, &test_unit_ready);
         assert_eq!(second, Action::Done(Outcome::GOOD));
     }

@@ -15,7 +15,8 @@ use crate::observe::{Operation, ShardStats};
 use crate::ring::{Nanos, Op, Ring, Tag, Wake};
 use crate::units::{DiskId, ShardId};
 
-/// Messages that a full mailbox of another shard has refused wait here. Beyond this the shard takes no more messages itself.
+/// Messages that a full mailbox of another shard has refused wait here. Beyond this the shard takes no more messages
+/// itself.
 const OUTBOX_MAX: usize = 4096;
 
 /// Requests to home shards that one shard may have underway; further ones wait in their tasks.
@@ -288,8 +289,8 @@ impl<R: Ring> Core<R> {
         self.now.0 / 1_000_000
     }
 
-    /// A command has ended. One that also started in this turn is timed when the turn's answers leave, so that the clock is
-    /// asked once for all of them.
+    /// A command has ended. One that also started in this turn is timed when the turn's answers leave, so that the
+    /// clock is asked once for all of them.
     pub(crate) fn record(&mut self, slot: u32, operation: Operation, bytes: u64, started: Nanos, good: bool) {
         let (id, now) = (self.id, self.now);
         let Some(entry) = self.disks.at_mut(slot) else { return };

@@ -1,8 +1,8 @@
 //! The home shard's part: what only one shard may do to a disk, on behalf of all.
 //!
-//! For a VHDX it owns the engine: it opens the write session, allocates blocks and keeps the log. For every file it runs the
-//! flushes that initiators ask for, coalesced: one is running, and all requests that come meanwhile share the next one.
-//! A request is answered by message, to this shard itself as well.
+//! For a VHDX it owns the engine: it opens the write session, allocates blocks and keeps the log. For every file it
+//! runs the flushes that initiators ask for, coalesced: one is running, and all requests that come meanwhile share the
+//! next one. A request is answered by message, to this shard itself as well.
 
 use std::sync::Arc;
 
@@ -205,8 +205,11 @@ impl HomeDisk {
             let op = Op::Truncate { file: self.fd, len_bytes: offset_bytes + len_bytes };
             if io.submit(Mark::Engine(self.slot, id), op).is_ok() {
                 self.operations += 1;
-                return;
+            } else if let Some(engine) = self.engine.as_mut() {
+                engine.not_started(IoId(id));
+                self.stalled = true;
             }
+            return;
         }
         let result = match (completion.result, &completion.op) {
             (Ok(written), Some(Op::Write { from, .. })) if (written as usize) < from.len() => Err(IoFailure::Failed),
@@ -341,7 +344,8 @@ impl HomeDisk {
     }
 }
 
-/// Ask the engine for the blocks of a range. The number of blocks that are on their way; zero: try again at the next event.
+/// Ask the engine for the blocks of a range. The number of blocks that are on their way; zero: try again at the next
+/// event.
 fn allocate(engine: &mut vhdx::Engine, disk: &Disk, key: Key, range: Range) -> Result<u32, MediumError> {
     let Backing::Vhdx { geometry, view, .. } = disk.backing() else { return Err(MediumError::Removed) };
     let (first_block, block_count) = match vhdx::plan_write(geometry, view, range.offset_bytes, range.len_bytes as u32)

@@ -1,7 +1,8 @@
 //! Ending tasks before their time: task management functions, logout, and the end of a connection.
 //!
-//! A function is answered only when every task that it aborts has ended, on every shard. A [`Job`] counts the tasks of this shard;
-//! functions that reach beyond the initiator's own session go to all shards by message, and each answers when its job is done.
+//! A function is answered only when every task that it aborts has ended, on every shard. A [`Job`] counts the tasks of
+//! this shard; functions that reach beyond the initiator's own session go to all shards by message, and each answers
+//! when its job is done.
 
 use super::core::Core;
 use super::link::LinkState;

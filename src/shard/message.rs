@@ -72,8 +72,8 @@ pub struct DetachError(pub String);
 
 /// A message to one shard.
 pub enum ToShard {
-    /// Replace the configuration. Sessions whose target is gone or no longer allowed are dropped; LUN changes raise the unit
-    /// attention REPORTED LUNS DATA HAS CHANGED. Answered when it is in force on this shard.
+    /// Replace the configuration. Sessions whose target is gone or no longer allowed are dropped; LUN changes raise the
+    /// unit attention REPORTED LUNS DATA HAS CHANGED. Answered when it is in force on this shard.
     Configure {
         /// The new configuration.
         configuration: Arc<Configuration>,
@@ -103,8 +103,8 @@ pub enum ToShard {
         /// Answered when commands can reach it.
         reply: Reply<()>,
     },
-    /// Forget a disk that no LUN names any more. Send to the home shard last: there its metadata is written back and the file's log
-    /// is closed. Answered when no operation of this shard uses it.
+    /// Forget a disk that no LUN names any more. Send to the home shard last: there its metadata is written back and
+    /// the file's log is closed. Answered when no operation of this shard uses it.
     Detach {
         /// The disk.
         disk: DiskId,
@@ -123,8 +123,8 @@ pub enum ToShard {
         /// Whether there was such a session here.
         reply: Reply<bool>,
     },
-    /// Tell every session by async message that the target goes away, finish what is in flight, close all connections and
-    /// listeners. Disks stay attached. Answered when no connection is left.
+    /// Tell every session by async message that the target goes away, finish what is in flight, close all connections
+    /// and listeners. Disks stay attached. Answered when no connection is left.
     Quiesce {
         /// At most this long for commands in flight.
         patience_ms: u64,

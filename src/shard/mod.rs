@@ -1,8 +1,8 @@
 //! The shard: one pinned thread with its own ring, memory and connections, and the loop that serves them.
 //!
-//! A turn ([`run`]) reaps completions and messages, runs every connection that has something to do as far as it can go, and
-//! then submits what came of it: one gathered send for each connection. Nothing here blocks, takes a lock or (between
-//! login and logout) allocates.
+//! A turn ([`run`]) reaps completions and messages, runs every connection that has something to do as far as it can go,
+//! and then submits what came of it: one gathered send for each connection. Nothing here blocks, takes a lock or
+//! (between login and logout) allocates.
 //!
 //! | file | subject |
 //! |---|---|
@@ -20,8 +20,8 @@
 //! | `peer`, `message`, `mailbox` | what shards and the control plane say to each other |
 //! | `threads`, `placement` | starting and pinning |
 //!
-//! **May know:** `iscsi`, `scsi` (through `iscsi` and `medium`), `medium`, `vhdx` (the engine it drives), `ring`, `mem`, `observe`.
-//! Nothing of the control plane.
+//! **May know:** `iscsi`, `scsi` (through `iscsi` and `medium`), `medium`, `vhdx` (the engine it drives), `ring`,
+//! `mem`, `observe`. Nothing of the control plane.
 
 mod command;
 mod core;

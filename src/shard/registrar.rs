@@ -51,7 +51,8 @@ pub(crate) struct Registrar {
 }
 
 impl Registrar {
-    /// A login wants a session: it gets one, or the older session must end first (or a login that waited for that is refused).
+    /// A login wants a session: it gets one, or the older session must end first (or a login that waited for that is
+    /// refused).
     pub(crate) fn register(&mut self, identity: SessionIdentity, place: Place) -> Decision {
         let living = NexusName::of(&identity).and_then(|name| self.by_name.get(&name)).copied();
         match (admission(&identity, living), living.and_then(|tsih| self.sessions.get_mut(&tsih))) {

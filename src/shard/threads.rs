@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use super::mailbox::{Mailbox, Senders, mailbox};
 use super::message::ToShard;
@@ -17,7 +18,8 @@ use crate::ring::net::{self, ListenOptions};
 use crate::ring::{FeatureLimit, Features, Ring, RingError, UringConfig, UringRing, UringWaker};
 use crate::units::ShardId;
 
-/// Operations that one ring can have in flight: a receive and a send for each of 4096 connections, and as many for files.
+/// Operations that one ring can have in flight: a receive and a send for each of 4096 connections, and as many for
+/// files.
 const RING_SLOTS: u32 = 16 * 1024;
 
 /// Operations queued between two system calls.
@@ -25,6 +27,9 @@ const RING_SUBMISSIONS: u32 = 1024;
 
 /// Connections that may wait to be accepted: a fleet that boots at once connects at once.
 const BACKLOG: u32 = 4096;
+
+/// How long the sockets of a killed server may outlive it.
+const LINGER_MAX: Duration = Duration::from_millis(1500);
 
 /// How to run.
 #[derive(Clone, Debug)]
@@ -85,7 +90,7 @@ impl Shards {
                 shards: config.cores.len() as u16,
                 cpu,
                 memory_bytes: config.memory_per_shard_bytes,
-                features: features,
+                features,
                 stats: Arc::clone(&stats[index]),
             };
             let name = format!("shard-{index}");
@@ -191,11 +196,26 @@ impl Plan {
     }
 }
 
-/// Listening sockets for a portal, one for each shard in order, sharing its address. A connection goes to the shard on whose CPU its
-/// packets arrive.
+/// Bind an address that a server may just have left: the kernel takes the sockets of a killed process's rings down a
+/// moment after the process is gone.
+fn listen_patiently(address: SocketAddr) -> io::Result<OwnedFd> {
+    let deadline = Instant::now() + LINGER_MAX;
+    loop {
+        match net::listen(address, ListenOptions { reuse_port: false, backlog: 1, incoming_cpu: None }) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Listening sockets for a portal, one for each shard in order, sharing its address. A connection goes to the shard on
+/// whose CPU its packets arrive.
 pub fn portal_listeners(address: SocketAddr, shards: &Shards) -> io::Result<Vec<OwnedFd>> {
-    // SO_REUSEPORT would share the address with another server of the same user; a plain socket first shows whether it is free.
-    let probe = net::listen(address, ListenOptions { reuse_port: false, backlog: 1, incoming_cpu: None })?;
+    // SO_REUSEPORT would share the address with another server of the same user; a plain socket first shows whether it
+    // is free.
+    let probe = listen_patiently(address)?;
     let address = net::local_address(probe.as_fd())?;
     drop(probe);
     let mut listeners = Vec::new();

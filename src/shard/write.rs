@@ -1,12 +1,13 @@
 //! From the initiator to the medium.
 //!
-//! A command is worked off in windows of at most 1 MiB: a window has one buffer, R2Ts ask for what did not come unsolicited, and when
-//! all of it has come it is written; then the next window opens. An answer of GOOD leaves only after the last write has completed and
-//! every allocation it needed is in the file (the promise of GOOD), and with FUA after all of that is durable.
+//! A command is worked off in windows of at most 1 MiB: a window has one buffer, R2Ts ask for what did not come
+//! unsolicited, and when all of it has come it is written; then the next window opens. An answer of GOOD leaves only
+//! after the last write has completed and every allocation it needed is in the file (the promise of GOOD), and with FUA
+//! after all of that is durable.
 
 use super::core::Mark;
 use super::peer::HomeRequest;
-use super::session::{Kind, Resume, Step, Work};
+use super::session::{Immediate, Kind, Resume, Step, Work};
 use crate::iscsi::transfer::TaskId;
 use crate::limits::BURST_LENGTH_MAX;
 use crate::medium::{Backing, Extent, ExtentList, WritePlan};
@@ -14,16 +15,16 @@ use crate::ring::{Errno, Fd, Op, Ring};
 use crate::scsi::{ByteCheck, MediumError, Outcome};
 
 impl<R: Ring> Work<'_, R> {
-    /// A buffer for data that comes without being asked for, so that nothing can fail between a command's execution and its data.
-    /// Not needed where the data is used up at once. False: no memory.
-    pub(crate) fn keep_unsolicited_data(&mut self, task: TaskId, data: &[u8]) -> bool {
+    /// A buffer for data that comes without being asked for, so that nothing can fail between a command's execution and
+    /// its data. Not needed where the data is used up at once. False: no memory.
+    pub(crate) fn keep_unsolicited_data(&mut self, task: TaskId, len: u32) -> bool {
         let command = self.session.connection.command(task);
         let expected = command.expected_write_length();
-        let more_may_come = (data.len() as u32) < expected && !self.session.connection.parameters().initial_r2t;
-        if data.is_empty() && !more_may_come || data.len() as u32 >= expected && self.takes_at_once(task) {
+        let more_may_come = len < expected && !self.session.connection.parameters().initial_r2t;
+        if len == 0 && !more_may_come || len >= expected && self.takes_at_once(task) {
             return true;
         }
-        let window = expected.clamp(data.len() as u32, BURST_LENGTH_MAX);
+        let window = expected.clamp(len, BURST_LENGTH_MAX);
         let Some(buf) = self.core.io.arena.take(window as usize) else { return false };
         self.task(task).buf = Some(buf);
         true
@@ -38,7 +39,7 @@ impl<R: Ring> Work<'_, R> {
     }
 
     /// WRITE, WRITE AND VERIFY, and VERIFY with data. `data` is the immediate data.
-    pub(crate) fn start_write(&mut self, task: TaskId, medium_bytes: u64, data_out: u64, data: &[u8]) {
+    pub(crate) fn start_write(&mut self, task: TaskId, medium_bytes: u64, data_out: u64, data: Immediate<'_>) {
         let slot = self.task(task).disk.expect("a write has a unit");
         let block_bytes = u64::from(self.core.disks.of_task(slot).block_length());
         let expected = u64::from(self.session.connection.command(task).expected_write_length());
@@ -54,11 +55,14 @@ impl<R: Ring> Work<'_, R> {
         }
         let (data_total, kind) = (entry.data_total, entry.kind);
         self.session.connection.limit_data_out(task, data_total);
-        let data = &data[..data.len().min(data_total as usize)];
-        if data.len() as u32 == data_total && kind == Kind::Write && self.write_at_once(task, data) {
-            return;
-        }
-        if !data.is_empty() {
+        self.task(task).received = data.len().min(data_total);
+        if let Immediate::Bytes(data) = data
+            && !data.is_empty()
+        {
+            let data = &data[..data.len().min(data_total as usize)];
+            if data.len() as u32 == data_total && kind == Kind::Write && self.write_at_once(task, data) {
+                return;
+            }
             let buf = self
                 .task(task)
                 .buf
@@ -68,7 +72,6 @@ impl<R: Ring> Work<'_, R> {
             buf[..data.len()].copy_from_slice(data);
             self.task(task).buf = Some(buf);
         }
-        self.task(task).received = data.len() as u32;
         self.open_window(task);
     }
 
@@ -87,7 +90,8 @@ impl<R: Ring> Work<'_, R> {
         true
     }
 
-    /// Open the next window: a buffer, then R2Ts for what has not come. `received` bytes of it are in the buffer already.
+    /// Open the next window: a buffer, then R2Ts for what has not come. `received` bytes of it are in the buffer
+    /// already.
     pub(crate) fn open_window(&mut self, task: TaskId) {
         let entry = self.task(task);
         // VERIFY with a single block has one window of Data-Out, which then serves for all windows of the medium.
@@ -151,8 +155,8 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn data_out(&mut self, task: TaskId, buffer_offset: u32, data: &[u8]) {
         let at = self.place_in_window(task, buffer_offset);
         if let Some(buf) = self.task(task).buf.as_mut() {
-            // The engine has checked the PDU against what was asked for, and what was asked for lies in the window; what a
-            // command does not want of its unsolicited data falls off here.
+            // The engine has checked the PDU against what was asked for, and what was asked for lies in the window;
+            // what a command does not want of its unsolicited data falls off here.
             let len = data.len().min(buf.len().saturating_sub(at));
             buf[at..at + len].copy_from_slice(&data[..len]);
         }
@@ -263,7 +267,8 @@ impl<R: Ring> Work<'_, R> {
                 self.task(task).error = Some(MediumError::OutOfSpace);
             }
             Ok(_) | Err(_) => {
-                // What the file holds now is not known, and an initiator may believe later writes to be in order after it.
+                // What the file holds now is not known, and an initiator may believe later writes to be in order after
+                // it.
                 let lba = self.window_lba(task);
                 let slot = self.task(task).disk.expect("a write has a unit");
                 self.core.disks.of_task(slot).poison();

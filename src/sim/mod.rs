@@ -2,10 +2,10 @@
 //!
 //! A [`World`] is a small computer in memory: a clock that moves only when something happens, files that know what a
 //! power cut would leave of them, byte streams that arrive late and in pieces. [`SimRing`] is its io_uring: a second
-//! implementation of [`crate::ring::Ring`]. Several rings, and the clients of their listeners ([`Stream`]), share one world
-//! in one thread. Everything that the real kernel leaves open (which operation ends first, how much a receive returns, what
-//! fails) is drawn from the world's seed, so one number repeats a run exactly; [`World::history_hash`] tells whether two
-//! runs were the same.
+//! implementation of [`crate::ring::Ring`]. Several rings, and the clients of their listeners ([`Stream`]), share one
+//! world in one thread. Everything that the real kernel leaves open (which operation ends first, how much a receive
+//! returns, what fails) is drawn from the world's seed, so one number repeats a run exactly; [`World::history_hash`]
+//! tells whether two runs were the same.
 //!
 //! ```text
 //!   test, tool ── scenario ── World::run ──┬── shard 0 on SimRing ──┐

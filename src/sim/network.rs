@@ -1,7 +1,7 @@
 //! Byte streams between a listener's world and its clients: bounded, in order, cut anywhere.
 //!
-//! A connection is two pipes. What one side writes is on its way first and arrives later, in pieces cut at any byte; the
-//! other side reads only what has arrived. An orderly end follows the bytes; a reset destroys them.
+//! A connection is two pipes. What one side writes is on its way first and arrives later, in pieces cut at any byte;
+//! the other side reads only what has arrived. An orderly end follows the bytes; a reset destroys them.
 //!
 //! **May know:** nothing but bytes. The world decides when pieces arrive.
 
@@ -65,9 +65,11 @@ impl Pipe {
     /// Read up to `into.len()` arrived bytes.
     pub(super) fn read(&mut self, into: &mut [u8]) -> usize {
         let count = into.len().min(self.arrived);
-        for (to, byte) in into.iter_mut().zip(self.bytes.drain(..count)) {
-            *to = byte;
-        }
+        let (front, back) = self.bytes.as_slices();
+        let split = count.min(front.len());
+        into[..split].copy_from_slice(&front[..split]);
+        into[split..count].copy_from_slice(&back[..count - split]);
+        self.bytes.drain(..count);
         self.arrived -= count;
         count
     }

@@ -3,6 +3,7 @@
 //! **May know:** the simulated kernel and the ring's contract.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,13 +15,18 @@ use crate::ring::{Completion, Errno, Fd, Nanos, Op, Ring, RingError, Tag, Token,
 
 /// A ring of a simulated world. Made by [`World::ring`](super::World::ring).
 ///
-/// Alone in its world, `enter` behaves as the kernel's: waiting lets virtual time pass until something completes; a wait
-/// without a limit returns when nothing can ever happen any more. Under [`World::run`](super::World::run) it never lets
-/// time pass: a ring with nothing to do returns, so that the others get their turns.
-#[derive(Debug)]
+/// Alone in its world, `enter` behaves as the kernel's: waiting lets virtual time pass until something completes; a
+/// wait without a limit returns when nothing can ever happen any more. Under [`World::run`](super::World::run) it never
+/// lets time pass: a ring with nothing to do returns, so that the others get their turns.
 pub struct SimRing {
     kernel: Rc<RefCell<Kernel>>,
     index: usize,
+}
+
+impl fmt::Debug for SimRing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SimRing({})", self.index)
+    }
 }
 
 impl SimRing {

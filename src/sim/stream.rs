@@ -3,6 +3,7 @@
 //! **May know:** the simulated kernel.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
@@ -10,12 +11,17 @@ use super::allocation::Inside;
 use super::kernel::{CLIENT, ConnectionId, Kernel, StreamError};
 
 /// A connected byte stream that never blocks. Dropping it closes it.
-#[derive(Debug)]
 pub struct Stream {
     kernel: Rc<RefCell<Kernel>>,
     id: ConnectionId,
     local: SocketAddr,
     peer: SocketAddr,
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Stream({} to {})", self.local, self.peer)
+    }
 }
 
 impl Stream {

@@ -3,13 +3,14 @@
 //! **May know:** the simulated kernel.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 
 use super::allocation::Inside;
 use super::faults::{FileFaults, NetworkFaults};
-use super::history::{Event, What};
-use super::kernel::{FileOptions, Kernel, StreamError};
+use super::history::{Event, History, What};
+use super::kernel::{FileOptions, Kernel, START, StreamError};
 use super::random::Random;
 use super::ring::SimRing;
 use super::stream::Stream;
@@ -28,6 +29,8 @@ pub struct WorldConfig {
     pub backlog_max: usize,
     /// Events that [`World::history`] remembers; the hash covers all.
     pub history_events_max: usize,
+    /// Print every event to standard error as it happens.
+    pub history_is_printed: bool,
 }
 
 impl Default for WorldConfig {
@@ -38,6 +41,7 @@ impl Default for WorldConfig {
             pipe_capacity_bytes: 256 * 1024,
             backlog_max: 128,
             history_events_max: 1 << 20,
+            history_is_printed: false,
         }
     }
 }
@@ -47,7 +51,8 @@ pub trait Runnable {
     /// Do what can be done now. A ring is entered with `wait`; nothing blocks.
     fn turn(&mut self, wait: Wait);
 
-    /// Whether this one has reached what it wants. A run ends when all have; servers, which want nothing, say yes always.
+    /// Whether this one has reached what it wants. A run ends when all have; servers, which want nothing, say yes
+    /// always.
     fn is_satisfied(&self) -> bool {
         true
     }
@@ -80,10 +85,16 @@ pub enum Outcome {
 }
 
 /// A computer in memory. Cloning gives another handle to the same one.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct World {
     kernel: Rc<RefCell<Kernel>>,
     config: WorldConfig,
+}
+
+impl fmt::Debug for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "World")
+    }
 }
 
 impl World {
@@ -95,7 +106,7 @@ impl World {
     /// A world as configured.
     pub fn with_config(seed: u64, config: WorldConfig) -> World {
         let _inside = Inside::enter();
-        let mut kernel = Kernel::new(seed, config.history_events_max);
+        let mut kernel = Kernel::new(seed, History::new(config.history_events_max, config.history_is_printed));
         kernel.network_faults = config.network_faults.clone();
         kernel.file_faults = config.file_faults.clone();
         kernel.pipe_capacity_bytes = config.pipe_capacity_bytes;
@@ -112,6 +123,11 @@ impl World {
     /// Virtual time.
     pub fn now(&self) -> Nanos {
         self.kernel.borrow().now()
+    }
+
+    /// How long this world has existed, in virtual time.
+    pub fn elapsed(&self) -> Nanos {
+        Nanos(self.now().0 - START.0)
     }
 
     /// A stream of random numbers of its own, drawn from this world's seed.
@@ -148,9 +164,9 @@ impl World {
         self.kernel.borrow_mut().file_open(file, options)
     }
 
-    /// Let operations on `real`, a descriptor of the real kernel, go to `own`, a file or listener of this world. A disk or
-    /// a listener that was opened outside can so be served inside; until it is closed or adopted anew, `real` itself is not
-    /// touched.
+    /// Let operations on `real`, a descriptor of the real kernel, go to `own`, a file or listener of this world. A disk
+    /// or a listener that was opened outside can so be served inside; until it is closed or adopted anew, `real` itself
+    /// is not touched.
     pub fn adopt(&self, real: Fd, own: Fd) {
         self.kernel.borrow_mut().adopt(real, own);
     }
@@ -177,6 +193,12 @@ impl World {
     pub fn file_set_len(&self, name: &str, len_bytes: u64) {
         let file = self.file(name);
         self.kernel.borrow_mut().file_state(file).set_len(len_bytes);
+    }
+
+    /// Reserve space for the first `len_bytes` of a file: writes there cannot meet a full file system.
+    pub fn file_reserve(&self, name: &str, len_bytes: u64) {
+        let file = self.file(name);
+        self.kernel.borrow_mut().file_state(file).extend(0, len_bytes);
     }
 
     /// Make a file durable as it is now.
@@ -255,16 +277,16 @@ impl World {
 
     // ---- the end -----------------------------------------------------------------------------------------------
 
-    /// The process dies here: its rings answer nothing any more, its descriptors are closed. What had completed stays in
-    /// the files; operations in flight may have happened, in part or not at all.
+    /// The process dies here: its rings answer nothing any more, its descriptors are closed. What had completed stays
+    /// in the files; operations in flight may have happened, in part or not at all.
     pub fn process_kill(&self) {
         let mut kernel = self.kernel.borrow_mut();
         kernel.record(What::ProcessKilled);
         kernel.kill(false);
     }
 
-    /// The power goes: the process dies, and of what was not flushed any subset is left, torn and reordered by sector as
-    /// `seed` says.
+    /// The power goes: the process dies, and of what was not flushed any subset is left, torn and reordered by sector
+    /// as `seed` says.
     pub fn power_cut(&self, seed: u64) {
         let mut kernel = self.kernel.borrow_mut();
         kernel.record(What::PowerCut);
@@ -272,8 +294,8 @@ impl World {
         kernel.files_after_power_cut(seed);
     }
 
-    /// A new calm world with the files that a power cut at this moment would leave. This one goes on. What was in flight is
-    /// not in those files; [`World::power_cut`] covers that.
+    /// A new calm world with the files that a power cut at this moment would leave. This one goes on. What was in
+    /// flight is not in those files; [`World::power_cut`] covers that.
     pub fn after_power_cut(&self, seed: u64) -> World {
         let after = self.copy_of_files(seed);
         after.kernel.borrow_mut().files_after_power_cut(seed);
@@ -299,8 +321,8 @@ impl World {
         self.kernel.borrow_mut().schedule_alarm(after);
     }
 
-    /// Give everybody turns, in a seeded order each round, and let time pass when nobody has anything to do, until all are
-    /// satisfied, nothing can happen any more, or the limit is reached.
+    /// Give everybody turns, in a seeded order each round, and let time pass when nobody has anything to do, until all
+    /// are satisfied, nothing can happen any more, or the limit is reached.
     pub fn run(&self, runnables: &mut [&mut dyn Runnable], limit: RunLimit) -> Outcome {
         self.kernel.borrow_mut().is_scheduled = true;
         let outcome = self.rounds(runnables, limit);
@@ -315,6 +337,7 @@ impl World {
             if self.now() >= end {
                 return Outcome::LimitReached;
             }
+            let happened = self.kernel.borrow().happened();
             let first = self.kernel.borrow_mut().random.index(runnables.len().max(1));
             let (before, after) = runnables.split_at_mut(first);
             for runnable in after.iter_mut().chain(before) {
@@ -324,7 +347,8 @@ impl World {
                 return Outcome::Satisfied;
             }
             let mut kernel = self.kernel.borrow_mut();
-            if kernel.is_any_awake() || kernel.advance() {
+            // What happened while somebody entered a ring may be news for those whose turn was before.
+            if kernel.happened() != happened || kernel.is_any_awake() || kernel.advance() {
                 idle = 0;
                 continue;
             }

@@ -53,7 +53,7 @@ pub fn file_bytes_come_back_and_reads_end_at_the_end_of_the_file<H: Harness>(har
     assert_eq!(exercise.run(Op::Sync { file }).result, Ok(0));
     assert_eq!(read(&mut exercise, file, 0, 300 * KIB), bytes);
     assert_eq!(read(&mut exercise, file, 299 * KIB as u64, 4 * KIB), bytes[299 * KIB..], "a short read at the end");
-    assert_eq!(read(&mut exercise, file, 300 * KIB as u64, 512), [], "nothing beyond");
+    assert_eq!(read(&mut exercise, file, 300 * KIB as u64, 512), [0u8; 0], "nothing beyond");
     write(&mut exercise, file, 4 * KIB as u64, &[7; 512], false);
     let mut expected = bytes[4 * KIB..5 * KIB].to_vec();
     expected[..512].fill(7);

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use lunaring::sim::scenario::{Report, SCENARIOS, Scenario, find};
+use lunaring::sim::scenario::{Report, Run, SCENARIOS, Scenario, find};
 
 /// What to run.
 #[derive(clap::Args)]
@@ -24,6 +24,9 @@ pub struct Arguments {
     /// Run every seed twice and compare the histories.
     #[arg(long)]
     twice: bool,
+    /// Print every event.
+    #[arg(long)]
+    trace: bool,
     /// Say only what failed.
     #[arg(long)]
     quiet: bool,
@@ -63,8 +66,9 @@ pub fn run(arguments: &Arguments) -> ExitCode {
 fn run_one(scenario: &Scenario, seed: u64, arguments: &Arguments) -> bool {
     let name = scenario.name;
     let start = Instant::now();
-    let result = attempt(scenario, seed).and_then(|report| {
-        if arguments.twice && attempt(scenario, seed)? != report {
+    let run = Run { seed, is_printed: arguments.trace };
+    let result = attempt(scenario, run).and_then(|report| {
+        if arguments.twice && attempt(scenario, run)? != report {
             return Err("the second run of this seed was another".to_owned());
         }
         Ok(report)
@@ -85,8 +89,8 @@ fn run_one(scenario: &Scenario, seed: u64, arguments: &Arguments) -> bool {
 }
 
 /// A broken assertion is a failure like others; where it broke has been printed already.
-fn attempt(scenario: &Scenario, seed: u64) -> Result<Report, String> {
-    catch_unwind(AssertUnwindSafe(|| (scenario.run)(seed))).unwrap_or_else(|panic| {
+fn attempt(scenario: &Scenario, run: Run) -> Result<Report, String> {
+    catch_unwind(AssertUnwindSafe(|| (scenario.run)(run))).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         Err(text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned())).unwrap_or_default())
     })

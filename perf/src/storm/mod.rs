@@ -16,11 +16,11 @@ use serde::Serialize;
 
 use crate::cost::Usage;
 use crate::login::{LoginError, Wire, Wishes};
-use crate::pdu::{self, FINAL, HEADER_LEN, Header, IMMEDIATE, request, response};
+use crate::pdu::{self, FINAL, Header, IMMEDIATE, request, response};
 use crate::random::Random;
 use crate::verify::{self, Progress, Verifier};
 
-pub use mutate::{Context, Draft, Phase};
+pub use mutate::{AskedFor, Context, Draft, Phase};
 
 /// What to send where.
 #[derive(Clone, Debug)]
@@ -46,6 +46,8 @@ pub struct Plan {
 pub struct Summary {
     /// For each phase: its name, PDUs delivered, connections used.
     pub phases: Vec<(String, u64, u64)>,
+    /// PDUs to which no answer came in time, and whose connection was then ended.
+    pub silences: u64,
     /// What the healthy session saw.
     pub healthy: Option<verify::Summary>,
     /// Resident memory after the first hundredth of the storm and after all of it, in bytes.
@@ -61,6 +63,7 @@ impl std::fmt::Display for Summary {
         for (phase, delivered, connections) in &self.phases {
             writeln!(f, "{phase}: {delivered} mutated PDUs on {connections} connections")?;
         }
+        writeln!(f, "{} without an answer", self.silences)?;
         if let Some(healthy) = &self.healthy {
             writeln!(f, "healthy session: {healthy}")?;
         }
@@ -98,7 +101,7 @@ pub fn healthy_plan(portal: SocketAddr, target: &str) -> verify::Plan {
 /// How long the target may take to close a connection whose stream has ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an answer is waited for before the stream is ended instead.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(200);
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(100);
 /// Spoilt PDUs on one connection at most.
 const PDUS_PER_CONNECTION_MAX: u32 = 64;
 /// Memory that the server may gain over the storm: pools that grow to their bound once.
@@ -111,6 +114,7 @@ pub fn run(plan: &Plan) -> Result<Summary, String> {
         None => None,
         Some(healthy) => {
             let mut verifier = Verifier::open(healthy.clone()).map_err(|e| format!("healthy session: {e}"))?;
+            verifier.adopt().map_err(|e| format!("healthy session: {e}"))?;
             let progress = progress.clone();
             Some(std::thread::spawn(move || healthy_session(&mut verifier, &progress)))
         }
@@ -118,7 +122,8 @@ pub fn run(plan: &Plan) -> Result<Summary, String> {
     let usage = || plan.server_pid.map(Usage::of).transpose().map_err(|e| format!("the server is gone: {e}"));
     let before = usage()?;
     let mut summary = Summary::default();
-    let mut storm = Storm { plan, random: Random::new(plan.seed), complaints: vec![], sessions: 0 };
+    let mut storm =
+        Storm { plan, random: Random::new(plan.seed), complaints: vec![], sessions: 0, silences: 0, asked_for: None };
     for phase in Phase::ALL {
         storm.phase(phase, plan.pdus_per_phase / 100)?;
     }
@@ -128,6 +133,7 @@ pub fn run(plan: &Plan) -> Result<Summary, String> {
         summary.phases.push((format!("{phase:?}"), delivered, connections));
     }
     summary.complaints = storm.complaints;
+    summary.silences = storm.silences;
     progress.stop.store(true, Ordering::Relaxed);
     if let Some(thread) = healthy {
         let seen = thread.join().map_err(|_| "the healthy session's thread panicked".to_owned())??;
@@ -182,6 +188,8 @@ struct Storm<'a> {
     random: Random,
     complaints: Vec<String>,
     sessions: u32,
+    silences: u64,
+    asked_for: Option<AskedFor>,
 }
 
 /// What became of a spoilt PDU.
@@ -237,13 +245,19 @@ impl Storm<'_> {
                 wire.login(&wishes)?;
             }
         }
+        self.asked_for = None;
         let mut delivered = 0;
         for _ in 0..PDUS_PER_CONNECTION_MAX {
-            let context = Context { cmd_sn: wire.cmd_sn, exp_stat_sn: wire.exp_stat_sn, lun: self.plan.lun };
+            let context = Context {
+                cmd_sn: wire.cmd_sn,
+                exp_stat_sn: wire.exp_stat_sn,
+                lun: self.plan.lun,
+                asked_for: self.asked_for,
+            };
             let mut draft = mutate::legal(phase, &wishes, context, &mut self.random);
-            mutate::spoil(&mut draft, &mut self.random);
+            let spoilt = mutate::spoil(&mut draft, &mut self.random);
             let fate = self.deliver(&mut wire, &draft, phase);
-            delivered += 1;
+            delivered += u64::from(spoilt);
             if matches!(fate, Fate::Ended) {
                 return Ok(delivered);
             }
@@ -256,7 +270,7 @@ impl Storm<'_> {
     fn deliver(&mut self, wire: &mut Wire, draft: &Draft, phase: Phase) -> Fate {
         let mut bytes = draft.bytes(wire.header_digest, wire.data_digest);
         let full_feature = matches!(phase, Phase::FullFeature | Phase::Discovery);
-        if full_feature && !draft.promises_more() {
+        if full_feature && !draft.is_out_of_step() {
             let ping = Header::new(request::NOP_OUT | IMMEDIATE, FINAL)
                 .with_word(16, PING_TAG)
                 .with_word(20, pdu::TAG_NONE)
@@ -267,8 +281,12 @@ impl Storm<'_> {
         if wire.socket.write_all(&bytes).is_err() {
             return Fate::Ended;
         }
-        if !draft.promises_more() && await_answer(wire, full_feature) {
-            return Fate::Alive;
+        if !draft.is_out_of_step() {
+            match await_answer(wire, full_feature, &mut self.asked_for) {
+                Answer::Alive => return Fate::Alive,
+                Answer::Over => {}
+                Answer::Silence => self.silences += 1,
+            }
         }
         self.end(wire);
         Fate::Ended
@@ -313,26 +331,51 @@ fn legal_security(wire: &mut Wire, wishes: &Wishes) -> Result<(), LoginError> {
     }
 }
 
-/// Read until the ping comes back (full feature phase) or until one login response came. False when the connection
-/// ended or nothing came in time.
-fn await_answer(wire: &mut Wire, ping: bool) -> bool {
+/// What came after a spoilt PDU.
+enum Answer {
+    /// A login response, or the ping.
+    Alive,
+    /// The end of the connection, or something after which it ends.
+    Over,
+    /// Nothing in time.
+    Silence,
+}
+
+/// Read until the ping comes back (full feature phase) or until one login response came.
+fn await_answer(wire: &mut Wire, ping: bool, asked_for: &mut Option<AskedFor>) -> Answer {
     if wire.socket.set_read_timeout(Some(ANSWER_TIMEOUT)).is_err() {
-        return false;
+        return Answer::Over;
     }
     // More answers than this to one PDU and a ping would be a flood.
     for _ in 0..1000 {
-        let Ok(answer) = wire.receive() else { return false };
+        let answer = match wire.receive() {
+            Ok(answer) => answer,
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                return Answer::Silence;
+            }
+            Err(_) => return Answer::Over,
+        };
         let header = answer.header;
-        debug_assert_eq!(header.0.len(), HEADER_LEN);
         match header.opcode() {
-            response::LOGIN if !ping => return header.0[36] == 0 && header.flags() & 0x83 != 0x83,
+            response::LOGIN if !ping => {
+                let goes_on = header.0[36] == 0 && header.flags() & 0x83 != 0x83;
+                return if goes_on { Answer::Alive } else { Answer::Over };
+            }
             response::NOP_IN if ping && header.task_tag() == PING_TAG => {
                 wire.cmd_sn = header.exp_cmd_sn();
-                return true;
+                return Answer::Alive;
             }
-            response::LOGOUT => return false,
+            response::R2T => {
+                *asked_for = Some(AskedFor {
+                    task_tag: header.task_tag(),
+                    transfer_tag: header.word(20),
+                    offset: header.word(40),
+                    len: header.word(44),
+                });
+            }
+            response::LOGOUT => return Answer::Over,
             _ => {}
         }
     }
-    false
+    Answer::Over
 }

@@ -43,10 +43,11 @@ impl Draft {
         Draft { header, ahs: vec![], data, header_digest_wrong: false, data_digest_wrong: false }
     }
 
-    /// Whether the header promises more bytes than are sent, so that the target must wait.
-    pub fn promises_more(&self) -> bool {
+    /// Whether the header promises more or fewer bytes than are sent, so that the target waits for the rest or takes
+    /// data for the next header: nothing that follows can be expected to be understood.
+    pub fn is_out_of_step(&self) -> bool {
         let promised = self.header.ahs_len() + self.header.data_len() + pdu::pad_len(self.header.data_len());
-        promised > self.ahs.len() + self.data.len() + pdu::pad_len(self.data.len())
+        promised != self.ahs.len() + self.data.len() + pdu::pad_len(self.data.len())
     }
 
     /// As bytes.
@@ -82,6 +83,21 @@ pub struct Context {
     pub exp_stat_sn: u32,
     /// The logical unit that may be hurt.
     pub lun: u16,
+    /// The last Ready To Transfer of this connection.
+    pub asked_for: Option<AskedFor>,
+}
+
+/// What a target asked for by Ready To Transfer.
+#[derive(Clone, Copy, Debug)]
+pub struct AskedFor {
+    /// Initiator Task Tag.
+    pub task_tag: u32,
+    /// Target Transfer Tag.
+    pub transfer_tag: u32,
+    /// Buffer Offset.
+    pub offset: u32,
+    /// Desired Data Transfer Length.
+    pub len: u32,
 }
 
 /// A legal PDU of this phase.
@@ -225,8 +241,10 @@ fn full_feature(context: Context, random: &mut Random) -> Draft {
             .with_word(24, context.cmd_sn)
             .with_word(28, context.exp_stat_sn)
     };
-    match random.below(12) {
+    match random.below(14) {
         0..=4 => scsi_command(context, tag, random),
+        5 | 6 | 12 if context.asked_for.is_some() => answer_to_r2t(context, random),
+        12 | 13 => large_write(context, tag, random),
         5 | 6 => {
             let len = random.below(5000) as usize;
             let header = base(request::DATA_OUT, if random.one_in(2) { FINAL } else { 0 })
@@ -257,6 +275,41 @@ fn full_feature(context: Context, random: &mut Random) -> Draft {
             Draft::new(base(request::LOGOUT | immediate, FINAL | random.below(4) as u8), vec![])
         }
     }
+}
+
+/// A write whose data the target must ask for.
+fn large_write(context: Context, tag: u32, random: &mut Random) -> Draft {
+    let blocks = 1 + random.below(4096) as u32;
+    let command = Command {
+        lun: context.lun,
+        cdb: pdu::cdb_transfer_16(pdu::cdb::WRITE_16, random.below(8192), blocks, random.one_in(4)),
+        task_tag: tag,
+        cmd_sn: context.cmd_sn,
+        exp_stat_sn: context.exp_stat_sn,
+        expected_len: blocks * 512,
+        read: false,
+        write: true,
+        last: true,
+    };
+    Draft::new(command.header(), vec![])
+}
+
+/// Data that was asked for: right, or with one of its numbers off before it is spoilt any further.
+fn answer_to_r2t(context: Context, random: &mut Random) -> Draft {
+    let Some(asked) = context.asked_for else { return large_write(context, 0, random) };
+    let offs = [0, 0, 0, 1, 4, 512, 4096, asked.len, u32::MAX];
+    let mut off = || offs[random.below(offs.len() as u64) as usize];
+    let (offset, data_sn) = (asked.offset.wrapping_add(off()), off());
+    let lens = [asked.len, asked.len / 2, asked.len + 4, 0, 1, 512];
+    let len = lens[random.below(lens.len() as u64) as usize].min(262_144) as usize;
+    let header = Header::new(request::DATA_OUT, if random.one_in(3) { 0 } else { FINAL })
+        .with_lun(context.lun)
+        .with_word(16, asked.task_tag)
+        .with_word(20, asked.transfer_tag)
+        .with_word(28, context.exp_stat_sn)
+        .with_word(36, data_sn)
+        .with_word(40, offset);
+    Draft::new(header, vec![0xda; len])
 }
 
 fn scsi_command(context: Context, tag: u32, random: &mut Random) -> Draft {
@@ -291,8 +344,13 @@ fn scsi_command(context: Context, tag: u32, random: &mut Random) -> Draft {
 
 const WORDS: [u32; 10] = [0, 1, 2, 0x7f, 0xffff, 0x7fff_ffff, 0x8000_0000, 0xffff_fffe, 0xffff_ffff, 0x0100_0000];
 
-/// Spoil a draft in one to three ways.
-pub fn spoil(draft: &mut Draft, random: &mut Random) {
+/// Spoil a draft in one to three ways. One that goes on a conversation is now and then left as it is, so that the next
+/// one can be spoilt deeper in. Returns whether it was spoilt.
+pub fn spoil(draft: &mut Draft, random: &mut Random) -> bool {
+    let goes_on = matches!(draft.header.opcode(), request::DATA_OUT) || draft.header.0[32] == pdu::cdb::WRITE_16;
+    if goes_on && random.one_in(2) {
+        return false;
+    }
     for _ in 0..1 + random.below(3) {
         match random.below(12) {
             0 | 1 => {
@@ -336,4 +394,5 @@ pub fn spoil(draft: &mut Draft, random: &mut Random) {
             _ => draft.data_digest_wrong = true,
         }
     }
+    true
 }

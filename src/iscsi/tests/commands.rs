@@ -4,8 +4,8 @@ use super::*;
 use crate::iscsi::pdu::RejectReason;
 use crate::limits::{COMMANDS_PER_SESSION_MAX, IMMEDIATE_REQUESTS_MAX};
 
-/// RFC 7143 section 4.2.2.1: commands ahead of ExpCmdSN wait and come out in order, with what they carry; duplicates in and
-/// below the window are ignored.
+/// RFC 7143 section 4.2.2.1: commands ahead of ExpCmdSN wait and come out in order, with what they carry; duplicates
+/// in and below the window are ignored.
 #[test]
 fn commands_are_delivered_in_cmd_sn_order() {
     let mut session = Session::new(parameters());
@@ -31,8 +31,8 @@ fn commands_are_delivered_in_cmd_sn_order() {
     assert_eq!(session.connection.counters().requests_ignored, 2);
 }
 
-/// Windows' deviation 11: the duplicate of a write is ignored, and the write still gets its R2T; and a CmdSN that is not the next
-/// one is not lost.
+/// Windows' deviation 11: the duplicate of a write is ignored, and the write still gets its R2T; and a CmdSN that is
+/// not the next one is not lost.
 #[test]
 fn a_write_followed_by_its_duplicate_gets_its_r2t() {
     let mut session = Session::new(parameters());
@@ -97,8 +97,8 @@ fn immediate_commands_pass_and_are_bounded() {
     session.start(one_more, &[]);
 }
 
-/// Sections 7.3 and 11.17.1: a tag in use is "task in progress", and the CmdSN of the rejected command has not been received:
-/// the initiator fills the gap with another command.
+/// Sections 7.3 and 11.17.1: a tag in use is "task in progress", and the CmdSN of the rejected command has not been
+/// received: the initiator fills the gap with another command.
 #[test]
 fn a_tag_in_use_is_rejected_and_leaves_a_gap() {
     let mut session = Session::new(parameters());
@@ -181,7 +181,8 @@ fn rejects_are_bounded() {
     assert_eq!(session.arrive(&bhs.0), Err(Refusal::TooManyRejects));
 }
 
-/// Section 11.17.1: an opcode that is not ours is "command not supported"; a Login Request in full feature phase ends the connection.
+/// Section 11.17.1: an opcode that is not ours is "command not supported"; a Login Request in full feature phase ends
+/// the connection.
 #[test]
 fn foreign_opcodes() {
     let mut session = Session::new(parameters());

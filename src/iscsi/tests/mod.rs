@@ -1,5 +1,5 @@
-//! The connection from the outside: an initiator's bytes in, a target's bytes out. Digests are made and checked with another
-//! implementation than the engine's.
+//! The connection from the outside: an initiator's bytes in, a target's bytes out. Digests are made and checked with
+//! another implementation than the engine's.
 
 mod commands;
 mod mutation;
@@ -17,6 +17,7 @@ use super::session::{SessionParameters, SessionType};
 use super::transfer::TaskId;
 use super::transmit::{Ending, Transmit};
 use crate::crc32c::Crc32c;
+use core::cell::Cell;
 use core::ops::Range;
 
 const LUN_1: [u8; 8] = [0, 1, 0, 0, 0, 0, 0, 0];
@@ -51,19 +52,22 @@ fn parameters() -> SessionParameters {
 struct Sink {
     bytes: Vec<u8>,
     payload: Vec<u8>,
-    /// How many PDUs may still go.
-    pdus_left: Option<usize>,
+    /// How many PDUs may still go. The engine asks for room exactly once before each.
+    pdus_left: Cell<Option<usize>>,
 }
 
 impl Transmit for Sink {
     fn room(&self, _header_bytes: usize, payload: Range<usize>) -> bool {
         assert!(payload.end <= self.payload.len());
-        self.pdus_left != Some(0)
+        match self.pdus_left.get() {
+            Some(0) => false,
+            left => {
+                self.pdus_left.set(left.map(|left| left - 1));
+                true
+            }
+        }
     }
     fn bytes(&mut self, bytes: &[u8]) {
-        if bytes.len() == 48 {
-            self.pdus_left = self.pdus_left.map(|left| left.checked_sub(1).expect("room is asked for before each PDU"));
-        }
         self.bytes.extend_from_slice(bytes);
     }
     fn payload(&mut self, range: Range<usize>) {

@@ -1,5 +1,5 @@
-//! Conversations of a foreign initiator with a foreign target: given the initiator's bytes, the engine must say what that target
-//! said, header for header, except for what a target is free to choose.
+//! Conversations of a foreign initiator with a foreign target: given the initiator's bytes, the engine must say what
+//! that target said, header for header, except for what a target is free to choose.
 
 use super::*;
 use crate::iscsi::pdu::{Residual, ScsiStatus};
@@ -119,8 +119,8 @@ impl Replay {
         }
     }
 
-    /// Everything sent equals what the other target said, but for the window's size, the digest that follows from it, and the
-    /// transfer tag.
+    /// Everything sent equals what the other target said, but for the window's size, the digest that follows from it,
+    /// and the transfer tag.
     fn compare(&mut self) {
         for ours in self.session.sent() {
             let theirs = self.target.pop_front().expect("the other target answered too");
@@ -167,8 +167,8 @@ fn a_cmd_sn_outside_the_window_is_ignored_like_by_another_target() {
     assert_eq!(events.len(), 3, "five commands, two of them outside the window: {events:?}");
 }
 
-/// An ABORT TASK of a write whose R2T is outstanding. The other target did not find the task and finished it; we find it, and
-/// after that nothing is sent for it though its data goes on coming (section 11.6.1).
+/// An ABORT TASK of a write whose R2T is outstanding. The other target did not find the task and finished it; we find
+/// it, and after that nothing is sent for it though its data goes on coming (section 11.6.1).
 #[test]
 fn a_captured_abort_finds_its_task_and_the_data_after_it_is_dropped() {
     let lines = capture(include_str!("../../../tests/vectors/iscsi/abort_task.txt"));

@@ -15,8 +15,8 @@ fn failed(task: TaskId, error: DataError) -> Event {
     Event::TaskDataError { task, error }
 }
 
-/// RFC 7143 sections 11.3.4, 11.7 and 11.8: immediate data, then unsolicited data up to FirstBurstLength, then R2Ts of at most
-/// MaxBurstLength, as many at once as MaxOutstandingR2T allows, answered in any order of bursts.
+/// RFC 7143 sections 11.3.4, 11.7 and 11.8: immediate data, then unsolicited data up to FirstBurstLength, then R2Ts
+/// of at most MaxBurstLength, as many at once as MaxOutstandingR2T allows, answered in any order of bursts.
 #[test]
 fn a_write_of_all_kinds_of_data() {
     let mut session = Session::new(parameters());
@@ -68,13 +68,14 @@ fn an_r2t_may_ask_for_less() {
     let task = session.start(write, &[]);
     assert!(session.connection.send_r2t(task, 1000, &mut session.sink));
     assert_eq!(session.connection.want_r2t(task), Some(R2tSpan { offset: 1000, len: 2000 }));
-    session.sink.pdus_left = Some(0);
+    session.sink.pdus_left.set(Some(0));
     assert!(!session.connection.send_r2t(task, 2000, &mut session.sink));
-    session.sink.pdus_left = None;
+    session.sink.pdus_left.set(None);
     assert_eq!(session.connection.want_r2t(task), Some(R2tSpan { offset: 1000, len: 2000 }), "nothing has changed");
 }
 
-/// Section 11.4.5 for writes: the command wants less than the initiator would send, or more. Only what both want is asked for.
+/// Section 11.4.5 for writes: the command wants less than the initiator would send, or more. Only what both want is
+/// asked for.
 #[test]
 fn residuals_of_writes() {
     let mut session = Session::new(parameters());
@@ -106,8 +107,8 @@ fn residuals_of_writes() {
     assert!(session.connection.data_out_complete(task));
 }
 
-/// Windows' deviations 1 and 3, section 11.4.7.2: immediate data beyond FirstBurstLength or against ImmediateData=No, beyond
-/// the command's own length, or for a command that does not write.
+/// Windows' deviations 1 and 3, section 11.4.7.2: immediate data beyond FirstBurstLength or against ImmediateData=No,
+/// beyond the command's own length, or for a command that does not write.
 #[test]
 fn immediate_data_that_must_not_be() {
     let no_immediate = SessionParameters { immediate_data: false, ..parameters() };
@@ -133,7 +134,8 @@ fn immediate_data_that_must_not_be() {
     assert_eq!(DataError::ProtocolServiceCrc.sense(), (0x0b, 0x47, 0x05));
 }
 
-/// Windows' deviation 3: unsolicited Data-Out against InitialR2T=Yes. Section 11.17.1: the answer waits for the last PDU.
+/// Windows' deviation 3: unsolicited Data-Out against InitialR2T=Yes. Section 11.17.1: the answer waits for the last
+/// PDU.
 #[test]
 fn unsolicited_data_against_initial_r2t_fails_after_its_last_pdu() {
     let mut session = Session::new(SessionParameters { initial_r2t: true, ..parameters() });
@@ -154,8 +156,8 @@ fn unsolicited_data_against_initial_r2t_fails_after_its_last_pdu() {
     assert_eq!(session.event(data, &pattern(512)), failed(task, DataError::UnexpectedUnsolicitedData));
 }
 
-/// Windows' deviation 2: unsolicited data shorter or longer than FirstBurstLength, or an R2T's data shorter or longer than asked
-/// for, or out of order, is an incorrect amount.
+/// Windows' deviation 2: unsolicited data shorter or longer than FirstBurstLength, or an R2T's data shorter or longer
+/// than asked for, or out of order, is an incorrect amount.
 #[test]
 fn a_wrong_amount_of_data_fails_the_command() {
     struct Case {
@@ -198,7 +200,8 @@ fn a_wrong_amount_of_data_fails_the_command() {
     }
 }
 
-/// Section 7.8: a Data-Out with a bad digest is rejected, and its command fails with a CRC error once all of its data has come.
+/// Section 7.8: a Data-Out with a bad digest is rejected, and its command fails with a CRC error once all of its data
+/// has come.
 #[test]
 fn a_data_digest_error_fails_the_command_after_its_last_data() {
     let mut session = Session::new(SessionParameters { data_digest: true, header_digest: true, ..parameters() });
@@ -215,8 +218,8 @@ fn a_data_digest_error_fails_the_command_after_its_last_data() {
     assert_eq!(session.event(data, &pattern(4096)), failed(task, DataError::ProtocolServiceCrc));
 }
 
-/// A Data-Out with a transfer tag that was never given is an invalid field (section 11.17.1, note 2); one whose task is gone is
-/// dropped in silence, since it may have been underway.
+/// A Data-Out with a transfer tag that was never given is an invalid field (section 11.17.1, note 2); one whose task
+/// is gone is dropped in silence, since it may have been underway.
 #[test]
 fn stray_data_harms_nothing() {
     let mut session = Session::new(parameters());
@@ -277,7 +280,8 @@ fn unsolicited_data_of_a_held_write() {
     assert!(matches!(got[2].event, Event::TaskDataError { error: DataError::IncorrectAmountOfData, .. }));
 }
 
-/// A large Data-Out is placed by the shard: its digest, given by parts, covers the padding, and an error is found at the end.
+/// A large Data-Out is placed by the shard: its digest, given by parts, covers the padding, and an error is found at
+/// the end.
 #[test]
 fn a_large_data_out_is_received_in_place() {
     for damage in [None, Some(0), Some(8000), Some(8001), Some(8004)] {
@@ -307,7 +311,8 @@ fn a_large_data_out_is_received_in_place() {
     }
 }
 
-/// A task may end, and its entry be used again, while its payload is being placed: the end of the bulk transfer then means nothing.
+/// A task may end, and its entry be used again, while its payload is being placed: the end of the bulk transfer then
+/// means nothing.
 #[test]
 fn a_task_may_end_during_its_bulk_transfer() {
     let mut session = Session::new(SessionParameters { max_burst_length: 8192, ..parameters() });
@@ -322,4 +327,15 @@ fn a_task_may_end_during_its_bulk_transfer() {
     session.connection.release(task);
     assert_eq!(session.connection.bulk_done(None, &[]), Ok(Event::Handled));
     session.connection.check_invariants();
+}
+
+/// Section 11.8.5: a Target Transfer Tag is never the reserved value, also after 2^32 - 1 of them.
+#[test]
+fn transfer_tags_skip_the_reserved_value() {
+    let mut session = Session::new(parameters());
+    session.connection.next_transfer_tag = TAG_RESERVED - 1;
+    let write = session.write(8192);
+    let task = session.start(write, &[]);
+    let tags: Vec<u32> = solicit(&mut session, task).iter().map(|r2t| r2t.bhs.target_transfer_tag()).collect();
+    assert_eq!(tags, [TAG_RESERVED - 1, 0]);
 }

@@ -2,6 +2,8 @@
 //!
 //! **May know:** the sibling modules.
 
+use std::fmt;
+
 use super::contents::{UNIT_BYTES, Version};
 use crate::sim::Random;
 
@@ -167,7 +169,6 @@ fn any_form(opcodes: [u8; 3], lba: u64, len: u32, random: &mut Random) -> [u8; 1
 }
 
 /// A command that was sent and not answered.
-#[derive(Debug)]
 pub(super) struct Task {
     /// Index among the initiator's logical units.
     pub unit: usize,
@@ -184,6 +185,13 @@ pub(super) struct Task {
     /// What it read so far.
     pub data_in: Vec<u8>,
     pub data_sn_next: u32,
+}
+
+impl fmt::Debug for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (granted, read) = (self.granted, self.data_in.len());
+        write!(f, "{:?} on {}: {granted} granted, {} R2Ts open, {read} read", self.work, self.unit, self.r2ts_open)
+    }
 }
 
 /// Data of one task still to be sent: unasked, or asked for by an R2T.

@@ -1,9 +1,11 @@
 //! What a disk must contain: the initiator's own memory of what it wrote and what it was told.
 //!
-//! Contents are kept by sectors of 512 bytes, each a *version*. A sector's bytes are made from its place and its version, so
-//! that a sector in the wrong place, an older one, and a mixture are all seen for what they are.
+//! Contents are kept by sectors of 512 bytes, each a *version*. A sector's bytes are made from its place and its
+//! version, so that a sector in the wrong place, an older one, and a mixture are all seen for what they are.
 //!
 //! **May know:** nothing.
+
+use std::fmt;
 
 /// Bytes that have one version.
 pub(super) const UNIT_BYTES: usize = 512;
@@ -38,12 +40,17 @@ impl Unit {
 }
 
 /// The units `first ..` of a logical unit that one initiator writes alone.
-#[derive(Debug)]
 pub(super) struct Contents {
     first: u64,
     units: Vec<Unit>,
     version_next: Version,
     order: u64,
+}
+
+impl fmt::Debug for Contents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} sectors from {}", self.units.len(), self.first)
+    }
 }
 
 impl Contents {

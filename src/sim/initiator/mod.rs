@@ -1,10 +1,10 @@
 //! A simulated initiator: it logs in, writes, reads, compares and logs out, and believes nothing.
 //!
-//! It is written from RFC 7143, SPC-4 and SBC-3 alone and shares no code with the server. What it offers at login, which
-//! commands it sends, and how it cuts its data are drawn from its seed. Every answer is checked against the rules (numbers,
-//! windows, lengths, residuals, digests), and every byte read against its memory of what it wrote. A lost connection
-//! is taken as real initiators do: log in again under the same name, and the writes without an answer may have happened
-//! or not, but may not happen later.
+//! It is written from RFC 7143, SPC-4 and SBC-3 alone and shares no code with the server. What it offers at login,
+//! which commands it sends, and how it cuts its data are drawn from its seed. Every answer is checked against the rules
+//! (numbers, windows, lengths, residuals, digests), and every byte read against its memory of what it wrote. A lost
+//! connection is taken as real initiators do: log in again under the same name, and the writes without an answer may
+//! have happened or not, but may not happen later.
 //!
 //! **May know:** the simulated stream.
 
@@ -148,7 +148,7 @@ pub struct Initiator {
 }
 
 /// Between a loss and the next try.
-const RETRY_AFTER: Nanos = Nanos(50_000_000);
+const RETRY_AFTER: Nanos = Nanos(3_000_000);
 
 /// A server that refuses this often will not take us.
 const ATTEMPTS_MAX: u32 = 2000;
@@ -215,6 +215,11 @@ impl Initiator {
     /// Whether it has logged out after finding everything right.
     pub fn is_done(&self) -> bool {
         matches!(self.phase, Phase::Done)
+    }
+
+    /// Whether it has ever reached the full feature phase.
+    pub fn has_logged_in(&self) -> bool {
+        self.report.logins > 0
     }
 
     fn connect(&mut self) -> Result<(), String> {

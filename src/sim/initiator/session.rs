@@ -334,10 +334,10 @@ impl Session {
             }
             _ => Vec::new(),
         };
-        // ExpDataSN counts R2Ts and Data-In PDUs (RFC 7143 section 11.4.8).
-        let sent = self.tasks.get(&pdu.initiator_task_tag()).map_or(0, |task| task.data_sn_next + task.r2t_sn_next);
-        if pdu.word(36) != sent && pdu.bhs[3] == status::GOOD {
-            return Err(format!("ExpDataSN {}, but {sent} R2T and Data-In came", pdu.word(36)));
+        // ExpDataSN is zero where no Data-In was sent (RFC 7143 section 11.4.8).
+        let data_in = self.tasks.get(&pdu.initiator_task_tag()).map_or(0, |task| task.data_sn_next);
+        if pdu.word(36) != data_in && pdu.bhs[3] == status::GOOD {
+            return Err(format!("ExpDataSN {}, but {data_in} Data-In came", pdu.word(36)));
         }
         self.end(pdu, pdu.bhs[3], sense)
     }

@@ -1,7 +1,7 @@
 //! The simulated kernel: one clock, one queue of events, and the operations of all rings.
 //!
-//! An operation is *queued* by submit, *published* by enter, has its effect when its event comes, and is then ready to be
-//! reaped. Operations that need something from elsewhere (bytes, room, a connection) wait without an event until
+//! An operation is *queued* by submit, *published* by enter, has its effect when its event comes, and is then ready to
+//! be reaped. Operations that need something from elsewhere (bytes, room, a connection) wait without an event until
 //! that arrives. Which of two possible things happens first is always drawn from the world's seed.
 //!
 //! **May know:** the ring's types, `mem` through them, and the sibling modules. Nothing of what runs on it.
@@ -25,6 +25,9 @@ pub use files::FileOptions;
 pub use sockets::StreamError;
 pub(super) use sockets::{CLIENT, Connection, ConnectionId};
 
+/// Where the clock starts; not at zero, which a program may take for "never".
+pub(super) const START: Nanos = Nanos(1_000_000_000);
+
 /// What one enter costs in virtual time: small, but a loop that polls cannot stop the clock.
 const ENTER_COST: Nanos = Nanos(100);
 
@@ -34,8 +37,8 @@ const POLL_INTERVAL: Nanos = Nanos(5_000);
 /// What an operation that has nothing to wait for takes.
 const SYSCALL_LATENCY: Nanos = Nanos(2_000);
 
-/// The first descriptor that this kernel gives out: above those that the test's process has of the real kernel, which may
-/// be adopted.
+/// The first descriptor that this kernel gives out: above those that the test's process has of the real kernel, which
+/// may be adopted.
 const FD_FIRST: i32 = 10_000;
 
 /// Which operation: ring, slot, and the slot's generation.
@@ -151,6 +154,8 @@ pub(super) struct Kernel {
     pub(super) random: Random,
     events: BinaryHeap<Reverse<Scheduled>>,
     event_number: u64,
+    /// Events that have happened.
+    happened: u64,
     op_number: u64,
     rings: Vec<RingState>,
     descriptors: BTreeMap<i32, Descriptor>,
@@ -169,12 +174,13 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
-    pub(super) fn new(seed: u64, history_events_max: usize) -> Kernel {
+    pub(super) fn new(seed: u64, history: History) -> Kernel {
         Kernel {
-            now: Nanos(1_000_000_000),
+            now: START,
             random: Random::new(seed),
             events: BinaryHeap::new(),
             event_number: 0,
+            happened: 0,
             op_number: 0,
             rings: Vec::new(),
             descriptors: BTreeMap::new(),
@@ -186,13 +192,18 @@ impl Kernel {
             backlog_max: 128,
             network_faults: NetworkFaults::default(),
             file_faults: FileFaults::default(),
-            history: History::new(history_events_max),
+            history,
             is_scheduled: false,
         }
     }
 
     pub(super) fn now(&self) -> Nanos {
         self.now
+    }
+
+    /// How many events have happened.
+    pub(super) fn happened(&self) -> u64 {
+        self.happened
     }
 
     pub(super) fn record(&mut self, what: What) {
@@ -362,6 +373,7 @@ impl Kernel {
         while self.next_event_at().is_some_and(|next| next <= at) {
             let Some(Reverse(event)) = self.events.pop() else { break };
             self.now = self.now.max(event.at);
+            self.happened += 1;
             self.happen(event);
         }
     }
@@ -715,7 +727,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "completed twice")]
     fn a_double_completion_is_caught() {
-        let mut kernel = Kernel::new(1, 0);
+        let mut kernel = Kernel::new(1, History::new(0, false));
         let ring = kernel.add_ring(4);
         let token = kernel.submit(ring, Tag(1), Op::Timeout { after: Nanos(5) }).expect("there is room");
         kernel.enter(ring, Some(Nanos(u64::MAX)));

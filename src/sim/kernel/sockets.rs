@@ -216,8 +216,8 @@ impl Kernel {
         Some(Ok(received as u32))
     }
 
-    /// Send what comes after the first `sent` bytes. `None` while the batch is not all taken: like the kernel with MSG_WAITALL,
-    /// a send waits for room, and answers a short count only sometimes.
+    /// Send what comes after the first `sent` bytes. `None` while the batch is not all taken: like the kernel with
+    /// MSG_WAITALL, a send waits for room, and answers a short count only sometimes.
     pub(super) fn send(&mut self, key: OpKey, fd: Fd, batch: &SendBatch, sent: usize) -> Option<Result<u32, i32>> {
         let Some(id) = self.socket(fd) else { return Some(Err(libc::EBADF)) };
         let failed = |errno| Some(if sent > 0 { Ok(sent as u32) } else { Err(errno) });

@@ -33,5 +33,21 @@ pub struct Scenario {
     /// What it tries.
     pub about: &'static str,
     /// Run it once. An error says what was wrong; a broken assertion panics.
-    pub run: fn(u64) -> Result<Report, String>,
+    pub run: fn(Run) -> Result<Report, String>,
+}
+
+/// One run to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// What everything is drawn from.
+    pub seed: u64,
+    /// Print every event to standard error as it happens.
+    pub is_printed: bool,
+}
+
+impl Run {
+    /// A silent run.
+    pub fn new(seed: u64) -> Run {
+        Run { seed, is_printed: false }
+    }
 }

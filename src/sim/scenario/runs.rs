@@ -1,7 +1,7 @@
 //! The scenarios.
 
 use super::server::{DiskPlan, Server, ServerConfig};
-use super::{Report, Scenario};
+use super::{Report, Run, Scenario};
 use crate::medium::{DiskFormat, DiskKind};
 use crate::ring::Nanos;
 use crate::sim::{
@@ -16,6 +16,8 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "lossy", about: "connections are reset by either side at any moment", run: lossy },
     Scenario { name: "bad-disks", about: "one disk's file fails with EIO, another's has no space", run: bad_disks },
     Scenario { name: "narrow", about: "a shard with little memory and small socket buffers", run: narrow },
+    Scenario { name: "crowd", about: "many sessions that each do a little", run: crowd },
+    Scenario { name: "stopped", about: "the server stops in good order while sessions are busy", run: stopped },
     Scenario { name: "killed", about: "the process is killed and started again, several times", run: killed },
     Scenario { name: "power-cut", about: "the power is cut and comes back, several times", run: power_cut },
 ];
@@ -55,6 +57,10 @@ struct Setting {
     may_lose_connection: bool,
     resets: Chance,
     commands: u32,
+    /// Initiators at most.
+    initiators_max: u64,
+    /// Sectors of each LUN that belong to one initiator: the regions of several lie in one VHDX block.
+    region_sectors: u64,
     pipe_capacity_bytes: usize,
     transfer_bytes_max: usize,
 }
@@ -66,6 +72,8 @@ impl Default for Setting {
             may_lose_connection: false,
             resets: Chance::NEVER,
             commands: 120,
+            initiators_max: 4,
+            region_sectors: 768,
             pipe_capacity_bytes: 256 * 1024,
             transfer_bytes_max: 256 * 1024,
         }
@@ -80,24 +88,22 @@ struct Scene {
     random: Random,
 }
 
-/// Sectors of each LUN that belong to one initiator: the regions of several lie in one VHDX block.
-const REGION_SECTORS: u64 = 768;
-
 impl Scene {
-    fn new(seed: u64, setting: &Setting, change: impl FnOnce(&mut ServerConfig)) -> Result<Scene, String> {
+    fn new(run: Run, setting: &Setting, change: impl FnOnce(&mut ServerConfig)) -> Result<Scene, String> {
         let config = WorldConfig {
             network_faults: setting.network.clone(),
             pipe_capacity_bytes: setting.pipe_capacity_bytes,
             history_events_max: 0,
+            history_is_printed: run.is_printed,
             ..WorldConfig::default()
         };
-        let world = World::with_config(seed, config);
+        let world = World::with_config(run.seed, config);
         let mut random = world.random();
         let mut config = server_config(&mut random);
         change(&mut config);
         let plans = config.disks.clone();
         let server = Server::start(&world, config)?;
-        let count = 1 + random.below(4);
+        let count = 1 + random.below(setting.initiators_max);
         let initiators = (0..count)
             .map(|number| {
                 let config = initiator_config(number, setting, &plans, &mut random);
@@ -127,9 +133,13 @@ impl Scene {
             return Err(format!("{outcome:?} with initiators unsatisfied: {waiting:?}"));
         }
         self.world.set_network_faults(NetworkFaults::default());
-        self.server.stop()?;
+        self.server.stop(&mut [])?;
+        self.report()
+    }
+
+    fn report(&self) -> Result<Report, String> {
         Ok(Report {
-            time: self.world.now(),
+            time: self.world.elapsed(),
             events: self.world.history_count(),
             hash: self.world.history_hash(),
             initiators: self.initiators.iter().map(Initiator::result).collect::<Result<_, _>>()?,
@@ -148,8 +158,8 @@ fn initiator_config(number: u64, setting: &Setting, plans: &[DiskPlan], random: 
             DiskFormat::Memory => Keeping::WhileServed,
             DiskFormat::Raw | DiskFormat::Vhdx => Keeping::Always,
         },
-        first_sector: number * REGION_SECTORS,
-        sector_count: REGION_SECTORS,
+        first_sector: number * setting.region_sectors,
+        sector_count: setting.region_sectors,
         may_fail: false,
     };
     InitiatorConfig {
@@ -166,15 +176,15 @@ fn initiator_config(number: u64, setting: &Setting, plans: &[DiskPlan], random: 
     }
 }
 
-fn calm(seed: u64) -> Result<Report, String> {
-    Scene::new(seed, &Setting::default(), |_| {})?.finish()
+fn calm(run: Run) -> Result<Report, String> {
+    Scene::new(run, &Setting::default(), |_| {})?.finish()
 }
 
-fn rough(seed: u64) -> Result<Report, String> {
-    Scene::new(seed, &Setting { network: NetworkFaults::rough(), ..Setting::default() }, |_| {})?.finish()
+fn rough(run: Run) -> Result<Report, String> {
+    Scene::new(run, &Setting { network: NetworkFaults::rough(), ..Setting::default() }, |_| {})?.finish()
 }
 
-fn lossy(seed: u64) -> Result<Report, String> {
+fn lossy(run: Run) -> Result<Report, String> {
     let network = NetworkFaults {
         reset: Chance::per_million(3000),
         accept_refused: Chance::percent(5),
@@ -182,11 +192,11 @@ fn lossy(seed: u64) -> Result<Report, String> {
     };
     let resets = Chance::per_million(500);
     let setting = Setting { network, may_lose_connection: true, resets, ..Setting::default() };
-    Scene::new(seed, &setting, |_| {})?.finish()
+    Scene::new(run, &setting, |_| {})?.finish()
 }
 
-fn bad_disks(seed: u64) -> Result<Report, String> {
-    let mut scene = Scene::new(seed, &Setting::default(), |_| {})?;
+fn bad_disks(run: Run) -> Result<Report, String> {
+    let mut scene = Scene::new(run, &Setting::default(), |_| {})?;
     let failing = FileFaults {
         eio_read: Chance::percent(5),
         eio_write: Chance::percent(2),
@@ -203,24 +213,43 @@ fn bad_disks(seed: u64) -> Result<Report, String> {
     scene.finish()
 }
 
-fn narrow(seed: u64) -> Result<Report, String> {
+fn narrow(run: Run) -> Result<Report, String> {
     let setting = Setting { network: NetworkFaults::rough(), pipe_capacity_bytes: 5000, ..Setting::default() };
-    Scene::new(seed, &setting, |config| config.memory_bytes = 16 << 20)?.finish()
+    Scene::new(run, &setting, |config| config.memory_bytes = 16 << 20)?.finish()
 }
 
-fn killed(seed: u64) -> Result<Report, String> {
-    with_crashes(seed, End::Killed)
+fn stopped(run: Run) -> Result<Report, String> {
+    let mut scene = Scene::new(run, &Setting { commands: 2000, ..Setting::default() }, |_| {})?;
+    let time = Nanos(scene.random.below(10_000_000));
+    scene.run(time)?;
+    let Scene { server, initiators, .. } = &mut scene;
+    server.stop(initiators)?;
+    // The last words are still under way.
+    scene.run(Nanos(100_000_000))?;
+    if let Some(left) = scene.initiators.iter().find(|initiator| !initiator.is_done() && initiator.has_logged_in()) {
+        return Err(format!("a session was not given the time to log out: {left:?}"));
+    }
+    scene.report()
 }
 
-fn power_cut(seed: u64) -> Result<Report, String> {
-    with_crashes(seed, End::PowerCut)
+fn crowd(run: Run) -> Result<Report, String> {
+    let setting = Setting { commands: 12, initiators_max: 32, region_sectors: 128, ..Setting::default() };
+    Scene::new(run, &setting, |_| {})?.finish()
 }
 
-fn with_crashes(seed: u64, end: End) -> Result<Report, String> {
+fn killed(run: Run) -> Result<Report, String> {
+    with_crashes(run, End::Killed)
+}
+
+fn power_cut(run: Run) -> Result<Report, String> {
+    with_crashes(run, End::PowerCut)
+}
+
+fn with_crashes(run: Run, end: End) -> Result<Report, String> {
     let setting = Setting { may_lose_connection: true, commands: 200, ..Setting::default() };
-    let mut scene = Scene::new(seed, &setting, |_| {})?;
+    let mut scene = Scene::new(run, &setting, |_| {})?;
     for _ in 0..1 + scene.random.below(3) {
-        let time = Nanos(scene.random.below(200_000_000));
+        let time = Nanos(scene.random.below(12_000_000));
         if scene.run(time)? == Outcome::Satisfied {
             break;
         }

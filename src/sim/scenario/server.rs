@@ -1,16 +1,16 @@
 //! A server of several shards on a simulated world, with disks of every kind.
 //!
-//! Disk files are created and opened by the control plane's own code, as real files in a temporary directory; then their
-//! contents move into the world, and the shards' operations go there. After a crash what the world has kept is written
-//! back to the real files, and they are opened again, log replay and all.
+//! Disk files are created and opened by the control plane's own code, as real files in a temporary directory; then
+//! their contents move into the world, and the shards' operations go there. After a crash what the world has kept is
+//! written back to the real files, and they are opened again, log replay and all.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crate::iscsi::chap::{Entropy, EntropyFailed};
 use crate::iscsi::directory::{AccessRule, Authentication, Directory, Portal, Target};
@@ -20,7 +20,7 @@ use crate::mem::{Arena, ArenaConfig};
 use crate::observe::ShardStats;
 use crate::ring::{Fd, Ring, Wait};
 use crate::shard::{Configuration, LunMap, Mapping, Parts, Senders, Shard, ToShard, mailbox};
-use crate::sim::{FileOptions, Random, Runnable, SimRing, SimWaker, World};
+use crate::sim::{FileOptions, Initiator, Random, Runnable, SimRing, SimWaker, World};
 use crate::units::{DiskId, Lun, PortalId, ShardId, TargetId};
 use crate::vhdx;
 
@@ -129,11 +129,12 @@ impl Server {
         self.process.iter_mut().flat_map(|process| &mut process.shards).map(|shard| shard as &mut dyn Runnable)
     }
 
-    /// Go down in good order, disks closed; what is left on the disks' files is checked. Runs the world.
-    pub fn stop(&mut self) -> Result<(), String> {
+    /// Go down in good order, disks closed; what is left on the disks' files is checked. Runs the world, `clients`
+    /// included.
+    pub fn stop(&mut self, clients: &mut [Initiator]) -> Result<(), String> {
         let quiet =
             self.tell_all(|reply| ToShard::Quiesce { patience_ms: 5000, reply: Box::new(move |()| reply(Ok(()))) });
-        self.await_replies("quiesce", quiet)?;
+        self.await_replies("quiesce", quiet, clients)?;
         let disks: Vec<Arc<Disk>> = self.process.iter().flat_map(|process| process.disks.clone()).collect();
         for disk in &disks {
             let (id, home) = (disk.id(), disk.home());
@@ -145,7 +146,7 @@ impl Server {
                     |reply: Answer| ToShard::Detach { disk: id, reply: Box::new(move |r| reply(r.map_err(|e| e.0))) };
                 replies.extend(self.tell(shard, detach));
             }
-            self.await_replies("detach", replies)?;
+            self.await_replies("detach", replies, &mut [])?;
         }
         drop(disks);
         self.process = None;
@@ -296,25 +297,32 @@ impl Server {
         let pending = Arc::new(Pending::default());
         let answered = Arc::clone(&pending);
         let reply: Answer = Box::new(move |result| {
-            answered.failed.store(result.is_err(), Ordering::Release);
-            answered.is_here.store(true, Ordering::Release);
+            let first = answered.0.set(result).is_ok();
+            assert!(first, "a reply is given once");
         });
         let sent = self.process.as_ref()?.senders.of(shard).send_control(message(reply));
         assert!(sent.is_ok(), "the mailbox of an idle shard has room");
         Some(pending)
     }
 
-    fn await_replies(&mut self, what: &str, replies: Vec<Arc<Pending>>) -> Result<(), String> {
+    fn await_replies(
+        &mut self,
+        what: &str,
+        replies: Vec<Arc<Pending>>,
+        clients: &mut [Initiator],
+    ) -> Result<(), String> {
         let world = self.world.clone();
         let mut waiter = Waiter(replies);
+        let mut clients: Vec<Guest<'_>> = clients.iter_mut().map(Guest).collect();
         let mut runnables: Vec<&mut dyn Runnable> = self.shards().collect();
         runnables.push(&mut waiter);
+        runnables.extend(clients.iter_mut().map(|client| client as &mut dyn Runnable));
         let outcome = world.run(&mut runnables, crate::sim::RunLimit::default());
         if outcome != crate::sim::Outcome::Satisfied {
             return Err(format!("{what}: {outcome:?}"));
         }
-        let failed = waiter.0.iter().any(|pending| pending.failed.load(Ordering::Acquire));
-        if failed { Err(format!("{what} was refused")) } else { Ok(()) }
+        let refusals = waiter.0.iter().filter_map(|pending| pending.0.get()?.as_ref().err());
+        refusals.map(|why| Err(format!("{what}: {why}"))).next().unwrap_or(Ok(()))
     }
 }
 
@@ -322,10 +330,7 @@ type Answer = Box<dyn FnOnce(Result<(), String>) + Send>;
 
 /// An answer that is awaited.
 #[derive(Debug, Default)]
-struct Pending {
-    is_here: AtomicBool,
-    failed: AtomicBool,
-}
+struct Pending(OnceLock<Result<(), String>>);
 
 /// Satisfied when all answers are here.
 struct Waiter(Vec<Arc<Pending>>);
@@ -334,7 +339,16 @@ impl Runnable for Waiter {
     fn turn(&mut self, _wait: Wait) {}
 
     fn is_satisfied(&self) -> bool {
-        self.0.iter().all(|pending| pending.is_here.load(Ordering::Acquire))
+        self.0.iter().all(|pending| pending.0.get().is_some())
+    }
+}
+
+/// A client that goes on meanwhile, but is not what is waited for.
+struct Guest<'a>(&'a mut Initiator);
+
+impl Runnable for Guest<'_> {
+    fn turn(&mut self, wait: Wait) {
+        self.0.turn(wait);
     }
 }
 
@@ -365,6 +379,8 @@ fn configuration(luns: LunMap) -> Result<Configuration, String> {
 /// Bytes that are copied at once between the world and real files.
 const COPY_BYTES: usize = 64 * 1024;
 
+static ZEROS: [u8; COPY_BYTES] = [0; COPY_BYTES];
+
 /// Make a durable file of the world with the contents of a real one.
 fn import(world: &World, path: &Path, name: &str) -> Result<(), String> {
     let describe = |error: std::io::Error| format!("{}: {error}", path.display());
@@ -375,10 +391,12 @@ fn import(world: &World, path: &Path, name: &str) -> Result<(), String> {
     for at in (0..len).step_by(COPY_BYTES) {
         let part = &mut bytes[..(len - at).min(COPY_BYTES as u64) as usize];
         file.read_exact_at(part, at).map_err(describe)?;
-        if part.iter().any(|&byte| byte != 0) {
+        if *part != ZEROS[..part.len()] {
             world.file_write(name, at, part);
         }
     }
+    // What was created is taken to be there; only growth can meet a full file system.
+    world.file_reserve(name, len);
     world.file_sync(name);
     Ok(())
 }
@@ -394,7 +412,7 @@ fn export(world: &World, name: &str, path: &Path) -> Result<(), String> {
     for at in (0..len).step_by(COPY_BYTES) {
         let part = &mut bytes[..(len - at).min(COPY_BYTES as u64) as usize];
         world.file_read(name, at, part);
-        if part.iter().any(|&byte| byte != 0) {
+        if *part != ZEROS[..part.len()] {
             file.write_all_at(part, at).map_err(describe)?;
         }
     }

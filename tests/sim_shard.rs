@@ -1,0 +1,104 @@
+//! Whole servers on the simulator: shards, sessions and every kind of disk, checked by initiators that were written
+//! from the standards alone. Each test is a scenario over many seeds; `cargo run -p tools -- sim` repeats one that
+//! fails.
+
+use lunaring::ring::Nanos;
+use lunaring::sim::InitiatorReport;
+use lunaring::sim::scenario::{Report, Run, find};
+
+/// Run a scenario with the first seeds; all must succeed.
+fn run_all(name: &str, seeds: u64) -> Vec<Report> {
+    let scenario = find(name).expect("the scenario exists");
+    let run = |seed| {
+        (scenario.run)(Run::new(seed)).unwrap_or_else(|why| {
+            panic!("{why}\nrepeat it with: cargo run -p tools -- sim --scenario {name} --seed {seed} --trace")
+        })
+    };
+    (0..seeds).map(run).collect()
+}
+
+/// The sum of something over all initiators of all runs.
+fn total(reports: &[Report], of: fn(&InitiatorReport) -> u32) -> u32 {
+    reports.iter().flat_map(|report| &report.initiators).map(of).sum()
+}
+
+/// Nobody waited for a timer: the shortest is a second long, and no run has so much to do.
+fn assert_prompt(reports: &[Report], limit: Nanos) {
+    for (seed, report) in reports.iter().enumerate() {
+        assert!(report.time < limit, "seed {seed} took {:?}: somebody waited for a timer", report.time);
+    }
+}
+
+#[test]
+fn in_calm_every_command_is_good_and_nobody_waits() {
+    let reports = run_all("calm", 8);
+    assert_eq!(total(&reports, |r| r.failed + r.lost), 0);
+    assert!(total(&reports, |r| r.good) > 1000);
+    assert_prompt(&reports, Nanos(1_000_000_000));
+}
+
+#[test]
+fn streams_cut_anywhere_change_nothing() {
+    let reports = run_all("rough", 8);
+    assert_eq!(total(&reports, |r| r.failed + r.lost), 0);
+    assert_prompt(&reports, Nanos(2_000_000_000));
+}
+
+#[test]
+fn little_memory_and_small_socket_buffers_only_slow_things_down() {
+    let reports = run_all("narrow", 6);
+    assert_eq!(total(&reports, |r| r.failed + r.lost), 0);
+    assert_prompt(&reports, Nanos(10_000_000_000));
+}
+
+#[test]
+fn a_reset_connection_loses_nothing_that_was_answered_and_leaves_no_ghost_writes() {
+    let reports = run_all("lossy", 10);
+    let lost = total(&reports, |r| r.lost);
+    assert!(lost > 20, "{lost} connections lost");
+    assert_eq!(total(&reports, |r| r.failed), 0);
+}
+
+#[test]
+fn a_bad_disk_answers_with_errors_and_touches_no_other() {
+    let reports = run_all("bad-disks", 10);
+    let failed = total(&reports, |r| r.failed);
+    assert!(failed > 20, "{failed} commands failed");
+    assert_prompt(&reports, Nanos(1_000_000_000));
+}
+
+#[test]
+fn many_sessions_share_the_shards() {
+    let reports = run_all("crowd", 4);
+    assert!(total(&reports, |r| r.logins) > 40);
+    assert_prompt(&reports, Nanos(2_000_000_000));
+}
+
+#[test]
+fn a_server_that_stops_lets_its_sessions_log_out_and_closes_its_disks() {
+    let reports = run_all("stopped", 8);
+    assert_eq!(total(&reports, |r| r.failed + r.lost), 0);
+    assert_prompt(&reports, Nanos(3_000_000_000));
+}
+
+#[test]
+fn a_killed_process_has_lost_nothing_that_it_answered() {
+    let reports = run_all("killed", 8);
+    assert!(total(&reports, |r| r.logins) > total(&reports, |_| 1), "some sessions came back");
+}
+
+#[test]
+fn a_power_cut_leaves_what_was_synchronized_or_written_through() {
+    let reports = run_all("power-cut", 8);
+    assert!(total(&reports, |r| r.logins) > total(&reports, |_| 1), "some sessions came back");
+}
+
+#[test]
+fn one_seed_is_one_run() {
+    for name in ["lossy", "bad-disks"] {
+        let scenario = find(name).expect("the scenario exists");
+        let run = |seed| (scenario.run)(Run::new(seed)).expect("it succeeds in the other tests");
+        assert_eq!(run(3), run(3), "{name}");
+        assert_ne!(run(3).hash, run(4).hash, "{name}");
+    }
+}
