@@ -74,7 +74,8 @@ pub(super) async fn attach(plane: &dyn DataPlane, opened: Vec<Opened>) -> Result
     Ok(disks)
 }
 
-/// Make every shard forget disks that no LUN names, each disk's home shard last. Gives what went wrong with their files.
+/// Make every shard forget disks that no LUN names, each disk's home shard last. Gives what went wrong with their
+/// files.
 pub(super) async fn detach<'a>(
     plane: &dyn DataPlane,
     disks: impl IntoIterator<Item = &'a Disk>,

@@ -160,9 +160,10 @@ impl Controller {
             io::ErrorKind::AlreadyExists => Refused::conflict(format!("{} exists already", file.display())),
             _ => Refused::failed(format!("cannot create {}: {e}", file.display())),
         };
-        // The passing name means nothing to the reader of a message.
         let named = |e: medium::FileError| {
-            Refused::failed(e.to_string().replace(&temporary.display().to_string(), &file.display().to_string()))
+            // The passing name means nothing to the reader of a message.
+            let said = e.to_string().replace(&temporary.display().to_string(), &file.display().to_string());
+            Refused { message: said, ..refusal(&e) }
         };
         let name = async {
             created.map_err(named)?;
@@ -284,14 +285,29 @@ pub(super) fn open(spec: OpenSpec) -> Result<Opened, Refused> {
     let file = spec.path.clone();
     medium::open(spec).map_err(|e| match file {
         Some(file) => about(&file, &e),
-        None => Refused::failed(e),
+        None => refusal(&e),
     })
 }
 
 /// A refusal about a file names it.
 fn about(file: &Path, error: &medium::FileError) -> Refused {
-    let (file, said) = (file.display().to_string(), error.to_string());
-    Refused::failed(if said.contains(&file) { said } else { format!("{file}: {said}") })
+    let refused = refusal(error);
+    let file = file.display().to_string();
+    if refused.message.contains(&file) {
+        return refused;
+    }
+    Refused { message: format!("{file}: {}", refused.message), ..refused }
+}
+
+/// The kind of refusal that an error with a file is.
+fn refusal(error: &medium::FileError) -> Refused {
+    use medium::FileError;
+    match error {
+        FileError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Refused::not_found(error),
+        FileError::Io { .. } | FileError::Memory { .. } => Refused::failed(error),
+        FileError::Exists(_) | FileError::InUse(_) => Refused::conflict(error),
+        _ => Refused::invalid(error),
+    }
 }
 
 /// A file without a known signature is served byte for byte, but not when its name says that it is something else: a
@@ -300,11 +316,11 @@ fn refuse_other_formats(file: &Path) -> Result<(), Refused> {
     let extension = file.extension().and_then(OsStr::to_str).unwrap_or_default().to_ascii_lowercase();
     let shown = file.display();
     match extension.as_str() {
-        "vhdx" | "avhdx" => Err(Refused::failed(format!(
+        "vhdx" | "avhdx" => Err(Refused::invalid(format!(
             "{shown}: the name says VHDX, but the file does not begin as one, so it is damaged or something else; \
              to serve its bytes as a raw disk, rename it first"
         ))),
-        "vhd" | "vhds" | "avhd" | "qcow2" | "vmdk" | "vdi" => Err(Refused::failed(format!(
+        "vhd" | "vhds" | "avhd" | "qcow2" | "vmdk" | "vdi" => Err(Refused::invalid(format!(
             "{shown}: images of the format {extension} cannot be served; convert it, for example with \
              'qemu-img convert -O vhdx', or rename it to serve its bytes as a raw disk"
         ))),
