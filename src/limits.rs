@@ -17,7 +17,7 @@ pub const RECEIVE_SEGMENT_LENGTH_MAX: u32 = 256 * 1024;
 pub const BURST_LENGTH_MAX: u32 = 1024 * 1024;
 
 /// FirstBurstLength that we offer. A command with its immediate data must fit a connection's largest stream buffer.
-pub const FIRST_BURST_LENGTH_MAX: u32 = 64 * 1024;
+pub const FIRST_BURST_LENGTH_MAX: u32 = 256 * 1024;
 
 /// R2Ts outstanding for one task that we accept (MaxOutstandingR2T).
 pub const OUTSTANDING_R2T_MAX: u16 = 4;

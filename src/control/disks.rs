@@ -1,5 +1,6 @@
 //! Commands on disks.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -39,7 +40,10 @@ impl Controller {
             return Err(Refused::invalid("an image that exists has its format, kind and sizes; leave them out"));
         }
         let looked_at = file.clone();
-        let probed = blocking(move || medium::probe(&looked_at)).await.map_err(Refused::failed)?;
+        let probed = blocking(move || medium::probe(&looked_at)).await.map_err(|e| about(&file, &e))?;
+        if probed.format == DiskFormat::Raw {
+            refuse_other_formats(&file)?;
+        }
         let disk = DiskConfig {
             format: probed.format,
             file: Some(file),
@@ -140,7 +144,6 @@ impl Controller {
     /// Create an image under a passing name and then give it its own, recorded so that a crash leaves no trace.
     async fn create_file(&self, spec: CreateSpec, file: &Path) -> Result<FileIdentity, Refused> {
         let temporary = spec.path.clone();
-        let state = Arc::clone(&self.state);
         let file = file.to_owned();
         if fs::symlink_metadata(&file).is_ok() {
             return Err(Refused::conflict(format!(
@@ -148,9 +151,8 @@ impl Controller {
                 file.display()
             )));
         }
-        state.begin(&FileChange::Creating { temporary: temporary.clone() })?;
+        self.begin(FileChange::Creating { temporary: temporary.clone() }).await?;
         step("disk create: begun");
-        let in_folder_of = file.clone();
         let created = blocking(move || medium::create_file(&spec)).await;
         step("disk create: written");
         let failed = |e: io::Error| match e.kind() {
@@ -159,22 +161,29 @@ impl Controller {
         };
         // The passing name means nothing to the reader of a message.
         let named = |e: medium::FileError| {
-            Refused::failed(
-                e.to_string().replace(&temporary.display().to_string(), &in_folder_of.display().to_string()),
-            )
+            Refused::failed(e.to_string().replace(&temporary.display().to_string(), &file.display().to_string()))
         };
-        let result = created.map_err(named).and_then(|()| {
+        let name = async {
+            created.map_err(named)?;
             let identity = state::identity_of(&temporary).map_err(failed)?;
-            state.begin(&FileChange::Naming { temporary: temporary.clone(), file: file.clone(), identity })?;
+            self.begin(FileChange::Naming { temporary: temporary.clone(), file: file.clone(), identity }).await?;
             step("disk create: naming");
-            state::name_exclusively(&temporary, &file).map_err(failed)?;
+            let (from, to) = (temporary.clone(), file.clone());
+            blocking(move || state::name_exclusively(&from, &to)).await.map_err(failed)?;
             Ok(identity)
-        });
+        };
+        let result = name.await;
         if result.is_err() {
             let _ = state::remove_unfinished(&temporary);
-            state.end();
+            self.state.end();
         }
         result
+    }
+
+    /// Record a change to files, durably, before it is made.
+    async fn begin(&self, change: FileChange) -> Result<(), Refused> {
+        let state = Arc::clone(&self.state);
+        blocking(move || state.begin(&change)).await
     }
 
     /// Open a disk of `config`, make that the configuration, attach the disk.
@@ -219,7 +228,11 @@ impl Controller {
             home,
             shards: self.plane.count(),
         };
-        blocking(move || medium::open(spec)).await.map_err(Refused::failed)
+        let file = spec.path.clone();
+        blocking(move || medium::open(spec)).await.map_err(|e| match file {
+            Some(file) => about(&file, &e),
+            None => Refused::failed(e),
+        })
     }
 
     /// Delete a disk that no target maps, and its file unless that is to be kept or was there before the disk.
@@ -241,7 +254,7 @@ impl Controller {
             _ => None,
         };
         if let Some((file, identity)) = &removing {
-            self.state.begin(&FileChange::Deleting { file: file.clone(), identity: *identity })?;
+            self.begin(FileChange::Deleting { file: file.clone(), identity: *identity }).await?;
         }
         step("disk delete: begun");
         let mut config = self.config.clone();
@@ -272,5 +285,29 @@ impl Controller {
             self.state.end();
         }
         Ok(api::DeletedDisk { name: name.to_owned(), kept_file, warning })
+    }
+}
+
+/// A refusal about a file names it.
+fn about(file: &Path, error: &medium::FileError) -> Refused {
+    let (file, said) = (file.display().to_string(), error.to_string());
+    Refused::failed(if said.contains(&file) { said } else { format!("{file}: {said}") })
+}
+
+/// A file without a known signature is served byte for byte, but not when its name says that it is something else: a
+/// damaged image must not be written to as if it were a raw one.
+fn refuse_other_formats(file: &Path) -> Result<(), Refused> {
+    let extension = file.extension().and_then(OsStr::to_str).unwrap_or_default().to_ascii_lowercase();
+    let shown = file.display();
+    match extension.as_str() {
+        "vhdx" | "avhdx" => Err(Refused::failed(format!(
+            "{shown}: the name says VHDX, but the file does not begin as one, so it is damaged or something else; \
+             to serve its bytes as a raw disk, rename it first"
+        ))),
+        "vhd" | "vhds" | "avhd" | "qcow2" | "vmdk" | "vdi" => Err(Refused::failed(format!(
+            "{shown}: images of the format {extension} cannot be served; convert it, for example with \
+             'qemu-img convert -O vhdx', or rename it to serve its bytes as a raw disk"
+        ))),
+        _ => Ok(()),
     }
 }

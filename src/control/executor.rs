@@ -18,11 +18,16 @@ const RING_DEPTH: usize = 64;
 /// Memory that glommio registers for direct file I/O, which the control plane does not do.
 const IO_MEMORY_BYTES: usize = 64 * 1024;
 
+/// How far the control plane stands back (nice(2)) where it shares a CPU with a shard.
+const NICE: i32 = 10;
+
 /// Run a future to its end on this thread, on `cpu` when one is named.
 ///
 /// # Errors
 /// The kernel refuses io_uring or the memory for it: one line that says what to change.
 pub fn run<T>(cpu: Option<usize>, future: impl Future<Output = T>) -> Result<T, String> {
+    // Threads that are started from here stand back, too. A refusal costs only that.
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
     let placement = cpu.map_or(Placement::Unbound, Placement::Fixed);
     let executor = LocalExecutorBuilder::new(placement)
         .name("control")

@@ -3,11 +3,12 @@
 //! A thread waits in `accept`, asks the kernel who the peer is (which glommio's sockets cannot), and hands the
 //! connection to the executor. Idle costs nothing.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 use std::{fs, thread};
 
 use axum::Router;
@@ -25,6 +26,9 @@ use crate::limits::CONTROL_CONNECTIONS_MAX;
 
 /// The longest path that fits a socket address, with its final NUL (unix(7)).
 const PATH_BYTES_MAX: usize = 107;
+
+/// How long a peer that will be refused may take to say what it wants.
+const TURN_AWAY_PATIENCE: Duration = Duration::from_millis(500);
 
 /// A listening control socket; its file goes when this does.
 pub struct ControlSocket {
@@ -155,7 +159,7 @@ fn accept(listener: &UnixListener, places: &Places, mut connections: mpsc::Sende
             Err(e) if e.kind() == io::ErrorKind::InvalidInput => return,
             Err(_) => {
                 // Out of descriptors, for example: give the server a moment to close some.
-                thread::sleep(std::time::Duration::from_millis(100));
+                thread::sleep(Duration::from_millis(100));
                 places.give_back();
                 continue;
             }
@@ -194,6 +198,10 @@ fn allowed(peer: rustix::process::Uid, own: rustix::process::Uid) -> Result<(), 
 
 /// Refuse a connection in HTTP, so that any client can show why.
 fn turn_away(mut connection: &UnixStream, refused: &Refused) {
+    // An answer before the question confuses clients. One that does not ask soon needs no answer.
+    let _ = connection.set_read_timeout(Some(TURN_AWAY_PATIENCE));
+    let mut request = [0u8; 4096];
+    let _ = connection.read(&mut request);
     let body = serde_json::to_string(&ErrorBody { error: refused.message.clone() }).unwrap_or_default();
     let head = "HTTP/1.1 403 Forbidden\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length:";
     // A small answer fits the socket's buffer; a peer that is gone does not need it.
@@ -216,7 +224,6 @@ async fn converse(connection: UnixStream, router: Router) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use std::io::Read;
 
     #[test]
     fn a_dead_servers_socket_is_replaced_and_a_living_ones_is_not() {
@@ -251,6 +258,7 @@ mod tests {
         assert!(allowed(uid(1000), uid(1000)).is_ok());
         let refused = allowed(uid(1001), uid(1000)).unwrap_err();
         let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
         turn_away(&ours, &refused);
         drop(ours);
         let mut answer = String::new();

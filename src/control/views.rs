@@ -2,7 +2,7 @@
 
 use crate::medium::Health;
 use crate::observe::prometheus::{Kind, Page};
-use crate::observe::{DiskSummary, OpSummary, Operation, ShardSummary};
+use crate::observe::{DiskStats, DiskSummary, OpSummary, Operation, ShardSummary};
 use crate::shard::message::{SessionInfo, ToShard};
 
 use super::api;
@@ -119,14 +119,12 @@ impl View {
         api::Portals { portals: portals.collect() }
     }
 
-    /// The counters of every disk that is open, or of one.
-    fn summaries(&self, only: Option<&str>) -> Vec<(String, DiskSummary)> {
-        let open = self.disks.iter().filter(|(name, _)| only.is_none_or(|only| only == *name));
-        open.filter_map(|(name, live)| match live {
-            LiveDisk::Online(disk) => Some((name.clone(), DiskSummary::merge(disk.all_stats()))),
+    /// The counters of every disk that is open.
+    fn counters(&self) -> impl Iterator<Item = (&str, Vec<&DiskStats>)> {
+        self.disks.iter().filter_map(|(name, live)| match live {
+            LiveDisk::Online(disk) => Some((name.as_str(), disk.all_stats().collect())),
             LiveDisk::Offline(_) => None,
         })
-        .collect()
     }
 }
 
@@ -172,12 +170,16 @@ impl Handle {
                 "disk '{name}' is offline, so nothing is counted; see 'lunaring disk show'"
             )));
         }
-        let disks = view.summaries(disk).into_iter().map(|(disk, summary)| api::DiskStats {
-            disk,
-            read: api_operation(summary.of(Operation::Read)),
-            write: api_operation(summary.of(Operation::Write)),
-            flush: api_operation(summary.of(Operation::Flush)),
-            other: api_operation(summary.of(Operation::Other)),
+        let asked = view.counters().filter(|(name, _)| disk.is_none_or(|disk| disk == *name));
+        let disks = asked.map(|(disk, shards)| {
+            let summary = DiskSummary::merge(shards);
+            api::DiskStats {
+                disk: disk.to_owned(),
+                read: api_operation(summary.of(Operation::Read)),
+                write: api_operation(summary.of(Operation::Write)),
+                flush: api_operation(summary.of(Operation::Flush)),
+                other: api_operation(summary.of(Operation::Other)),
+            }
         });
         let shards = if disk.is_none() { self.shard_summaries() } else { Vec::new() };
         Ok(api::Stats { disks: disks.collect(), shards })
@@ -199,7 +201,7 @@ impl Handle {
         });
         page.metric("disk_online", Kind::Gauge, "1 while the disk is open and sound.", online);
         page.shards(&self.shard_summaries());
-        page.disks(&view.summaries(None));
+        page.disks(view.counters());
         page.finish()
     }
 }

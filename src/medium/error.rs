@@ -40,6 +40,17 @@ pub enum FileError {
     /// The requested image is impossible.
     #[error("{0}")]
     Options(vhdx::CreateError),
+    /// The file is a VHD.
+    #[error("{} is a VHD image, which is not served; make a VHDX of it: qemu-img convert -O vhdx", .0.display())]
+    Vhd(PathBuf),
+    /// A raw image has an impossible size.
+    #[error("{} holds {size_bytes} bytes; a raw image must be a whole number of sectors, and at least one", path.display())]
+    RawSize {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        size_bytes: u64,
+    },
     /// The size does not suit the sector size, or is out of range.
     #[error("size {} is not usable: {why}", HumanBytes(*size_bytes))]
     Size {

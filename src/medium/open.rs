@@ -96,8 +96,12 @@ pub fn probe(path: &Path) -> Result<Probed, FileError> {
     let size_bytes = file_size(&file, path)?;
     let mut signature = [0; 8];
     let is_vhdx = file.read_exact_at(&mut signature, 0).is_ok() && &signature == VHDX_SIGNATURE;
-    if !is_vhdx {
-        check_raw_size(size_bytes, 512)?;
+    // A VHDX whose signature is damaged must be refused as one: served as a raw disk, its first write would destroy it.
+    if !is_vhdx && !is_named_vhdx(path) {
+        if is_vhd(&file, path, size_bytes) {
+            return Err(FileError::Vhd(path.to_owned()));
+        }
+        check_raw_size(path, size_bytes, 512)?;
         return Ok(Probed { format: DiskFormat::Raw, kind: DiskKind::Dynamic, size_bytes, sector_size_bytes: 512 });
     }
     let open = open_vhdx(&file, path, true)?;
@@ -108,6 +112,19 @@ pub fn probe(path: &Path) -> Result<Probed, FileError> {
         size_bytes: open.geometry.disk_size_bytes,
         sector_size_bytes: open.geometry.logical_sector_bytes,
     })
+}
+
+/// A VHD says so in its footer, the last 512 (once 511) bytes; a dynamic one repeats it at the start.
+fn is_vhd(file: &File, path: &Path, size_bytes: u64) -> bool {
+    const COOKIE: &[u8; 8] = b"conectix";
+    let mut bytes = [0; 8];
+    let footers = [Some(0), size_bytes.checked_sub(512), size_bytes.checked_sub(511)];
+    path.extension().is_some_and(|end| end.eq_ignore_ascii_case("vhd"))
+        || footers.into_iter().flatten().any(|at| file.read_exact_at(&mut bytes, at).is_ok() && &bytes == COOKIE)
+}
+
+fn is_named_vhdx(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end.eq_ignore_ascii_case("vhdx") || end.eq_ignore_ascii_case("avhdx"))
 }
 
 /// Open a disk for service. Blocking: takes the file's lock, validates everything, replays a pending log.
@@ -194,7 +211,7 @@ fn open_volatile(spec: &OpenSpec, backing: Backing) -> Result<Parts, FileError> 
 fn open_raw_disk(spec: &OpenSpec, path: &Path) -> Result<Parts, FileError> {
     let file = open_locked(path, spec.read_only)?;
     let size_bytes = file_size(&file, path)?;
-    check_raw_size(size_bytes, spec.sector_size_bytes)?;
+    check_raw_size(path, size_bytes, spec.sector_size_bytes)?;
     let (backing, notes) = for_service(file, path, spec, spec.sector_size_bytes)?;
     Ok(Parts {
         backing: Backing::Raw(backing),
@@ -248,11 +265,9 @@ fn describe(warning: &vhdx::Warning) -> String {
     }
 }
 
-fn check_raw_size(size_bytes: u64, sector_size_bytes: u32) -> Result<(), FileError> {
+fn check_raw_size(path: &Path, size_bytes: u64, sector_size_bytes: u32) -> Result<(), FileError> {
     check_size(size_bytes, sector_size_bytes).map_err(|error| match error {
-        FileError::Size { .. } => {
-            FileError::Size { size_bytes, why: "a raw image must be a whole number of sectors, and at least one" }
-        }
+        FileError::Size { .. } => FileError::RawSize { path: path.to_owned(), size_bytes },
         other => other,
     })
 }

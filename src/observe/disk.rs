@@ -120,6 +120,9 @@ impl Default for OpSummary {
 
 impl OpSummary {
     fn add(&mut self, stats: &OpStats) {
+        if stats.operations.value() == 0 {
+            return;
+        }
         self.operations = self.operations.wrapping_add(stats.operations.value());
         self.bytes = self.bytes.wrapping_add(stats.bytes.value());
         self.errors = self.errors.wrapping_add(stats.errors.value());

@@ -57,6 +57,18 @@ impl LatencyCells {
         self.sum_ns.load(Ordering::Relaxed)
     }
 
+    /// Add what was recorded here to counts of coarser buckets: `counts[n]` gets the latencies of at most
+    /// `bounds_ns[n]` that are in no bucket before it. Bounds ascend; what is above the last is left out.
+    pub fn add_to_buckets(&self, bounds_ns: &[u64], counts: &mut [u64]) {
+        let mut buckets = bounds_ns.iter().zip(counts).peekable();
+        for (index, cell) in self.cells.iter().enumerate() {
+            let middle_ns = middle_of(index);
+            while buckets.next_if(|(bound_ns, _)| **bound_ns < middle_ns).is_some() {}
+            let Some((_, count)) = buckets.peek_mut() else { return };
+            **count = count.wrapping_add(cell.load(Ordering::Relaxed));
+        }
+    }
+
     /// Add what was recorded here to a histogram made by [`latency_histogram`].
     pub fn merge_into(&self, histogram: &mut Histogram<u64>) {
         for (index, cell) in self.cells.iter().enumerate() {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::disk::{DiskSummary, OpSummary, Operation};
+use super::disk::{DiskStats, Operation};
 use super::shard::ShardSummary;
 
 /// Upper bounds of the latency buckets shown, in nanoseconds: 1, 2, 5 steps from 5 µs to 10 s.
@@ -28,6 +28,40 @@ const BUCKETS_NS: [u64; 20] = [
     5_000_000_000,
     10_000_000_000,
 ];
+
+/// What a page says of one kind of operation on one disk: counts only, because there may be many thousand disks.
+struct OpCounts<'a> {
+    disk: &'a str,
+    op: &'static str,
+    operations: u64,
+    bytes: u64,
+    errors: u64,
+    latency_sum_ns: u64,
+    latency: [u64; BUCKETS_NS.len()],
+}
+
+impl<'a> OpCounts<'a> {
+    /// The counts of all shards; `None` when there was no such operation.
+    fn merge(disk: &'a str, op: Operation, shards: &[&DiskStats]) -> Option<OpCounts<'a>> {
+        let mut counts = OpCounts {
+            disk,
+            op: op.name(),
+            operations: 0,
+            bytes: 0,
+            errors: 0,
+            latency_sum_ns: 0,
+            latency: [0; BUCKETS_NS.len()],
+        };
+        for stats in shards.iter().map(|shard| shard.of(op)).filter(|stats| stats.operations.value() > 0) {
+            counts.operations = counts.operations.wrapping_add(stats.operations.value());
+            counts.bytes = counts.bytes.wrapping_add(stats.bytes.value());
+            counts.errors = counts.errors.wrapping_add(stats.errors.value());
+            counts.latency_sum_ns = counts.latency_sum_ns.wrapping_add(stats.latency.sum_ns());
+            stats.latency.add_to_buckets(&BUCKETS_NS, &mut counts.latency);
+        }
+        (counts.operations > 0).then_some(counts)
+    }
+}
 
 /// How a metric behaves, as its TYPE line says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,43 +126,39 @@ impl Page {
         }
     }
 
-    /// Write the operations, bytes, errors and latencies of every disk. Kinds of operation that never happened are left
-    /// out.
-    pub fn disks(&mut self, disks: &[(String, DiskSummary)]) {
-        let rows: Vec<(&str, &str, &OpSummary)> = disks
-            .iter()
-            .flat_map(|(disk, summary)| {
-                Operation::ALL.into_iter().map(move |op| (disk.as_str(), op.name(), summary.of(op)))
-            })
-            .filter(|(_, _, summary)| summary.operations > 0)
+    /// Write the operations, bytes, errors and latencies of every disk: its name, and the counters of each shard.
+    /// Kinds of operation that never happened are left out.
+    pub fn disks<'a>(&mut self, disks: impl IntoIterator<Item = (&'a str, Vec<&'a DiskStats>)>) {
+        let rows: Vec<OpCounts<'_>> = disks
+            .into_iter()
+            .flat_map(|(disk, shards)| Operation::ALL.map(|op| OpCounts::merge(disk, op, &shards)))
+            .flatten()
             .collect();
-        let each = |value: fn(&OpSummary) -> u64| {
-            rows.iter().map(move |(disk, op, summary)| ([("disk", *disk), ("op", *op)], value(summary)))
+        let each = |value: fn(&OpCounts<'_>) -> u64| {
+            rows.iter().map(move |counts| ([("disk", counts.disk), ("op", counts.op)], value(counts)))
         };
         self.metric("disk_operations_total", Kind::Counter, "Operations that ended.", each(|op| op.operations));
         self.metric("disk_bytes_total", Kind::Counter, "Payload bytes moved.", each(|op| op.bytes));
         self.metric("disk_errors_total", Kind::Counter, "Operations that failed.", each(|op| op.errors));
         self.head("disk_latency_seconds", "histogram", "Time from a command's arrival to its status.");
-        for (disk, op, summary) in &rows {
-            self.latency(disk, op, summary);
+        for counts in &rows {
+            self.latency(counts);
         }
     }
 
-    fn latency(&mut self, disk: &str, op: &str, summary: &OpSummary) {
-        let count = summary.latency.len();
-        let mut recorded = summary.latency.iter_recorded().peekable();
+    fn latency(&mut self, counts: &OpCounts<'_>) {
+        let OpCounts { disk, op, operations, .. } = *counts;
         let mut below = 0;
-        for to_ns in BUCKETS_NS {
-            while let Some(value) = recorded.next_if(|value| value.value_iterated_to() <= to_ns) {
-                below += value.count_since_last_iteration();
-            }
+        for (to_ns, count) in BUCKETS_NS.into_iter().zip(counts.latency) {
+            // A shard may record while it is read; the count of all was read first, and no bucket exceeds it.
+            below = operations.min(below + count);
             let bound = (to_ns as f64 / 1e9).to_string();
             self.sample("disk_latency_seconds_bucket", [("disk", disk), ("op", op), ("le", &bound)], below);
         }
-        self.sample("disk_latency_seconds_bucket", [("disk", disk), ("op", op), ("le", "+Inf")], count);
-        let sum_seconds = summary.latency_sum_ns as f64 / 1e9;
+        self.sample("disk_latency_seconds_bucket", [("disk", disk), ("op", op), ("le", "+Inf")], operations);
+        let sum_seconds = counts.latency_sum_ns as f64 / 1e9;
         self.sample("disk_latency_seconds_sum", [("disk", disk), ("op", op)], sum_seconds);
-        self.sample("disk_latency_seconds_count", [("disk", disk), ("op", op)], count);
+        self.sample("disk_latency_seconds_count", [("disk", disk), ("op", op)], operations);
     }
 
     fn sample<'a>(
@@ -195,7 +225,7 @@ mod tests {
             stats.record(Operation::Read, 4096, latency_ns, true);
         }
         let mut page = Page::new();
-        page.disks(&[("d".to_owned(), DiskSummary::merge([&stats]))]);
+        page.disks([("d", vec![&stats])]);
         let text = page.finish();
         for line in [
             "lunaring_disk_operations_total{disk=\"d\",op=\"read\"} 4",

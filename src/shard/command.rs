@@ -1,7 +1,7 @@
 //! A SCSI command's start and its end.
 
 use super::peer::{HomeRequest, LinkKey};
-use super::session::{Answer, Kind, Resume, Step, Work};
+use super::session::{Answer, Immediate, Kind, Resume, Step, Work};
 use crate::iscsi::pdu::ScsiStatus;
 use crate::iscsi::transfer::{DataError, TaskId};
 use crate::iscsi::transmit::Ending;
@@ -17,14 +17,14 @@ use crate::scsi::{
 impl<R: Ring> Work<'_, R> {
     /// Execute a command whose turn has come. `data` is its immediate data, still in the stream. False: there is no
     /// memory for that data, nothing has been done, call again later.
-    pub(crate) fn start_command(&mut self, task: TaskId, data: &[u8]) -> bool {
+    pub(crate) fn start_command(&mut self, task: TaskId, data: Immediate<'_>) -> bool {
         if self.session.scratch.is_none() {
             self.session.scratch = self.core.io.arena.take(ParameterList::BYTES_MIN);
             if self.session.scratch.is_none() {
                 return false;
             }
         }
-        if self.task(task).buf.is_none() && !self.keep_unsolicited_data(task, data) {
+        if self.task(task).buf.is_none() && !self.keep_unsolicited_data(task, data.len()) {
             return false;
         }
         self.core.commands_in_turn += 1;
@@ -93,7 +93,7 @@ impl<R: Ring> Work<'_, R> {
     }
 
     /// Begin what the SCSI engine wants done.
-    fn carry_out(&mut self, task: TaskId, action: Action, data: &[u8]) {
+    fn carry_out(&mut self, task: TaskId, action: Action, data: Immediate<'_>) {
         let disk = self.task(task).disk;
         let block_length = disk.map(|slot| self.core.disks.of_task(slot).unit(false).block_length());
         let (offset_bytes, medium_bytes, data_out) = match (action, block_length) {

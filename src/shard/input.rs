@@ -2,13 +2,14 @@
 
 use super::core::{Core, RING_SLOTS_RESERVE};
 use super::link::{BYTES_PER_TURN_MAX, Bulk, Link, LinkState, PDUS_PER_TURN_MAX, Phase, Stream};
-use super::session::{Answer, Stalled, Step, Work};
+use super::session::{Answer, Immediate, Stalled, Step, Work};
 use crate::crc32c::Crc32c;
 use crate::iscsi::discovery::{TextContext, TextStep};
 use crate::iscsi::receive::{Event, Receive};
 use crate::iscsi::refusal::Refusal;
 use crate::iscsi::transfer::TaskId;
 use crate::limits::{BURST_LENGTH_MAX, RECEIVE_SEGMENT_LENGTH_MAX};
+use crate::mem::Buf;
 use crate::ring::Ring;
 use crate::scsi::MediumError;
 
@@ -79,6 +80,12 @@ impl<R: Ring> Work<'_, R> {
             Receive::Pdu { len, event, data } => {
                 stream.needed = 48;
                 self.core.stats.pdus_in.increment();
+                let placed = stream.take_placed(len, &data, matches!(event, Event::Command { .. }));
+                if let (Event::Command { task }, Some(payload)) = (event, placed) {
+                    self.start_placed(task, payload, data.len() as u32);
+                    self.release_held()?;
+                    return Ok(Progress::Consumed(len));
+                }
                 if let Some(held) = self.dispatch(event, stream.part(data.clone()), None)? {
                     let task = held.0;
                     self.session.stalled = Some(Stalled { task, len, data, held: held.1 });
@@ -95,6 +102,16 @@ impl<R: Ring> Work<'_, R> {
                 *bulk = Some(self.place_bulk(task, buffer_offset, len, trailer_len));
                 Ok(Progress::Consumed(header_len))
             }
+        }
+    }
+
+    /// A command whose immediate data was received where it can stay.
+    fn start_placed(&mut self, task: TaskId, mut payload: Buf, len: u32) {
+        let window = self.session.connection.command(task).expected_write_length().clamp(len, BURST_LENGTH_MAX);
+        payload.truncate(payload.len().min(window as usize));
+        self.task(task).buf = Some(payload);
+        if !self.start_command(task, Immediate::Placed(len)) {
+            self.fail(task, MediumError::Busy);
         }
     }
 
@@ -116,7 +133,7 @@ impl<R: Ring> Work<'_, R> {
     }
 
     /// The data that was kept for a request that was ahead of its CmdSN. A command's stays in its buffer.
-    fn take_held_data(&mut self, task: TaskId) -> Option<crate::mem::Buf> {
+    fn take_held_data(&mut self, task: TaskId) -> Option<Buf> {
         let entry = self.task(task);
         let len = entry.received as usize;
         let is_command = entry.data_total == u32::MAX;
@@ -143,7 +160,7 @@ impl<R: Ring> Work<'_, R> {
         match event {
             Event::Handled => {}
             Event::Command { task } => {
-                if !self.start_command(task, data) {
+                if !self.start_command(task, Immediate::Bytes(data)) {
                     return Ok(Some((task, false)));
                 }
             }
@@ -170,7 +187,7 @@ impl<R: Ring> Work<'_, R> {
         let data = stream.part(stalled.data.clone());
         let done = match stalled.held {
             true => self.hold(stalled.task, data),
-            false => self.start_command(stalled.task, data),
+            false => self.start_command(stalled.task, Immediate::Bytes(data)),
         };
         if !done {
             self.session.stalled = Some(stalled);

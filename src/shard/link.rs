@@ -14,8 +14,8 @@ use super::peer::{LinkKey, PeerMessage};
 use super::session::{Session, Work};
 use crate::crc32c::Crc32c;
 use crate::iscsi::transfer::TaskId;
-use crate::limits::LOGIN_TIMEOUT_MS;
-use crate::mem::Buf;
+use crate::limits::{BURST_LENGTH_MAX, LOGIN_TIMEOUT_MS};
+use crate::mem::{BUFFER_LENGTH_MAX, Buf};
 use crate::ring::{Completion, Fd, Op, Ring, Window};
 use crate::units::ShardId;
 
@@ -27,6 +27,15 @@ pub(crate) const STREAM_BYTES_LARGE: usize = 128 * 1024;
 
 /// From this much solicited data on, it is received straight into its place.
 const PLACED_BYTES_MIN: u64 = 16 * 1024;
+
+/// A command PDU of at least this many bytes is received so that its data can stay where it lands.
+const PLACED_COMMAND_BYTES_MIN: usize = 32 * 1024;
+
+/// What its data is aligned to there: what direct I/O asks of memory at most.
+const DATA_ALIGNMENT: usize = 4096;
+
+/// Opcode of a SCSI Command (RFC 7143 section 11.3).
+const SCSI_COMMAND: u8 = 0x01;
 
 /// What one connection may consume in a turn before others get theirs.
 pub(crate) const BYTES_PER_TURN_MAX: usize = 1024 * 1024;
@@ -63,6 +72,8 @@ pub(crate) struct Stream {
     pub(crate) needed: usize,
     /// The kernel is filling it.
     pub(crate) receiving: bool,
+    /// The PDU at the head lies so that its data is aligned, and nothing behind it is received.
+    pub(crate) placed: bool,
 }
 
 /// Payload that goes straight to its place.
@@ -122,7 +133,7 @@ impl Link {
             peer: addresses.1,
             state: LinkState::Open,
             phase: Phase::Login(Box::new(login)),
-            stream: Stream { buf: None, head: 0, tail: 0, needed: 48, receiving: false },
+            stream: Stream { buf: None, head: 0, tail: 0, needed: 48, receiving: false, placed: false },
             bulk: None,
             tx,
             operations: 0,
@@ -172,7 +183,11 @@ impl Link {
         if self.stream.receiving || self.state != LinkState::Open || self.has_enough() {
             return;
         }
-        if !self.stream.make_room(&core.io.arena) {
+        let digest_len = match &self.phase {
+            Phase::Session(session) if session.connection.parameters().header_digest => 4,
+            _ => 0,
+        };
+        if !self.stream.place(&core.io.arena, digest_len) && !self.stream.make_room(&core.io.arena) {
             return self.starve(core);
         }
         let bulk = match &mut self.bulk {
@@ -214,6 +229,9 @@ impl Link {
         let Phase::Session(session) = &self.phase else { return usize::MAX };
         let header = 48 + if session.connection.parameters().header_digest { 4 } else { 0 };
         let held = self.stream.tail - self.stream.head;
+        if self.stream.placed {
+            return self.stream.needed - held;
+        }
         match &self.bulk {
             Some(bulk) if placing && session.solicited_bytes > u64::from(bulk.len) => bulk.trailer_len + header,
             Some(_) => usize::MAX,
@@ -438,6 +456,52 @@ impl Stream {
             self.head = 0;
             self.tail = 0;
         }
+    }
+
+    /// For a command with much immediate data at the head, of which the header is here: move to a buffer in which its
+    /// data begins at an aligned place, so that the data need not be copied again. False: nothing to do, or no memory.
+    fn place(&mut self, arena: &crate::mem::Arena, digest_len: usize) -> bool {
+        if self.placed {
+            return true;
+        }
+        let held = self.tail - self.head;
+        let bytes = self.bytes();
+        let (Some(&opcode), Some(&ahs_words), Some(length)) = (bytes.first(), bytes.get(4), bytes.get(20..24)) else {
+            return false;
+        };
+        let header_len = 48 + usize::from(ahs_words) * 4 + digest_len;
+        if self.needed < PLACED_COMMAND_BYTES_MIN || opcode & 0x3f != SCSI_COMMAND || held < header_len {
+            return false;
+        }
+        let expected = length.iter().fold(0usize, |value, &byte| value << 8 | usize::from(byte));
+        let window = expected.min(BURST_LENGTH_MAX as usize);
+        let len = DATA_ALIGNMENT + window.max(self.needed - header_len);
+        if len > BUFFER_LENGTH_MAX {
+            // A window of almost the largest class has no room in front; its immediate part is copied.
+            return false;
+        }
+        let start = DATA_ALIGNMENT - header_len;
+        let Some(mut placed) = arena.take(len) else { return false };
+        placed[start..start + held].copy_from_slice(bytes);
+        self.buf = Some(placed);
+        self.head = start;
+        self.tail = start + held;
+        self.placed = true;
+        true
+    }
+
+    /// The data of the PDU at the head, which is all there is, if it lies where it can stay; the stream is empty then.
+    pub(crate) fn take_placed(&mut self, len: usize, data: &Range<usize>, is_wanted: bool) -> Option<Buf> {
+        let placed = std::mem::take(&mut self.placed) && is_wanted;
+        let fits =
+            placed && self.head + data.start == DATA_ALIGNMENT && self.tail - self.head == len && !data.is_empty();
+        if !fits {
+            return None;
+        }
+        let payload = self.buf.take()?.split_off(DATA_ALIGNMENT);
+        self.head = 0;
+        self.tail = 0;
+        Some(payload)
     }
 
     /// Make sure that `needed` bytes fit, and that some can be received. False: no memory.

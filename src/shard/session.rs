@@ -70,6 +70,24 @@ pub(crate) struct Stalled {
     pub(crate) held: bool,
 }
 
+/// The data that came with a command.
+#[derive(Clone, Copy)]
+pub(crate) enum Immediate<'a> {
+    /// It is in the stream.
+    Bytes(&'a [u8]),
+    /// So many bytes are in the task's buffer already.
+    Placed(u32),
+}
+
+impl Immediate<'_> {
+    pub(crate) fn len(self) -> u32 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u32,
+            Self::Placed(len) => len,
+        }
+    }
+}
+
 /// What a task is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {

@@ -196,8 +196,8 @@ impl Plan {
     }
 }
 
-/// Bind an address that a server may just have left: the kernel takes the sockets of a killed process's rings down a moment after
-/// the process is gone.
+/// Bind an address that a server may just have left: the kernel takes the sockets of a killed process's rings down a
+/// moment after the process is gone.
 fn listen_patiently(address: SocketAddr) -> io::Result<OwnedFd> {
     let deadline = Instant::now() + LINGER_MAX;
     loop {

@@ -7,7 +7,7 @@
 
 use super::core::Mark;
 use super::peer::HomeRequest;
-use super::session::{Kind, Resume, Step, Work};
+use super::session::{Immediate, Kind, Resume, Step, Work};
 use crate::iscsi::transfer::TaskId;
 use crate::limits::BURST_LENGTH_MAX;
 use crate::medium::{Backing, Extent, ExtentList, WritePlan};
@@ -17,14 +17,14 @@ use crate::scsi::{ByteCheck, MediumError, Outcome};
 impl<R: Ring> Work<'_, R> {
     /// A buffer for data that comes without being asked for, so that nothing can fail between a command's execution and
     /// its data. Not needed where the data is used up at once. False: no memory.
-    pub(crate) fn keep_unsolicited_data(&mut self, task: TaskId, data: &[u8]) -> bool {
+    pub(crate) fn keep_unsolicited_data(&mut self, task: TaskId, len: u32) -> bool {
         let command = self.session.connection.command(task);
         let expected = command.expected_write_length();
-        let more_may_come = (data.len() as u32) < expected && !self.session.connection.parameters().initial_r2t;
-        if data.is_empty() && !more_may_come || data.len() as u32 >= expected && self.takes_at_once(task) {
+        let more_may_come = len < expected && !self.session.connection.parameters().initial_r2t;
+        if len == 0 && !more_may_come || len >= expected && self.takes_at_once(task) {
             return true;
         }
-        let window = expected.clamp(data.len() as u32, BURST_LENGTH_MAX);
+        let window = expected.clamp(len, BURST_LENGTH_MAX);
         let Some(buf) = self.core.io.arena.take(window as usize) else { return false };
         self.task(task).buf = Some(buf);
         true
@@ -39,7 +39,7 @@ impl<R: Ring> Work<'_, R> {
     }
 
     /// WRITE, WRITE AND VERIFY, and VERIFY with data. `data` is the immediate data.
-    pub(crate) fn start_write(&mut self, task: TaskId, medium_bytes: u64, data_out: u64, data: &[u8]) {
+    pub(crate) fn start_write(&mut self, task: TaskId, medium_bytes: u64, data_out: u64, data: Immediate<'_>) {
         let slot = self.task(task).disk.expect("a write has a unit");
         let block_bytes = u64::from(self.core.disks.of_task(slot).block_length());
         let expected = u64::from(self.session.connection.command(task).expected_write_length());
@@ -55,11 +55,14 @@ impl<R: Ring> Work<'_, R> {
         }
         let (data_total, kind) = (entry.data_total, entry.kind);
         self.session.connection.limit_data_out(task, data_total);
-        let data = &data[..data.len().min(data_total as usize)];
-        if data.len() as u32 == data_total && kind == Kind::Write && self.write_at_once(task, data) {
-            return;
-        }
-        if !data.is_empty() {
+        self.task(task).received = data.len().min(data_total);
+        if let Immediate::Bytes(data) = data
+            && !data.is_empty()
+        {
+            let data = &data[..data.len().min(data_total as usize)];
+            if data.len() as u32 == data_total && kind == Kind::Write && self.write_at_once(task, data) {
+                return;
+            }
             let buf = self
                 .task(task)
                 .buf
@@ -69,7 +72,6 @@ impl<R: Ring> Work<'_, R> {
             buf[..data.len()].copy_from_slice(data);
             self.task(task).buf = Some(buf);
         }
-        self.task(task).received = data.len() as u32;
         self.open_window(task);
     }
 

@@ -122,6 +122,17 @@ fn a_truncated_or_corrupt_image_is_refused_and_left_alone() {
         assert!(line.contains(&format!("{name}.vhdx")), "{name}: the line does not say which file: {line}");
         assert!(before == (fs::read(&path).expect("the image"), state_of(&server)), "{name}: something changed");
     }
+    // A VHD served as a raw disk would be destroyed by its first write.
+    for (name, kind) in [("dynamic.vhd", "dynamic"), ("fixed-without-its-ending", "fixed")] {
+        let path = server.file(name);
+        tool_ok("qemu-img", &["create", "-q", "-f", "vpc", "-o", &format!("subformat={kind}"), text(&path), "16M"]);
+        let line = server.refused(&["disk", "add", "old", "--file", text(&path)]);
+        assert!(line.contains(name) && line.contains("VHD"), "{line}");
+    }
+    let odd = server.file("odd.img");
+    fs::write(&odd, [1; 1000]).expect("a file");
+    let line = server.refused(&["disk", "add", "odd", "--file", text(&odd)]);
+    assert!(line.contains("odd.img") && line.contains("1000"), "{line}");
     // A sound one is taken, whoever made it.
     let path = server.file("sound.vhdx");
     spoilt_vhdx(&path, |_| {});

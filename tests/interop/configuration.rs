@@ -129,3 +129,34 @@ fn portals_come_and_go_while_others_serve() {
     assert!(!ok, "a removed portal still answers");
     tool_ok("iscsi-inq", &[&server.url(&iqn, 0)]);
 }
+
+#[test]
+fn every_command_speaks_json() {
+    let server = Server::start();
+    let iqn = server.ready_target("spoken", &["--size", "64M"]);
+    tool_ok("iscsi-inq", &[&server.url(&iqn, 0)]);
+    let extra = crate::server::free_port("127.0.0.1".parse().expect("an address")).to_string();
+    let commands: &[&[&str]] = &[
+        &["disk", "create", "second", "--size", "64M"],
+        &["disk", "list"],
+        &["disk", "show", "second"],
+        &["target", "create", "other"],
+        &["target", "list"],
+        &["target", "map", "other", "second"],
+        &["target", "allow", "other", "any"],
+        &["target", "show", "other"],
+        &["target", "deny", "other", "any"],
+        &["target", "unmap", "other", "--lun", "0"],
+        &["target", "delete", "other"],
+        &["disk", "delete", "second"],
+        &["portal", "add", &extra],
+        &["portal", "list"],
+        &["portal", "remove", &extra],
+        &["session", "list"],
+        &["stats"],
+    ];
+    for arguments in commands {
+        let value = server.json(arguments);
+        assert!(value.is_object() || value.is_array() || value.is_null(), "{arguments:?}: {value}");
+    }
+}

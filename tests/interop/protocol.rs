@@ -206,3 +206,72 @@ fn an_unknown_target_is_not_found() {
         other => panic!("an unknown target must be 0203, not {other:?}"),
     }
 }
+
+#[test]
+fn sectors_of_4096_bytes_and_every_kind_of_disk_hold_what_was_written() {
+    let server = Server::start_with(Options { cores: Some("0,1"), ..Options::default() });
+    let disks: &[(&str, &[&str])] = &[
+        ("dynamic-4k", &["--size", "64M", "--sector-size", "4096"]),
+        ("fixed-4k", &["--size", "64M", "--sector-size", "4096", "--kind", "fixed"]),
+        ("raw-4k", &["--size", "64M", "--sector-size", "4096", "--format", "raw"]),
+        ("memory-4k", &["--size", "64M", "--sector-size", "4096", "--format", "memory"]),
+        ("raw", &["--size", "64M", "--format", "raw"]),
+        ("raw-fixed", &["--size", "64M", "--format", "raw", "--kind", "fixed"]),
+        ("large-blocks", &["--size", "64M", "--block-size", "256M"]),
+        ("buffered", &["--size", "64M", "--cache", "buffered"]),
+    ];
+    for (name, disk) in disks {
+        let iqn = server.ready_target(name, disk);
+        verified_io(&server, Wishes::to_target(&iqn), 64, 300);
+    }
+}
+
+#[test]
+fn small_and_odd_places_hold_what_was_written() {
+    // Units of one sector, at any sector: what direct I/O and 4096-byte pages must not mix up.
+    let server = Server::start();
+    for (name, disk) in [("vhdx", &["--size", "64M"][..]), ("raw", &["--size", "64M", "--format", "raw"])] {
+        let iqn = server.ready_target(name, disk);
+        let plan = Plan {
+            wishes: Wishes::to_target(&iqn),
+            unit_bytes: 512,
+            io_units_max: 19,
+            first_byte: 512 * 7,
+            len_bytes: 4 << 20,
+            depth: 32,
+            ..perf::storm::healthy_plan(server.portals[0], "")
+        };
+        let mut verifier = Verifier::open(plan).expect("a session");
+        let began = Instant::now();
+        while verifier.summary().writes < 3000 {
+            pause_unless(verifier.turn(true).expect("I/O works"));
+            assert!(began.elapsed().as_secs() < 30, "{}", verifier.summary());
+        }
+        verifier.check_all().expect("the region can be read");
+        assert_eq!(verifier.summary().finding_count, 0, "{name}: {}", verifier.summary());
+    }
+}
+
+#[test]
+fn a_read_only_mapping_takes_no_writes_and_a_high_lun_works() {
+    let server = Server::start();
+    let iqn = server.ready_target("roles", &["--size", "64M"]);
+    let viewers = "iqn.2026-11.io.lunaring:viewers";
+    server.ok(&["target", "create", "viewers", "--iqn", viewers]);
+    server.ok(&["target", "map", "viewers", "roles", "--lun", "300", "--read-only"]);
+    server.ok(&["target", "allow", "viewers", "any"]);
+    let mut pipeline = Pipeline::open(server.portals[0], &Wishes::to_target(&iqn), 4).expect("a session");
+    let mut viewer = Pipeline::open(server.portals[0], &Wishes::to_target(viewers), 4).expect("a session");
+    assert_eq!(pipeline.capacity(0).expect("LUN 0").0, viewer.capacity(300).expect("LUN 300").0);
+    let write = |lun| {
+        let cdb = pdu::cdb_transfer_16(cdb::WRITE_16, 8, 1, false);
+        Request { lun, data_out: vec![0x77; 512], read_len: 0, ..Request::reading(lun, &cdb, 0) }
+    };
+    assert_eq!(pipeline.run(write(0)).expect("an answer").status, 0);
+    // DATA PROTECT, WRITE PROTECTED.
+    assert_eq!(viewer.run(write(300)).expect("an answer").sense_triple(), Some((7, 0x27, 0)));
+    let read = Request::reading(300, &pdu::cdb_transfer_16(cdb::READ_16, 8, 1, false), 512);
+    assert_eq!(viewer.run(read).expect("an answer").data, vec![0x77; 512]);
+    let report = viewer.run(Request::reading(0, &[0xa0, 0, 0, 0, 0, 0, 0, 0, 1, 0], 256)).expect("an answer");
+    assert_eq!(report.data[..16], [0, 0, 0, 8, 0, 0, 0, 0, 0x41, 0x2c, 0, 0, 0, 0, 0, 0]);
+}

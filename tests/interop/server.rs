@@ -84,7 +84,7 @@ impl Server {
             command.args(["--cores", cores]);
         }
         if self.options.baseline {
-            command.env("LUNARING_RING_FEATURES", "baseline");
+            command.args(["--ring-features", "baseline"]);
         }
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).expect("the log file");
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("the log file")).stderr(log);

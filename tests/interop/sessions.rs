@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use perf::pdu::{self, cdb};
+use perf::pipeline::{Pipeline, Request};
 use perf::verify;
 
 use crate::server::{Options, Server};
@@ -100,4 +102,46 @@ fn sessions_are_listed_and_dropped() {
         std::thread::sleep(Duration::from_millis(20));
     }
     server.refused(&["session", "drop", &id]);
+}
+
+#[test]
+fn peers_that_do_not_read_hold_nobody_up_and_take_no_more_than_their_share() {
+    let mut server = Server::start_with(Options { cores: Some("0"), ..Options::default() });
+    let greedy = server.ready_target("greedy", &["--size", "256M", "--format", "memory"]);
+    let modest = server.ready_target("modest", &["--size", "64M"]);
+    let mut deaf = vec![];
+    for number in 0..16 {
+        let wishes = server.wishes(&greedy).session(number + 1);
+        let mut pipeline = Pipeline::open(server.portals[0], &wishes, 128).expect("a session");
+        pipeline.capacity(0).expect("it works");
+        // 128 reads of 1 MiB each are asked for, and no answer is ever read.
+        while pipeline.has_room() {
+            let cdb = pdu::cdb_transfer_16(cdb::READ_16, 0, 2048, false);
+            pipeline.start(Request::reading(0, &cdb, 1 << 20));
+        }
+        pipeline.flush().expect("sent");
+        deaf.push(pipeline);
+    }
+    let mut verifier = verify::Verifier::open(template(&server, &modest)).expect("a session");
+    let began = std::time::Instant::now();
+    while verifier.summary().writes < 500 {
+        verify::pause_unless(verifier.turn(true).expect("the modest session works"));
+        assert!(began.elapsed().as_secs() < 20, "held up: {}", verifier.summary());
+    }
+    verifier.check_all().expect("the modest session works");
+    assert_eq!(verifier.summary().finding_count, 0, "{}", verifier.summary());
+    let resident = server.usage().resident_bytes;
+    assert!(resident < 2 << 30, "{} MiB resident", resident >> 20);
+    // Once they listen, they get everything.
+    let mut done = vec![];
+    let began = std::time::Instant::now();
+    for pipeline in &mut deaf {
+        while pipeline.in_flight() > 0 {
+            verify::pause_unless(pipeline.turn(&mut done).expect("the session works"));
+            assert!(began.elapsed().as_secs() < 60, "{} commands are not answered", pipeline.in_flight());
+        }
+    }
+    assert_eq!(done.len(), 16 * 128);
+    assert!(done.iter().all(|ended| ended.status == 0 && ended.received == 1 << 20));
+    assert!(server.stop() < Duration::from_secs(2));
 }

@@ -1,0 +1,64 @@
+//! Images that other programs made (Hyper-V, Disk2vhd, Windows, QEMU), served read-only: every byte as their makers meant
+//! it, and not a byte of the file changed. Runs where `LUNARING_IMAGES` names the collection.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::server::{Server, text, tool_ok};
+
+/// Larger ones take long to hash and show nothing more.
+const VIRTUAL_SIZE_MAX: u64 = 1 << 30;
+
+fn collection() -> Option<(PathBuf, Vec<serde_json::Value>)> {
+    let folder = PathBuf::from(std::env::var_os("LUNARING_IMAGES")?);
+    let manifest = fs::read_to_string(folder.join("manifest.json")).expect("the collection's manifest.json");
+    Some((folder, serde_json::from_str(&manifest).expect("a list of images")))
+}
+
+fn unpack(packed: &Path, to: &Path) {
+    let file = fs::File::create(to).expect("the image");
+    let status = Command::new("xz").arg("-dc").arg(packed).stdout(file).stdin(Stdio::null()).status();
+    assert!(status.expect("xz runs (package xz-utils)").success(), "{}", packed.display());
+}
+
+fn sha256(path: &Path) -> String {
+    tool_ok("sha256sum", &["-b", text(path)]).split(' ').next().expect("a sum").to_owned()
+}
+
+#[test]
+fn images_of_others_are_served_byte_by_byte() {
+    let Some((folder, images)) = collection() else {
+        println!("LUNARING_IMAGES is not set; nothing to serve");
+        return;
+    };
+    let mut server = Server::start();
+    let mut served = 0;
+    for image in images {
+        let of = |key: &str| image[key].as_str().unwrap_or("").to_owned();
+        let (name, format, expect) = (of("name"), of("format"), of("expect"));
+        let virtual_size = image["virtual_size"].as_u64().unwrap_or(u64::MAX);
+        if format == "vhdx" && virtual_size > VIRTUAL_SIZE_MAX {
+            continue;
+        }
+        let short = name.replace(['/', '.'], "-");
+        let path = server.file(&short).with_extension(&format);
+        unpack(&folder.join(&name), &path);
+        let before = sha256(&path);
+        if format != "vhdx" || expect == "refuse" {
+            let line = server.refused(&["disk", "add", &short, "--file", text(&path)]);
+            assert!(line.contains(&short), "{name}: {line}");
+        } else {
+            server.ok(&["disk", "add", &short, "--file", text(&path), "--read-only"]);
+            let iqn = server.target_with(&short, &short);
+            let raw = server.file("content.raw");
+            tool_ok("qemu-img", &["convert", "-f", "raw", "-O", "raw", &server.url(&iqn, 0), text(&raw)]);
+            assert_eq!(fs::metadata(&raw).expect("the content").len(), virtual_size, "{name}");
+            assert_eq!(sha256(&raw), of("content_sha256"), "{name}: other bytes than its maker meant");
+            served += 1;
+        }
+        assert_eq!(sha256(&path), before, "{name}: the file was changed");
+    }
+    assert!(served > 0, "no image of the collection was served");
+    server.stop();
+}
