@@ -91,8 +91,8 @@ pub struct InitiatorConfig {
     pub resets: Chance,
     /// For each turn with commands running: it sends a task management function.
     pub aborts: Chance,
-    /// It also resets logical units, which aborts the commands of all initiators. For one initiator only: when several do
-    /// so, a unit attention does not tell whose reset it was.
+    /// It also resets logical units, which aborts the commands of all initiators. For one initiator only: when
+    /// several do so, a unit attention does not tell whose reset it was.
     pub resets_units: bool,
     /// Other initiators may reset the logical units: commands can be lost, and a unit attention tells.
     pub may_lose_commands: bool,
@@ -228,6 +228,11 @@ impl Initiator {
     /// Whether it has logged out after finding everything right.
     pub fn is_done(&self) -> bool {
         matches!(self.phase, Phase::Done)
+    }
+
+    /// How many commands it has still to send before the final comparison.
+    pub fn commands_left(&self) -> u32 {
+        self.commands_left
     }
 
     /// Whether it has ever reached the full feature phase.
@@ -512,8 +517,8 @@ impl Initiator {
 }
 
 impl Initiator {
-    /// When nothing has come for long, commands may have been lost; another one to the same logical unit brings the unit
-    /// attention that tells.
+    /// When nothing has come for long, commands may have been lost; another one to the same logical unit brings the
+    /// unit attention that tells.
     fn poke_if_idle(&mut self) {
         let now = self.world.now();
         let Phase::Working(session) = &mut self.phase else { return };
