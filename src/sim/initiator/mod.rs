@@ -152,6 +152,8 @@ pub struct Initiator {
     rx: Vec<u8>,
     units: Vec<Unit>,
     commands_left: u32,
+    /// What aborted writes would have changed: read at once, so that one that comes later is seen.
+    suspects: Vec<(usize, Work)>,
     pinged: bool,
     asked_to_leave: bool,
     /// When the target was last heard.
@@ -186,6 +188,7 @@ impl Initiator {
             offer,
             rx: Vec::new(),
             commands_left: config.commands,
+            suspects: Vec::new(),
             config,
             pinged: false,
             asked_to_leave: false,
@@ -291,7 +294,10 @@ impl Initiator {
         for task in tasks {
             let Unit { contents, compared, .. } = &mut self.units[task.unit];
             match task.work {
-                Work::Write { unit, count, version, .. } => contents.perhaps_written(unit, count, version),
+                Work::Write { unit, count, version, .. } => {
+                    contents.perhaps_written(unit, count, version);
+                    self.suspects.push((task.unit, Work::Read { unit, count }));
+                }
                 Work::Read { unit, .. } if self.commands_left == 0 => {
                     *compared = (*compared).min(unit - contents.first());
                 }
@@ -495,6 +501,7 @@ impl Initiator {
                 &mut self.units,
                 session,
                 &mut self.commands_left,
+                &mut self.suspects,
                 self.config.transfer_bytes_max,
                 &mut self.random,
             ) else {
@@ -588,6 +595,7 @@ fn next_work(
     units: &mut [Unit],
     session: &Session,
     commands_left: &mut u32,
+    suspects: &mut Vec<(usize, Work)>,
     transfer_bytes_max: usize,
     random: &mut Random,
 ) -> Option<(usize, Work)> {
@@ -603,6 +611,12 @@ fn next_work(
     }
     if units.iter().any(|unit| !unit.is_known) {
         return None;
+    }
+    if let Some(&(index, work)) = suspects.last()
+        && !is_busy(index, work)
+    {
+        suspects.pop();
+        return Some((index, work));
     }
     if *commands_left == 0 {
         let (index, unit) = units.iter_mut().enumerate().find(|(_, unit)| !unit.is_compared())?;
