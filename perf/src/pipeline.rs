@@ -457,7 +457,7 @@ impl Pipeline {
         self.start(request);
         while done.is_empty() {
             if !self.turn(&mut done)? {
-                std::thread::sleep(std::time::Duration::from_micros(50));
+                std::thread::yield_now();
             }
             if began.elapsed().as_secs() >= 10 {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within ten seconds"));

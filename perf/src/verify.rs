@@ -185,27 +185,42 @@ impl Verifier {
     /// Take what the region holds now as acknowledged, whatever it is.
     pub fn adopt(&mut self) -> io::Result<()> {
         let Some(mut pipeline) = self.pipeline.take() else { return Err(io::ErrorKind::NotConnected.into()) };
-        for unit in 0..self.acknowledged.len() as u32 {
-            let request = self.request(Running { kind: Kind::Read, first: unit, units: 1 }, 0);
+        let all = self.acknowledged.len() as u32;
+        let mut first = 0;
+        while first < all {
+            let units = self.units_at_once().min(all - first);
+            let request = self.request(Running { kind: Kind::Read, first, units }, 0);
             let done = pipeline.run(request)?;
-            let mut generations: Vec<u32> = vec![];
-            for (number, bytes) in done.data.chunks_exact(BLOCK_LEN).enumerate() {
-                let block = self.first_block(unit) + number as u64;
-                generations.push(match stamp::read(bytes) {
-                    Content::Zeros => 0,
-                    Content::Stamped(s) if s.block == block && s.writer == self.plan.writer => s.generation,
-                    _ => ANYTHING,
-                });
+            for (number, bytes) in done.data.chunks_exact(self.plan.unit_bytes as usize).enumerate() {
+                self.adopt_unit(first + number as u32, bytes);
             }
-            generations.dedup();
-            let generation = if let [generation] = generations[..] { generation } else { ANYTHING };
-            self.acknowledged[unit as usize] = generation;
-            if generation != ANYTHING {
-                self.generation = self.generation.max(generation);
-            }
+            first += units;
         }
         self.pipeline = Some(pipeline);
         Ok(())
+    }
+
+    fn adopt_unit(&mut self, unit: u32, bytes: &[u8]) {
+        let mut generations: Vec<u32> = vec![];
+        for (number, bytes) in bytes.chunks_exact(BLOCK_LEN).enumerate() {
+            let block = self.first_block(unit) + number as u64;
+            generations.push(match stamp::read(bytes) {
+                Content::Zeros => 0,
+                Content::Stamped(s) if s.block == block && s.writer == self.plan.writer => s.generation,
+                _ => ANYTHING,
+            });
+        }
+        generations.dedup();
+        let generation = if let [generation] = generations[..] { generation } else { ANYTHING };
+        self.acknowledged[unit as usize] = generation;
+        if generation != ANYTHING {
+            self.generation = self.generation.max(generation);
+        }
+    }
+
+    /// Units in one read of 256 KiB.
+    fn units_at_once(&self) -> u32 {
+        (262_144 / self.plan.unit_bytes).max(1)
     }
 
     fn first_block(&self, unit: u32) -> u64 {
@@ -465,7 +480,7 @@ impl Verifier {
             }
         }
         let Some(mut pipeline) = self.pipeline.take() else { return Err(io::ErrorKind::NotConnected.into()) };
-        let step = (262_144 / self.plan.unit_bytes).max(1);
+        let step = self.units_at_once();
         let all = self.acknowledged.len() as u32;
         let mut first = 0;
         while first < all {

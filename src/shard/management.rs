@@ -8,7 +8,7 @@ use super::core::Core;
 use super::link::LinkState;
 use super::peer::{Asker, PeerMessage, ResetScope};
 use super::session::{Answer, Step, Work};
-use crate::bounded::{BitSet, Key, Slab};
+use crate::bounded::{Key, Slab};
 use crate::iscsi::pdu::{LogoutResponseCode, TaskManagementFunction, TaskManagementResponseCode};
 use crate::iscsi::task_management::TaskManagement;
 use crate::iscsi::transfer::{TASKS_MAX, TaskId};
@@ -31,6 +31,27 @@ pub(crate) struct Jobs(Slab<Job>);
 impl Jobs {
     pub(crate) fn new() -> Self {
         Self(Slab::new(JOBS_MAX))
+    }
+}
+
+/// Some tasks of a session, without taking memory for them.
+struct Tasks {
+    ids: [TaskId; TASKS_MAX],
+    count: usize,
+}
+
+impl Tasks {
+    fn collect(tasks: impl IntoIterator<Item = TaskId>) -> Self {
+        let mut collected = Self { ids: [TaskId(0); TASKS_MAX], count: 0 };
+        for task in tasks {
+            collected.ids[collected.count] = task;
+            collected.count += 1;
+        }
+        collected
+    }
+
+    fn as_slice(&self) -> &[TaskId] {
+        &self.ids[..self.count]
     }
 }
 
@@ -126,17 +147,12 @@ impl<R: Ring> Work<'_, R> {
                 self.core.mail.post_owed(ShardId(shard), message);
             }
         }
-        let mut affected = BitSet::new(TASKS_MAX);
-        match request.referenced {
-            Some(referenced) => _ = affected.insert(usize::from(referenced.0)),
-            None => {
-                for affected_task in self.session.connection.affected_tasks(request) {
-                    affected.insert(usize::from(affected_task.0));
-                }
-            }
-        }
-        for index in affected.iter() {
-            self.abort(TaskId(index as u16), Some(job));
+        let affected = match request.referenced {
+            Some(referenced) => Tasks::collect([referenced]),
+            None => Tasks::collect(self.session.connection.affected_tasks(request)),
+        };
+        for &affected in affected.as_slice() {
+            self.abort(affected, Some(job));
         }
         self.core.job_collected(job);
         self.task(task).durable = request.function == TaskManagementFunction::TARGET_COLD_RESET;
@@ -178,17 +194,14 @@ impl<R: Ring> Work<'_, R> {
             // Its own tasks were aborted when the function arrived; later ones are not affected.
             return;
         }
-        let mut affected = BitSet::new(TASKS_MAX);
-        for (task, command) in self.session.connection.tasks() {
-            let slot = scsi::lun::decode(command.lun_raw)
-                .and_then(|lun| self.session.lun_index(lun))
-                .map(|index| self.session.luns[index].disk);
-            if slot.is_some() && disk.is_none_or(|disk| slot == Some(disk)) {
-                affected.insert(usize::from(task.0));
-            }
-        }
-        for index in affected.iter() {
-            self.abort(TaskId(index as u16), Some(job));
+        let session = &*self.session;
+        let affected = Tasks::collect(session.connection.tasks().filter_map(|(task, command)| {
+            let lun = scsi::lun::decode(command.lun_raw)?;
+            let slot = session.luns[session.lun_index(lun)?].disk;
+            disk.is_none_or(|disk| disk == slot).then_some(task)
+        }));
+        for &affected in affected.as_slice() {
+            self.abort(affected, Some(job));
         }
     }
 
@@ -202,12 +215,9 @@ impl<R: Ring> Work<'_, R> {
             self.task(task).total = 1;
             self.begin_operation(task);
         }
-        let mut tasks = BitSet::new(TASKS_MAX);
-        for (other, _) in self.session.connection.tasks() {
-            tasks.insert(usize::from(other.0));
-        }
-        for index in tasks.iter() {
-            self.abort(TaskId(index as u16), job);
+        let tasks = Tasks::collect(self.session.connection.tasks().map(|(other, _)| other));
+        for &other in tasks.as_slice() {
+            self.abort(other, job);
         }
         match job {
             Some(job) => self.core.job_collected(job),

@@ -17,7 +17,7 @@ fn verified_io(server: &Server, wishes: Wishes, units_max: u32, writes: u64) {
         wishes,
         io_units_max: units_max,
         depth: 16,
-        len_bytes: 48 << 20,
+        len_bytes: 24 << 20,
         ..perf::storm::healthy_plan(server.portals[0], "")
     };
     let mut verifier = Verifier::open(plan).unwrap_or_else(|e| panic!("{label}: {e}"));

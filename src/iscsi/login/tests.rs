@@ -262,7 +262,7 @@ fn each_operational_key_is_answered_by_its_rule() {
         ("MaxBurstLength=|", "MaxBurstLength=Reject"),
         ("MaxBurstLength=1000-|", "MaxBurstLength=Reject"),
         ("MaxBurstLength=99999999999999999999999|", "MaxBurstLength=Reject"),
-        ("FirstBurstLength=262144|", "FirstBurstLength=65536"),
+        ("FirstBurstLength=262144|", "FirstBurstLength=262144"),
         ("FirstBurstLength=65536|MaxBurstLength=1024|", "FirstBurstLength=1024|MaxBurstLength=1024"),
         ("MaxBurstLength=1024|FirstBurstLength=65536|", "MaxBurstLength=1024|FirstBurstLength=1024"),
         (

@@ -35,7 +35,7 @@ fn libiscsi_logs_in_without_authentication() {
     let [login] = logins("no authentication").try_into().unwrap();
     let (reply, established) = Bench::open().established(&login);
     let text = "TargetPortalGroupTag=7|HeaderDigest=None|DataDigest=None|InitialR2T=No|ImmediateData=Yes|\
-        MaxBurstLength=262144|FirstBurstLength=65536|DefaultTime2Wait=2|DefaultTime2Retain=0|MaxOutstandingR2T=1|\
+        MaxBurstLength=262144|FirstBurstLength=262144|DefaultTime2Wait=2|DefaultTime2Retain=0|MaxOutstandingR2T=1|\
         ErrorRecoveryLevel=0|IFMarker=No|OFMarker=No|MaxConnections=1|DataPDUInOrder=Yes|DataSequenceInOrder=Yes|\
         MaxRecvDataSegmentLength=262144|";
     assert_eq!(reply.text, text);
@@ -75,7 +75,7 @@ fn open_iscsi_logs_in_with_its_default_settings() {
         MaxRecvDataSegmentLength=262144|",
     ));
     let text = "HeaderDigest=None|DataDigest=None|DefaultTime2Wait=2|DefaultTime2Retain=0|IFMarker=No|OFMarker=No|\
-        ErrorRecoveryLevel=0|InitialR2T=No|ImmediateData=Yes|MaxBurstLength=1048576|FirstBurstLength=65536|\
+        ErrorRecoveryLevel=0|InitialR2T=No|ImmediateData=Yes|MaxBurstLength=1048576|FirstBurstLength=262144|\
         MaxOutstandingR2T=1|MaxConnections=1|DataPDUInOrder=Yes|DataSequenceInOrder=Yes|\
         MaxRecvDataSegmentLength=262144|";
     assert_eq!(reply.text, text);
