@@ -375,7 +375,10 @@ impl Link {
                 if now_ms < deadline_ms {
                     return Some(deadline_ms);
                 }
-                tracing::info!(peer = %self.peer, "connection dropped: no login within {LOGIN_TIMEOUT_MS} ms");
+                if let Some(suppressed) = core.notices.allow(now_ms) {
+                    let peer = self.peer;
+                    tracing::info!(%peer, suppressed, "connection dropped: no login within {LOGIN_TIMEOUT_MS} ms");
+                }
                 core.stats.connections_dropped.increment();
                 self.close(core);
                 None
@@ -389,7 +392,9 @@ impl Link {
                     deadline_ms
                 }
                 Err(refusal) => {
-                    tracing::info!(peer = %self.peer, %refusal, "connection dropped");
+                    if let Some(suppressed) = core.notices.allow(now_ms) {
+                        tracing::info!(peer = %self.peer, suppressed, %refusal, "connection dropped");
+                    }
                     core.stats.connections_dropped.increment();
                     self.close(core);
                     None

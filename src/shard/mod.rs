@@ -18,6 +18,7 @@
 //! | `home` | what a disk's home shard does for all: allocation, log, flush |
 //! | `registrar` | session identities (shard 0) |
 //! | `peer`, `message`, `mailbox` | what shards and the control plane say to each other |
+//! | `notices` | bounds on log lines that peers cause |
 //! | `threads`, `placement` | starting and pinning |
 //!
 //! **May know:** `iscsi`, `scsi` (through `iscsi` and `medium`), `medium`, `vhdx` (the engine it drives), `ring`,
@@ -32,6 +33,7 @@ mod login;
 mod mailbox;
 mod management;
 pub mod message;
+mod notices;
 mod output;
 mod peer;
 pub mod placement;

@@ -297,7 +297,9 @@ impl<R: Ring> Shard<R> {
             addresses.and_then(|(local, _)| Tx::new(&self.core.io.arena, self.zero_copy && !local.ip().is_loopback()));
         let refused = self.quiescing.is_some();
         let (Some(addresses), Some(tx), Some(index), false) = (addresses, tx, self.free.pop(), refused) else {
-            tracing::warn!("a connection was turned away: no memory or place for it");
+            if let Some(suppressed) = self.core.notices.allow(self.core.now_ms()) {
+                tracing::warn!(suppressed, "a connection was turned away: no memory or place for it");
+            }
             let _ = self.core.io.submit(Mark::Ignore, Op::Close { fd: socket });
             return;
         };
@@ -503,7 +505,9 @@ impl<R: Ring> Shard<R> {
                 let Self { core, links, .. } = self;
                 let link = links.get_mut(link.index as usize).and_then(Option::as_deref_mut).filter(|l| l.key == link);
                 if let Some(link) = link {
-                    tracing::info!(peer = %link.peer, "session reinstated by a newer login");
+                    if let Some(suppressed) = core.notices.allow(core.now_ms()) {
+                        tracing::info!(peer = %link.peer, suppressed, "session reinstated by a newer login");
+                    }
                     link.close(core);
                 }
             }
