@@ -7,6 +7,7 @@
 //! | file | subject |
 //! |---|---|
 //! | `run` | the turn, waiting and spinning, timers |
+//! | `hear` | messages from other shards and from the control plane, and what they set going |
 //! | `core` | what all connections of a shard share: ring, memory, disks, mail |
 //! | `link` | one TCP connection: buffers, receive and send, teardown by join |
 //! | `login` | the connection before full feature phase |
@@ -26,6 +27,7 @@
 
 mod command;
 mod core;
+mod hear;
 mod home;
 mod input;
 mod link;
