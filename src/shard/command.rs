@@ -342,6 +342,7 @@ impl<R: Ring> Work<'_, R> {
         if !good {
             self.session.stats.errors.increment();
         }
+        self.core.answers_in_turn += 1;
         self.free(task);
     }
 

@@ -79,8 +79,9 @@ pub(crate) struct Core<R: Ring> {
     /// Connections with tasks that wait for memory, ring slots or home requests.
     pub(crate) starved: Queue<u32>,
     pub(crate) home_requests: usize,
-    /// Work done in this turn, for the decision between spinning and sleeping.
+    /// Commands that began in this turn, and those that ended: for the decision between spinning and sleeping.
     pub(crate) commands_in_turn: u32,
+    pub(crate) answers_in_turn: u32,
     /// The earliest moment at which some connection wants to be looked at.
     pub(crate) deadline_ms: u64,
     /// How many shards the server has.
@@ -283,6 +284,7 @@ impl<R: Ring> Core<R> {
             starved: Queue::new(2 * links_max),
             home_requests: 0,
             commands_in_turn: 0,
+            answers_in_turn: 0,
             deadline_ms: u64::MAX,
             shards,
             untimed: Vec::with_capacity(64),

@@ -53,6 +53,10 @@ pub(crate) fn run_session<R: Ring>(link: &mut Link, core: &mut Core<R>) {
             }
             Err(refusal) => {
                 tracing::debug!(peer = %link.peer, %refusal, "connection dropped");
+                core.stats.connections_dropped.increment();
+                if refusal == Refusal::HeaderDigest {
+                    core.stats.header_digest_errors.increment();
+                }
                 return link.close(core);
             }
         }
@@ -290,7 +294,6 @@ impl<R: Ring> Work<'_, R> {
         };
         match session.text.handle(&request, data, &context) {
             TextStep::Reject(reason) => {
-                self.core.stats.rejects.increment();
                 session.connection.reject(task, reason)?;
                 self.set_step(task, Step::Idle);
             }
@@ -375,10 +378,11 @@ pub(crate) fn advance<R: Ring>(link: &mut Link, core: &mut Core<R>) {
         {
             work.session.connection.poll_transmit(&mut work.tx.bare());
         }
-        if let Phase::Session(session) = &link.phase
-            && session.starved > 0
-        {
-            link.starve(core);
+        if let Phase::Session(session) = &mut link.phase {
+            session.count(&core.stats);
+            if session.starved > 0 {
+                link.starve(core);
+            }
         }
     }
 }

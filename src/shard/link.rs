@@ -283,7 +283,10 @@ impl Link {
         let batch = std::mem::replace(&mut self.tx.building, spare);
         let zero_copy = self.tx.zero_copy && batch.len_bytes() >= ZERO_COPY_BYTES_MIN;
         match core.io.submit(Mark::Send(self.key.index), Op::Send { socket: self.socket, batch, zero_copy }) {
-            Ok(()) => self.operations += 1,
+            Ok(()) => {
+                self.operations += 1;
+                core.stats.pdus_out.add(std::mem::take(&mut self.tx.pdus));
+            }
             Err(Op::Send { batch, .. }) => {
                 let spare = std::mem::replace(&mut self.tx.building, batch);
                 self.tx.spare = Some(spare);

@@ -8,7 +8,7 @@ use super::peer::PeerMessage;
 use super::session::{Session, Task};
 use crate::bounded::Queue;
 use crate::iscsi::chap::{Entropy, EntropyFailed};
-use crate::iscsi::connection::Connection;
+use crate::iscsi::connection::{Connection, Counters};
 use crate::iscsi::discovery::TextExchange;
 use crate::iscsi::login::{
     Arrival, Environment, Established, LOGIN_SEGMENT_BYTES_MAX, Login, LoginPolicy, LoginReceive,
@@ -142,6 +142,7 @@ fn session<R: Ring>(link: &Link, core: &Core<R>, established: Established, id: u
         solicited_bytes: 0,
         scratch: None,
         stats: Arc::new(SessionStats::new()),
+        counted: Counters::default(),
         since_ms: core.now_ms(),
     };
     session.map_luns(&core.configuration, &core.disks, core.id);
@@ -168,4 +169,5 @@ fn push(link: &mut Link, reply: &LoginReply) {
         .and_then(|()| batch.push_bytes(&reply.data))
         .and_then(|()| batch.push_bytes(&pad[..pad_len(reply.data.len())]));
     assert!(pushed.is_ok(), "there was room for a login response");
+    link.tx.pdus += 1;
 }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::crc32c::Crc32c;
+use crate::iscsi::pdu::BHS_LEN;
 use crate::iscsi::transmit::Transmit;
 use crate::mem::{Arena, Slice};
 use crate::ring::SendBatch;
@@ -27,6 +28,8 @@ pub(crate) struct Tx {
     pub(crate) spare: Option<SendBatch>,
     /// Zero-copy sends are worth trying: the kernel has not copied after all.
     pub(crate) zero_copy: bool,
+    /// PDUs in the batch that is being built.
+    pub(crate) pdus: u64,
 }
 
 impl Tx {
@@ -34,7 +37,7 @@ impl Tx {
     pub(crate) fn new(arena: &Arena, zero_copy: bool) -> Option<Self> {
         let building = SendBatch::with_header_bytes(arena, SEGMENTS_MAX, HEADER_BYTES)?;
         let spare = SendBatch::with_header_bytes(arena, SEGMENTS_MAX, HEADER_BYTES)?;
-        Some(Self { building, spare: Some(spare), zero_copy })
+        Some(Self { building, spare: Some(spare), zero_copy, pdus: 0 })
     }
 
     /// Nothing is to be sent and nothing is underway.
@@ -49,12 +52,12 @@ impl Tx {
 
     /// The sink for a PDU whose payload is a buffer.
     pub(crate) fn with_payload<'a>(&'a mut self, payload: &'a Slice) -> Out<'a> {
-        Out { batch: &mut self.building, payload: Some(payload) }
+        Out { batch: &mut self.building, payload: Some(payload), pdus: &mut self.pdus }
     }
 
     /// The sink for a PDU without payload.
     pub(crate) fn bare(&mut self) -> Out<'_> {
-        Out { batch: &mut self.building, payload: None }
+        Out { batch: &mut self.building, payload: None, pdus: &mut self.pdus }
     }
 }
 
@@ -62,6 +65,7 @@ impl Tx {
 pub(crate) struct Out<'a> {
     batch: &'a mut SendBatch,
     payload: Option<&'a Slice>,
+    pdus: &'a mut u64,
 }
 
 impl Transmit for Out<'_> {
@@ -73,6 +77,8 @@ impl Transmit for Out<'_> {
 
     #[inline]
     fn bytes(&mut self, bytes: &[u8]) {
+        // A run that is long enough holds a header; what follows a payload (padding, digest) is shorter.
+        *self.pdus += u64::from(bytes.len() >= BHS_LEN);
         self.batch.push_bytes(bytes).expect("the engine has asked for room");
     }
 

@@ -120,6 +120,7 @@ impl<R: Ring> Shard<R> {
     pub fn turn(&mut self) -> Wait {
         self.core.now = self.core.io.ring.now();
         self.core.commands_in_turn = 0;
+        self.core.answers_in_turn = 0;
         self.core.stats.turns.increment();
         let completions = self.reap();
         let messages = self.hear();
@@ -165,7 +166,7 @@ impl<R: Ring> Shard<R> {
         if pending || self.stopped {
             return Wait::Poll;
         }
-        let commands = self.core.commands_in_turn;
+        let commands = self.core.commands_in_turn.max(self.core.answers_in_turn);
         if work > 0 {
             let worth_it = commands > 0 && commands <= SPIN_COMMANDS_MAX;
             let spin_ns = if worth_it { self.spin_ns } else { 0 };

@@ -9,14 +9,14 @@ use super::message::Configuration;
 use super::output::Tx;
 use super::peer::LinkKey;
 use crate::bounded::{Key, Queue};
-use crate::iscsi::connection::Connection;
+use crate::iscsi::connection::{Connection, Counters};
 use crate::iscsi::discovery::TextExchange;
 use crate::iscsi::names::IscsiName;
 use crate::iscsi::pdu::{LogoutResponseCode, TaskManagementResponseCode};
 use crate::iscsi::transfer::{TASKS_MAX, TaskId};
 use crate::medium::EXTENTS_MAX;
 use crate::mem::{Buf, Slice};
-use crate::observe::{Operation, SessionStats};
+use crate::observe::{Operation, SessionStats, ShardStats};
 use crate::ring::{Nanos, Ring};
 use crate::scsi::{ByteCheck, MediumError, NexusUnit, Outcome};
 use crate::units::{Lun, ShardId, TargetId};
@@ -56,6 +56,8 @@ pub(crate) struct Session {
     /// For replies of commands that move no blocks.
     pub(crate) scratch: Option<Buf>,
     pub(crate) stats: Arc<SessionStats>,
+    /// What of the engine's counters the shard's have taken over.
+    pub(crate) counted: Counters,
     pub(crate) since_ms: u64,
 }
 
@@ -321,6 +323,14 @@ impl<R: Ring> Work<'_, R> {
 }
 
 impl Session {
+    /// Take what the engine has counted over into the shard's counters.
+    pub(crate) fn count(&mut self, stats: &ShardStats) {
+        let counters = self.connection.counters();
+        stats.rejects.add(counters.rejects - self.counted.rejects);
+        stats.data_digest_errors.add(counters.data_digest_errors - self.counted.data_digest_errors);
+        self.counted = counters;
+    }
+
     /// The LUN's entry.
     #[inline]
     pub(crate) fn lun_index(&self, lun: Lun) -> Option<usize> {
