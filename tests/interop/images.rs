@@ -1,5 +1,5 @@
-//! Images that other programs made (Hyper-V, Disk2vhd, Windows, QEMU), served read-only: every byte as their makers meant
-//! it, and not a byte of the file changed. Runs where `LUNARING_IMAGES` names the collection.
+//! Images that other programs made (Hyper-V, Disk2vhd, Windows, QEMU), served read-only: every byte as their makers
+//! meant it, and not a byte of the file changed. Runs where `LUNARING_IMAGES` names the collection.
 
 use std::fs;
 use std::path::{Path, PathBuf};
