@@ -141,8 +141,12 @@ fn every_command_prints_json_when_asked() {
         assert!(answer.get(field).is_some(), "{arguments:?}: no '{field}' in {answer}");
         assert!(!answer.to_string().contains("a-secret-of-length"), "{arguments:?} shows a secret");
     }
+    let v6 = TcpListener::bind("[::1]:0").expect("a port").local_addr().expect("its address").to_string();
+    ok(&socket, &["portal", "add", &v6]);
+    TcpStream::connect(&v6).expect("it listens there");
     for arguments in [
         &["portal", "remove", &portal][..],
+        &["portal", "remove", &v6],
         &["target", "unmap", "t", "--lun", "0"],
         &["target", "delete", "t"],
         &["disk", "delete", "d"],

@@ -68,6 +68,15 @@ fn a_bad_disk_answers_with_errors_and_touches_no_other() {
 }
 
 #[test]
+fn aborted_commands_end_without_an_answer_and_write_nothing_later() {
+    let reports = run_all("aborts", 8);
+    let aborted = total(&reports, |r| r.aborted);
+    assert!(aborted > 50, "{aborted} commands aborted");
+    assert_eq!(total(&reports, |r| r.failed + r.lost), 0);
+    assert_prompt(&reports, Nanos(3_000_000_000));
+}
+
+#[test]
 fn many_sessions_share_the_shards() {
     let reports = run_all("crowd", 4);
     assert!(total(&reports, |r| r.logins) > 40);

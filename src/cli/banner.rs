@@ -18,7 +18,7 @@ pub fn serving(resources: &Value, json: bool) -> String {
         many => format!("{many}, on CPUs {}", ranges(&cores)),
     };
     let mut rows = vec![
-        ("io_uring", word(&about["io_uring"])),
+        ("kernel", word(&about["io_uring"])),
         ("shards", shards),
         ("state", word(&about["state"])),
         ("control", word(&resources["socket"])),

@@ -14,8 +14,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_channel::{mpsc, oneshot};
 use futures_lite::StreamExt;
 
+use super::attachment;
 use super::config::Config;
-use super::dataplane::{DataPlane, ask, ask_all, shards, tell};
+use super::dataplane::{DataPlane, ask_all, shards, tell};
 use super::error::Refused;
 use super::executor::blocking;
 use super::state::StateDir;
@@ -116,13 +117,7 @@ impl Controller {
             portal_next: 0,
             view: Arc::default(),
         };
-        for name in controller.config.disks.keys().cloned().collect::<Vec<_>>() {
-            let live = match controller.open_configured(&name).await {
-                Ok(opened) => LiveDisk::Online(controller.attach(opened).await?),
-                Err(refused) => LiveDisk::Offline(refused.message),
-            };
-            controller.disks.insert(name, live);
-        }
+        controller.bring_up().await?;
         controller.apply().await?;
         Ok(controller)
     }
@@ -225,31 +220,6 @@ impl Controller {
         self.portal_next += 1;
         PortalId(self.portal_next)
     }
-
-    /// Make an open disk known to every shard.
-    pub(super) async fn attach(&self, opened: medium::Opened) -> Result<Arc<medium::Disk>, Refused> {
-        let medium::Opened { disk, mut engine } = opened;
-        for shard in shards(&*self.plane) {
-            let engine = if shard == disk.home() { engine.take() } else { None };
-            let disk = Arc::clone(&disk);
-            ask(&*self.plane, shard, |reply| ToShard::Attach { disk, engine, reply }).await?;
-        }
-        Ok(disk)
-    }
-
-    /// Make every shard forget a disk that no LUN names, the home shard last. Gives what went wrong with its file.
-    pub(super) async fn detach(&self, disk: &medium::Disk) -> Result<(), Refused> {
-        detach(&*self.plane, disk.id(), disk.home()).await
-    }
-}
-
-/// See [`Controller::detach`].
-async fn detach(plane: &dyn DataPlane, disk: DiskId, home: ShardId) -> Result<(), Refused> {
-    for shard in shards(plane).filter(|shard| *shard != home).chain([home]) {
-        let detached = ask(plane, shard, |reply| ToShard::Detach { disk, reply }).await?;
-        detached.map_err(Refused::failed)?;
-    }
-    Ok(())
 }
 
 /// Commands on their way to the controller.
@@ -290,12 +260,14 @@ impl Handle {
         if let Err(refused) = ask_all(plane, |reply| ToShard::Quiesce { patience_ms, reply }).await {
             troubles.push(refused.message);
         }
-        for (name, live) in &self.view().disks {
-            if let LiveDisk::Online(disk) = live
-                && let Err(refused) = detach(plane, disk.id(), disk.home()).await
-            {
-                troubles.push(format!("disk '{name}' was not closed cleanly: {refused}; the next start repairs it"));
-            }
+        let view = self.view();
+        let open = view.disks.values().filter_map(|live| match live {
+            LiveDisk::Online(disk) => Some(&**disk),
+            LiveDisk::Offline(_) => None,
+        });
+        for (disk, refused) in attachment::detach(plane, open).await {
+            let name = disk.name();
+            troubles.push(format!("disk '{name}' was not closed cleanly: {refused}; the next start repairs it"));
         }
         for shard in shards(plane) {
             tell(plane, shard, ToShard::Stop).await;

@@ -6,6 +6,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_channel::oneshot;
+
 use super::error::Refused;
 use crate::observe::ShardStats;
 use crate::shard::message::{Reply, ToShard};
@@ -49,40 +51,52 @@ pub async fn tell(plane: &dyn DataPlane, shard: ShardId, message: ToShard) {
     }
 }
 
-/// Ask one shard and wait for its answer.
-///
-/// # Errors
-/// The shard dropped the question, which it does only when it is ending.
+/// An answer that a shard owes.
+#[must_use]
+pub struct Owed<T> {
+    shard: ShardId,
+    answer: oneshot::Receiver<T>,
+}
+
+impl<T> Owed<T> {
+    /// Wait for it.
+    ///
+    /// # Errors
+    /// The shard dropped the question, which it does only when it is ending.
+    pub async fn wait(self) -> Result<T, Refused> {
+        let Owed { shard, answer } = self;
+        answer.await.map_err(|_| Refused::failed(format!("shard {} did not answer; the server is ending", shard.0)))
+    }
+}
+
+/// Ask one shard; the answer comes later.
 pub async fn ask<T: Send + 'static>(
     plane: &dyn DataPlane,
     shard: ShardId,
     question: impl FnOnce(Reply<T>) -> ToShard,
-) -> Result<T, Refused> {
-    let (reply, answer) = futures_channel::oneshot::channel();
+) -> Owed<T> {
+    let (reply, answer) = oneshot::channel();
     // Nobody listens any more when the asker gave up waiting.
     let message = question(Box::new(move |value| drop(reply.send(value))));
     tell(plane, shard, message).await;
-    answer.await.map_err(|_| Refused::failed(format!("shard {} did not answer; the server is ending", shard.0)))
+    Owed { shard, answer }
 }
 
 /// Ask all shards at once and wait for all answers, in the order of the shards.
 ///
 /// # Errors
-/// As [`ask`].
+/// As [`Owed::wait`].
 pub async fn ask_all<T: Send + 'static>(
     plane: &dyn DataPlane,
     question: impl Fn(Reply<T>) -> ToShard,
 ) -> Result<Vec<T>, Refused> {
-    let mut answers = Vec::new();
+    let mut owed = Vec::new();
     for shard in shards(plane) {
-        let (reply, answer) = futures_channel::oneshot::channel();
-        tell(plane, shard, question(Box::new(move |value| drop(reply.send(value))))).await;
-        answers.push((shard, answer));
+        owed.push(ask(plane, shard, &question).await);
     }
-    let mut values = Vec::with_capacity(answers.len());
-    for (shard, answer) in answers {
-        let gone = |_| Refused::failed(format!("shard {} did not answer; the server is ending", shard.0));
-        values.push(answer.await.map_err(gone)?);
+    let mut values = Vec::with_capacity(owed.len());
+    for owed in owed {
+        values.push(owed.wait().await?);
     }
     Ok(values)
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::api;
+use super::attachment;
 use super::config::{Config, DiskConfig, check_name};
 use super::controller::{Controller, LiveDisk};
 use super::crash::step;
@@ -159,9 +160,10 @@ impl Controller {
             io::ErrorKind::AlreadyExists => Refused::conflict(format!("{} exists already", file.display())),
             _ => Refused::failed(format!("cannot create {}: {e}", file.display())),
         };
-        // The passing name means nothing to the reader of a message.
         let named = |e: medium::FileError| {
-            Refused::failed(e.to_string().replace(&temporary.display().to_string(), &file.display().to_string()))
+            // The passing name means nothing to the reader of a message.
+            let said = e.to_string().replace(&temporary.display().to_string(), &file.display().to_string());
+            Refused { message: said, ..refusal(&e) }
         };
         let name = async {
             created.map_err(named)?;
@@ -190,7 +192,8 @@ impl Controller {
     async fn open_and_commit(&mut self, name: &str, mut config: Config) -> Result<(), Refused> {
         let disk = config.disks.get(name).cloned();
         let Some(disk) = disk else { return Err(Refused::not_found(format!("there is no disk '{name}'"))) };
-        let opened = self.open(name, &disk).await?;
+        let spec = self.open_spec(name, &disk);
+        let opened = blocking(move || open(spec)).await?;
         if let Some(entry) = config.disks.get_mut(name) {
             entry.size_bytes = opened.disk.size_bytes();
             entry.sector_size_bytes = opened.disk.block_length();
@@ -199,23 +202,17 @@ impl Controller {
         step("disk: opened");
         self.persist(config).await?;
         step("disk: persisted");
-        let disk = self.attach(opened).await?;
-        self.disks.insert(name.to_owned(), LiveDisk::Online(disk));
+        for disk in attachment::attach(&*self.plane, vec![opened]).await? {
+            self.disks.insert(name.to_owned(), LiveDisk::Online(disk));
+        }
         self.publish();
         Ok(())
     }
 
-    /// Open a disk of the configuration in force.
-    pub(super) async fn open_configured(&mut self, name: &str) -> Result<Opened, Refused> {
-        match self.config.disks.get(name).cloned() {
-            Some(disk) => self.open(name, &disk).await,
-            None => Err(Refused::not_found(format!("there is no disk '{name}'"))),
-        }
-    }
-
-    async fn open(&mut self, name: &str, disk: &DiskConfig) -> Result<Opened, Refused> {
+    /// How a disk is to be opened, with a number of its own.
+    pub(super) fn open_spec(&mut self, name: &str, disk: &DiskConfig) -> OpenSpec {
         let (id, home) = self.disk_id();
-        let spec = OpenSpec {
+        OpenSpec {
             id,
             name: name.to_owned(),
             uuid: disk.uuid,
@@ -227,12 +224,7 @@ impl Controller {
             cache: disk.cache,
             home,
             shards: self.plane.count(),
-        };
-        let file = spec.path.clone();
-        blocking(move || medium::open(spec)).await.map_err(|e| match file {
-            Some(file) => about(&file, &e),
-            None => Refused::failed(e),
-        })
+        }
     }
 
     /// Delete a disk that no target maps, and its file unless that is to be kept or was there before the disk.
@@ -267,9 +259,9 @@ impl Controller {
         let mut warning = None;
         if let Some(LiveDisk::Online(live)) = self.disks.remove(name) {
             self.publish();
-            let detached = self.detach(&live).await;
+            let troubles = attachment::detach(&*self.plane, [&*live]).await;
             if removing.is_none() {
-                warning = detached.err().map(|refused| refused.message);
+                warning = troubles.into_iter().next().map(|(_, refused)| refused.message);
             }
         }
         self.publish();
@@ -288,10 +280,34 @@ impl Controller {
     }
 }
 
+/// Open a disk. Blocking.
+pub(super) fn open(spec: OpenSpec) -> Result<Opened, Refused> {
+    let file = spec.path.clone();
+    medium::open(spec).map_err(|e| match file {
+        Some(file) => about(&file, &e),
+        None => refusal(&e),
+    })
+}
+
 /// A refusal about a file names it.
 fn about(file: &Path, error: &medium::FileError) -> Refused {
-    let (file, said) = (file.display().to_string(), error.to_string());
-    Refused::failed(if said.contains(&file) { said } else { format!("{file}: {said}") })
+    let refused = refusal(error);
+    let file = file.display().to_string();
+    if refused.message.contains(&file) {
+        return refused;
+    }
+    Refused { message: format!("{file}: {}", refused.message), ..refused }
+}
+
+/// The kind of refusal that an error with a file is.
+fn refusal(error: &medium::FileError) -> Refused {
+    use medium::FileError;
+    match error {
+        FileError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Refused::not_found(error),
+        FileError::Io { .. } | FileError::Memory { .. } => Refused::failed(error),
+        FileError::Exists(_) | FileError::InUse(_) => Refused::conflict(error),
+        _ => Refused::invalid(error),
+    }
 }
 
 /// A file without a known signature is served byte for byte, but not when its name says that it is something else: a
@@ -300,11 +316,11 @@ fn refuse_other_formats(file: &Path) -> Result<(), Refused> {
     let extension = file.extension().and_then(OsStr::to_str).unwrap_or_default().to_ascii_lowercase();
     let shown = file.display();
     match extension.as_str() {
-        "vhdx" | "avhdx" => Err(Refused::failed(format!(
+        "vhdx" | "avhdx" => Err(Refused::invalid(format!(
             "{shown}: the name says VHDX, but the file does not begin as one, so it is damaged or something else; \
              to serve its bytes as a raw disk, rename it first"
         ))),
-        "vhd" | "vhds" | "avhd" | "qcow2" | "vmdk" | "vdi" => Err(Refused::failed(format!(
+        "vhd" | "vhds" | "avhd" | "qcow2" | "vmdk" | "vdi" => Err(Refused::invalid(format!(
             "{shown}: images of the format {extension} cannot be served; convert it, for example with \
              'qemu-img convert -O vhdx', or rename it to serve its bytes as a raw disk"
         ))),

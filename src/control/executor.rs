@@ -7,6 +7,7 @@ use std::future::Future;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use futures_lite::io::{AsyncRead, AsyncWrite};
@@ -94,15 +95,26 @@ impl hyper::rt::Write for Stream {
     }
 }
 
-/// Do blocking work on a thread of its own and wait for it without blocking the executor.
-pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+/// Start blocking work on a thread of its own; the future waits for it without blocking the executor.
+pub fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> impl Future<Output = T> {
     let (done, result) = futures_channel::oneshot::channel();
-    let thread = std::thread::Builder::new().name("control-file".to_owned()).spawn(move || {
+    let job = Arc::new(Mutex::new(Some((work, done))));
+    let of_thread = Arc::clone(&job);
+    let started = std::thread::Builder::new().name("control-file".to_owned()).spawn(move || carry_out(&of_thread));
+    if started.is_err() {
+        // The system gives no thread: a control plane that blocks is better than none.
+        carry_out(&job);
+    }
+    async { result.await.expect("blocking work does not panic") }
+}
+
+/// Do the work if nobody has, and tell its result.
+fn carry_out<T, W: FnOnce() -> T>(job: &Mutex<Option<(W, futures_channel::oneshot::Sender<T>)>>) {
+    let job = job.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some((work, done)) = job {
         // The receiver waits as long as the command does; when the server is ending nobody needs the value.
         let _ = done.send(work());
-    });
-    thread.expect("a thread can be started");
-    result.await.expect("blocking work does not panic")
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,21 @@
-//! API server, configuration, persistence, access rules.
+//! The control plane: everything that is not an initiator's I/O.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `launch`, `server` | a server from its start to its end |
+//! | `controller` | the one place where commands change anything, one after another |
+//! | `disks`, `targets`, `portals` | the commands |
+//! | `config`, `state` | what is served; its file, and what a crash may leave |
+//! | `dataplane`, `attachment` | what is said to the shards |
+//! | `socket`, `routes`, `api`, `views`, `openapi` | the control socket: who may connect, what is asked and answered |
+//! | `executor` | the one thread that all of this runs on |
+//! | `demo` | what `lunaring demo` sets up |
+//!
+//! **May know:** everything below it; nothing of the command line. Shards are reached by message only: a control plane
+//! that is slow, busy or broken costs them nothing.
 
 pub mod api;
+mod attachment;
 pub mod config;
 pub mod controller;
 pub mod cpus;

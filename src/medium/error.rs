@@ -44,7 +44,7 @@ pub enum FileError {
     #[error("{} is a VHD image, which is not served; make a VHDX of it: qemu-img convert -O vhdx", .0.display())]
     Vhd(PathBuf),
     /// A raw image has an impossible size.
-    #[error("{} holds {size_bytes} bytes; a raw image must be a whole number of sectors, and at least one", path.display())]
+    #[error("{} holds {size_bytes} bytes; a raw image is a whole number of sectors, at least one", path.display())]
     RawSize {
         /// The file.
         path: PathBuf,

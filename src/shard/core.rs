@@ -274,8 +274,9 @@ impl<R: Ring> Core<R> {
             configuration: Arc::new(Configuration::default()),
             stats,
             now,
-            runnable: Queue::new(links_max),
-            starved: Queue::new(links_max),
+            // A connection that has ended may still be in a queue when its successor in the same place enters it.
+            runnable: Queue::new(2 * links_max),
+            starved: Queue::new(2 * links_max),
             home_requests: 0,
             commands_in_turn: 0,
             deadline_ms: u64::MAX,

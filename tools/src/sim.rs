@@ -99,12 +99,13 @@ fn attempt(scenario: &Scenario, run: Run) -> Result<Report, String> {
 fn describe(report: &Report) -> String {
     let sum = |of: fn(&lunaring::sim::InitiatorReport) -> u32| report.initiators.iter().map(of).sum::<u32>();
     format!(
-        "{} initiators, {} logins, {} good, {} failed, {} retried, {} lost; {} events in {} ms, history {:016x}",
+        "{} initiators, {} logins, {} good, {} failed, {} retried, {} aborted, {} lost; {} events in {} ms, {:016x}",
         report.initiators.len(),
         sum(|r| r.logins),
         sum(|r| r.good),
         sum(|r| r.failed),
         sum(|r| r.retried),
+        sum(|r| r.aborted),
         sum(|r| r.lost),
         report.events,
         report.time.0 / 1_000_000,

@@ -98,12 +98,12 @@ fn impossible_disks_are_refused_and_leave_nothing() {
             (odd_sector, ErrorKind::Invalid, "use 512 or 4096"),
             (relative, ErrorKind::Invalid, "absolute"),
             (file_of_memory, ErrorKind::Invalid, "--file is for vhdx and raw disks"),
-            (nowhere, ErrorKind::Failed, "no such file or folder"),
+            (nowhere, ErrorKind::NotFound, "no such file or folder"),
             (disk("a/b", DiskFormat::Null, 4096), ErrorKind::Invalid, "contains '/'"),
             (disk("..", DiskFormat::Null, 4096), ErrorKind::Invalid, "must start with"),
             (disk("", DiskFormat::Null, 4096), ErrorKind::Invalid, "1 to 223"),
             (disk(&"x".repeat(224), DiskFormat::Null, 4096), ErrorKind::Invalid, "1 to 223"),
-            (existing("d", &dir.path().join("missing.raw")), ErrorKind::Failed, "missing.raw"),
+            (existing("d", &dir.path().join("missing.raw")), ErrorKind::NotFound, "missing.raw"),
         ] {
             refused(controller.disk_new(new).await, kind, said);
         }
@@ -140,7 +140,7 @@ fn an_added_image_is_served_as_it_is_and_stays_when_its_disk_is_deleted() {
         assert_eq!(deleted.kept_file.as_deref(), Some(image.as_path()));
         assert_eq!(fs::read(&image).unwrap(), vec![7; 8192]);
         fs::write(&image, vec![7; 1000]).unwrap();
-        refused(controller.disk_new(existing("d", &image)).await, ErrorKind::Failed, "whole number of sectors");
+        refused(controller.disk_new(existing("d", &image)).await, ErrorKind::Invalid, "whole number of sectors");
     });
 }
 

@@ -173,6 +173,7 @@ pub(super) struct Task {
     /// Index among the initiator's logical units.
     pub unit: usize,
     pub work: Work,
+    pub cmd_sn: u32,
     /// Bytes that the command announced (Expected Data Transfer Length).
     pub expected_bytes: usize,
     /// What it writes.

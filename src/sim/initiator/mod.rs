@@ -11,6 +11,7 @@
 mod command;
 mod contents;
 mod login;
+mod management;
 mod pdu;
 mod session;
 #[cfg(test)]
@@ -18,7 +19,7 @@ mod small_target;
 
 use std::net::SocketAddr;
 
-use command::{Work, sense_key, status};
+use command::{Task, Work, sense_key, status};
 use contents::{Contents, UNIT_BYTES};
 use login::{Login, Names, Offer, Progress};
 use pdu::{Digests, Pdu, response};
@@ -88,6 +89,13 @@ pub struct InitiatorConfig {
     pub may_lose_connection: bool,
     /// For each turn: it resets its own connection.
     pub resets: Chance,
+    /// For each turn with commands running: it sends a task management function.
+    pub aborts: Chance,
+    /// It also resets logical units, which aborts the commands of all initiators. For one initiator only: when
+    /// several do so, a unit attention does not tell whose reset it was.
+    pub resets_units: bool,
+    /// Other initiators may reset the logical units: commands can be lost, and a unit attention tells.
+    pub may_lose_commands: bool,
 }
 
 /// What an initiator met on its way.
@@ -101,6 +109,8 @@ pub struct InitiatorReport {
     pub failed: u32,
     /// Commands answered BUSY, TASK SET FULL or with a unit attention.
     pub retried: u32,
+    /// Commands ended by task management, of this initiator or another.
+    pub aborted: u32,
     /// Connections lost.
     pub lost: u32,
     /// A hash of everything received, in order.
@@ -142,8 +152,12 @@ pub struct Initiator {
     rx: Vec<u8>,
     units: Vec<Unit>,
     commands_left: u32,
+    /// What aborted writes would have changed: read at once, so that one that comes later is seen.
+    suspects: Vec<(usize, Work)>,
     pinged: bool,
     asked_to_leave: bool,
+    /// When the target was last heard.
+    heard: Nanos,
     report: InitiatorReport,
 }
 
@@ -174,9 +188,11 @@ impl Initiator {
             offer,
             rx: Vec::new(),
             commands_left: config.commands,
+            suspects: Vec::new(),
             config,
             pinged: false,
             asked_to_leave: false,
+            heard: Nanos(0),
             report: InitiatorReport::default(),
         }
     }
@@ -215,6 +231,11 @@ impl Initiator {
     /// Whether it has logged out after finding everything right.
     pub fn is_done(&self) -> bool {
         matches!(self.phase, Phase::Done)
+    }
+
+    /// How many commands it has still to send before the final comparison.
+    pub fn commands_left(&self) -> u32 {
+        self.commands_left
     }
 
     /// Whether it has ever reached the full feature phase.
@@ -258,11 +279,7 @@ impl Initiator {
         let at = Nanos(self.world.now().0 + RETRY_AFTER.0);
         self.world.alarm(RETRY_AFTER);
         if let Phase::Working(session) = std::mem::replace(&mut self.phase, Phase::Away(at)) {
-            for task in session.into_tasks() {
-                if let Work::Write { unit, count, version, .. } = task.work {
-                    self.units[task.unit].contents.perhaps_written(unit, count, version);
-                }
-            }
+            self.abandon(session.into_tasks().collect());
         }
         for unit in &mut self.units {
             unit.is_known = false;
@@ -270,6 +287,23 @@ impl Initiator {
         }
         self.asked_to_leave = false;
         Ok(())
+    }
+
+    /// These tasks have ended without an answer.
+    fn abandon(&mut self, tasks: Vec<Task>) {
+        for task in tasks {
+            let Unit { contents, compared, .. } = &mut self.units[task.unit];
+            match task.work {
+                Work::Write { unit, count, version, .. } => {
+                    contents.perhaps_written(unit, count, version);
+                    self.suspects.push((task.unit, Work::Read { unit, count }));
+                }
+                Work::Read { unit, .. } if self.commands_left == 0 => {
+                    *compared = (*compared).min(unit - contents.first());
+                }
+                _ => {}
+            }
+        }
     }
 
     fn step(&mut self) -> Result<(), String> {
@@ -289,6 +323,10 @@ impl Initiator {
         while let Some(pdu) = self.next_pdu()? {
             self.report.received_hash ^= hash_bytes(&pdu.bhs).rotate_left(self.report.good % 64);
             self.handle(&pdu)?;
+            self.heard = self.world.now();
+            if self.config.may_lose_commands {
+                self.world.alarm(POKE_AFTER);
+            }
         }
         if let Phase::Working(_) = self.phase {
             self.work();
@@ -351,6 +389,11 @@ impl Initiator {
             Phase::Working(session) => match session.receive(pdu)? {
                 Event::Nothing | Event::Pong => Ok(()),
                 Event::Ended(ended) => self.handle_end(*ended),
+                Event::Aborted(tasks) => {
+                    self.report.aborted += tasks.len() as u32;
+                    self.abandon(tasks);
+                    Ok(())
+                }
                 Event::AskedToLeave => {
                     self.asked_to_leave = true;
                     Ok(())
@@ -384,6 +427,7 @@ impl Initiator {
                     return Err(format!("ExpCmdSN {} after a login with CmdSN {cmd_sn}", pdu.word(28)));
                 }
                 let mut session = Session::new(agreed, &self.offer, cmd_sn, exp_stat_sn);
+                session.may_lose_commands = self.config.may_lose_commands;
                 session.window(pdu)?;
                 self.report.logins += 1;
                 self.pinged = false;
@@ -407,9 +451,19 @@ impl Initiator {
         };
         if retry {
             self.report.retried += 1;
+            if status == status::CHECK_CONDITION
+                && self.config.may_lose_commands
+                && let Phase::Working(session) = &mut self.phase
+            {
+                let lost = session.forget_before(task.unit, task.cmd_sn);
+                self.report.aborted += lost.len() as u32;
+                self.abandon(lost);
+            }
+            let unit = &self.units[task.unit];
             match task.work {
                 Work::Read { unit: first, .. } if self.commands_left == 0 => {
-                    unit.compared = unit.compared.min(first - unit.contents.first());
+                    let compared = unit.compared.min(first - unit.contents.first());
+                    self.units[task.unit].compared = compared;
                 }
                 work => self.commands_left += u32::from(work.range().is_some()),
             }
@@ -437,11 +491,17 @@ impl Initiator {
     fn work(&mut self) {
         let Phase::Working(session) = &mut self.phase else { return };
         session.send_data(&mut self.random);
+        if self.random.happens(self.config.aborts) {
+            session.manage(|unit| self.units[unit].plan.lun, self.config.resets_units, &mut self.random);
+        }
+        self.poke_if_idle();
+        let Phase::Working(session) = &mut self.phase else { return };
         while session.is_open() && session.task_count() < self.config.depth && !self.asked_to_leave {
             let Some((index, work)) = next_work(
                 &mut self.units,
                 session,
                 &mut self.commands_left,
+                &mut self.suspects,
                 self.config.transfer_bytes_max,
                 &mut self.random,
             ) else {
@@ -452,7 +512,7 @@ impl Initiator {
             session.send_data(&mut self.random);
         }
         let is_finished = self.commands_left == 0 && self.units.iter().all(Unit::is_compared) || self.asked_to_leave;
-        if session.task_count() > 0 || session.is_pinging() || !is_finished {
+        if session.task_count() > 0 || session.is_waiting() || !is_finished {
             return;
         }
         if !std::mem::replace(&mut self.pinged, true) {
@@ -462,6 +522,26 @@ impl Initiator {
         }
     }
 }
+
+impl Initiator {
+    /// When nothing has come for long, commands may have been lost; another one to the same logical unit brings the
+    /// unit attention that tells.
+    fn poke_if_idle(&mut self) {
+        let now = self.world.now();
+        let Phase::Working(session) = &mut self.phase else { return };
+        if now.0 - self.heard.0 < POKE_AFTER.0 || !self.config.may_lose_commands || !session.is_open() {
+            return;
+        }
+        self.heard = now;
+        let Some(index) = session.tasks().map(|task| task.unit).next() else { return };
+        let unit = &self.units[index];
+        session.command(index, unit.plan.lun, Work::TestUnitReady, unit.block_bytes, &mut self.random);
+        self.world.alarm(POKE_AFTER);
+    }
+}
+
+/// Silence after which lost commands are suspected.
+const POKE_AFTER: Nanos = Nanos(20_000_000);
 
 impl Unit {
     fn is_compared(&self) -> bool {
@@ -515,6 +595,7 @@ fn next_work(
     units: &mut [Unit],
     session: &Session,
     commands_left: &mut u32,
+    suspects: &mut Vec<(usize, Work)>,
     transfer_bytes_max: usize,
     random: &mut Random,
 ) -> Option<(usize, Work)> {
@@ -530,6 +611,12 @@ fn next_work(
     }
     if units.iter().any(|unit| !unit.is_known) {
         return None;
+    }
+    if let Some(&(index, work)) = suspects.last()
+        && !is_busy(index, work)
+    {
+        suspects.pop();
+        return Some((index, work));
     }
     if *commands_left == 0 {
         let (index, unit) = units.iter_mut().enumerate().find(|(_, unit)| !unit.is_compared())?;

@@ -11,6 +11,7 @@ pub(super) const BHS_BYTES: usize = 48;
 pub(super) mod request {
     pub const NOP_OUT: u8 = 0x00;
     pub const SCSI_COMMAND: u8 = 0x01;
+    pub const TASK_MANAGEMENT: u8 = 0x02;
     pub const LOGIN: u8 = 0x03;
     pub const DATA_OUT: u8 = 0x05;
     pub const LOGOUT: u8 = 0x06;
@@ -22,6 +23,7 @@ pub(super) mod request {
 pub(super) mod response {
     pub const NOP_IN: u8 = 0x20;
     pub const SCSI_RESPONSE: u8 = 0x21;
+    pub const TASK_MANAGEMENT: u8 = 0x22;
     pub const LOGIN: u8 = 0x23;
     pub const DATA_IN: u8 = 0x25;
     pub const LOGOUT: u8 = 0x26;

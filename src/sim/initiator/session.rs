@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::command::{Burst, Task, Work, status};
 use super::contents::fill;
 use super::login::{Agreed, Offer};
+use super::management::Management;
 use super::pdu::{FINAL, NO_TAG, Pdu, is_before, request, response};
 use crate::sim::Random;
 
@@ -27,6 +28,8 @@ pub(super) struct Ended {
 pub(super) enum Event {
     Nothing,
     Ended(Box<Ended>),
+    /// A task management function has ended these.
+    Aborted(Vec<Task>),
     LoggedOut,
     /// The answer to a ping of ours.
     Pong,
@@ -39,13 +42,16 @@ pub(super) enum Event {
 pub(super) struct Session {
     agreed: Agreed,
     receive_max: usize,
-    cmd_sn: u32,
+    pub(super) cmd_sn: u32,
     max_cmd_sn: u32,
     exp_cmd_sn: u32,
     exp_stat_sn: u32,
-    tasks: BTreeMap<u32, Task>,
-    unsolicited: VecDeque<Burst>,
-    solicited: Vec<Burst>,
+    pub(super) tasks: BTreeMap<u32, Task>,
+    pub(super) unsolicited: VecDeque<Burst>,
+    pub(super) solicited: Vec<Burst>,
+    pub(super) management: Option<Management>,
+    /// Other initiators may abort our commands.
+    pub(super) may_lose_commands: bool,
     pub tx: Vec<u8>,
     ping: Option<(u32, Vec<u8>)>,
     logout_tag: Option<u32>,
@@ -64,6 +70,8 @@ impl Session {
             tasks: BTreeMap::new(),
             unsolicited: VecDeque::new(),
             solicited: Vec::new(),
+            management: None,
+            may_lose_commands: false,
             tx: Vec::new(),
             ping: None,
             logout_tag: None,
@@ -109,7 +117,7 @@ impl Session {
         !is_before(self.max_cmd_sn, self.cmd_sn) && self.tx.len() < TX_BYTES_MAX
     }
 
-    fn new_tag(&self, random: &mut Random) -> u32 {
+    pub(super) fn new_tag(&self, random: &mut Random) -> u32 {
         loop {
             let tag = random.word() as u32;
             if tag != NO_TAG && !self.tasks.contains_key(&tag) {
@@ -118,7 +126,7 @@ impl Session {
         }
     }
 
-    fn put(&mut self, pdu: Pdu) {
+    pub(super) fn put(&mut self, pdu: Pdu) {
         pdu.set_word(28, self.exp_stat_sn).encode(self.agreed.digests, &mut self.tx);
     }
 
@@ -161,6 +169,7 @@ impl Session {
         let task = Task {
             unit,
             work,
+            cmd_sn: self.cmd_sn.wrapping_sub(1),
             expected_bytes,
             data_out,
             granted: unsolicited_end,
@@ -197,8 +206,9 @@ impl Session {
         self.ping = Some((tag, data));
     }
 
-    pub fn is_pinging(&self) -> bool {
-        self.ping.is_some()
+    /// Whether an answer to something other than a command is awaited.
+    pub fn is_waiting(&self) -> bool {
+        self.ping.is_some() || self.management.is_some()
     }
 
     pub fn is_leaving(&self) -> bool {
@@ -269,6 +279,10 @@ impl Session {
             response::SCSI_RESPONSE => self.scsi_response(pdu),
             response::R2T => self.ready_to_transfer(pdu),
             response::NOP_IN => self.nop_in(pdu),
+            response::TASK_MANAGEMENT => {
+                self.status_sn(pdu)?;
+                self.managed(pdu).map(Event::Aborted)
+            }
             response::LOGOUT => {
                 self.status_sn(pdu)?;
                 if Some(pdu.initiator_task_tag()) != self.logout_tag || pdu.bhs[2] != 0 {

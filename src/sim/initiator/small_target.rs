@@ -311,6 +311,9 @@ fn meet(seed: u64, bug: Bug) -> Result<super::InitiatorReport, String> {
         transfer_bytes_max: 65_536,
         may_lose_connection: false,
         resets: Chance::NEVER,
+        aborts: Chance::NEVER,
+        resets_units: false,
+        may_lose_commands: false,
     };
     let mut initiator = Initiator::new(&world, config);
     let limit = RunLimit { time: Nanos(60_000_000_000), rounds: 2_000_000 };

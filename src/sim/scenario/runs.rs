@@ -16,6 +16,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "lossy", about: "connections are reset by either side at any moment", run: lossy },
     Scenario { name: "bad-disks", about: "one disk's file fails with EIO, another's has no space", run: bad_disks },
     Scenario { name: "narrow", about: "a shard with little memory and small socket buffers", run: narrow },
+    Scenario { name: "aborts", about: "initiators abort tasks and task sets and reset logical units", run: aborts },
     Scenario { name: "crowd", about: "many sessions that each do a little", run: crowd },
     Scenario { name: "stopped", about: "the server stops in good order while sessions are busy", run: stopped },
     Scenario { name: "killed", about: "the process is killed and started again, several times", run: killed },
@@ -56,6 +57,7 @@ struct Setting {
     network: NetworkFaults,
     may_lose_connection: bool,
     resets: Chance,
+    aborts: Chance,
     commands: u32,
     /// Initiators at most.
     initiators_max: u64,
@@ -71,6 +73,7 @@ impl Default for Setting {
             network: NetworkFaults::default(),
             may_lose_connection: false,
             resets: Chance::NEVER,
+            aborts: Chance::NEVER,
             commands: 120,
             initiators_max: 4,
             region_sectors: 768,
@@ -173,6 +176,9 @@ fn initiator_config(number: u64, setting: &Setting, plans: &[DiskPlan], random: 
         transfer_bytes_max: setting.transfer_bytes_max,
         may_lose_connection: setting.may_lose_connection,
         resets: setting.resets,
+        aborts: setting.aborts,
+        resets_units: number == 0,
+        may_lose_commands: setting.aborts != Chance::NEVER && number > 0,
     }
 }
 
@@ -230,6 +236,12 @@ fn stopped(run: Run) -> Result<Report, String> {
         return Err(format!("a session was not given the time to log out: {left:?}"));
     }
     scene.report()
+}
+
+fn aborts(run: Run) -> Result<Report, String> {
+    let network = NetworkFaults::rough();
+    let setting = Setting { network, aborts: Chance::percent(1), commands: 200, ..Setting::default() };
+    Scene::new(run, &setting, |_| {})?.finish()
 }
 
 fn crowd(run: Run) -> Result<Report, String> {

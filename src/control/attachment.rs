@@ -1,0 +1,103 @@
+//! Many disks on their way to the shards and back: questions go out for all of them before the first answer is awaited.
+
+use std::sync::Arc;
+
+use super::config::DiskConfig;
+use super::controller::{Controller, LiveDisk};
+use super::dataplane::{DataPlane, ask, shards};
+use super::disks::open;
+use super::error::Refused;
+use super::executor::blocking;
+use crate::medium::{Disk, OpenSpec, Opened};
+use crate::shard::message::ToShard;
+
+/// Disks that are opened before they are attached: bounds the answers that are owed at once.
+const BATCH: usize = 256;
+
+/// Threads that open disks at once: opening reads a few places of a file, and mostly waits for the drive.
+const OPENERS: usize = 8;
+
+impl Controller {
+    /// Open and attach every disk of the configuration. One that cannot be opened is offline, and says why.
+    ///
+    /// # Errors
+    /// The shards do not answer.
+    pub(super) async fn bring_up(&mut self) -> Result<(), Refused> {
+        let disks: Vec<(String, DiskConfig)> =
+            self.config.disks.iter().map(|(name, disk)| (name.clone(), disk.clone())).collect();
+        for batch in disks.chunks(BATCH) {
+            let specs: Vec<OpenSpec> = batch.iter().map(|(name, disk)| self.open_spec(name, disk)).collect();
+            let openers: Vec<_> = specs
+                .chunks(BATCH / OPENERS)
+                .map(<[OpenSpec]>::to_vec)
+                .map(|specs| blocking(move || specs.into_iter().map(open).collect::<Vec<_>>()))
+                .collect();
+            let mut results = Vec::with_capacity(batch.len());
+            for opener in openers {
+                results.extend(opener.await);
+            }
+            let mut opened = Vec::with_capacity(batch.len());
+            for ((name, _), result) in batch.iter().zip(results) {
+                match result {
+                    Ok(disk) => opened.push(disk),
+                    Err(refused) => {
+                        self.disks.insert(name.clone(), LiveDisk::Offline(refused.message));
+                    }
+                }
+            }
+            for disk in attach(&*self.plane, opened).await? {
+                self.disks.insert(disk.name().to_owned(), LiveDisk::Online(disk));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Make open disks known to every shard.
+///
+/// # Errors
+/// The shards do not answer.
+pub(super) async fn attach(plane: &dyn DataPlane, opened: Vec<Opened>) -> Result<Vec<Arc<Disk>>, Refused> {
+    let mut disks = Vec::with_capacity(opened.len());
+    let mut owed = Vec::new();
+    for Opened { disk, mut engine } in opened {
+        for shard in shards(plane) {
+            let engine = if shard == disk.home() { engine.take() } else { None };
+            let disk = Arc::clone(&disk);
+            owed.push(ask(plane, shard, |reply| ToShard::Attach { disk, engine, reply }).await);
+        }
+        disks.push(disk);
+    }
+    for owed in owed {
+        owed.wait().await?;
+    }
+    Ok(disks)
+}
+
+/// Make every shard forget disks that no LUN names, each disk's home shard last. Gives what went wrong with their
+/// files.
+pub(super) async fn detach<'a>(
+    plane: &dyn DataPlane,
+    disks: impl IntoIterator<Item = &'a Disk>,
+) -> Vec<(&'a Disk, Refused)> {
+    let disks: Vec<&Disk> = disks.into_iter().collect();
+    let mut troubles = Vec::new();
+    for batch in disks.chunks(BATCH) {
+        for at_home in [false, true] {
+            let mut owed = Vec::new();
+            for &disk in batch {
+                let id = disk.id();
+                for shard in shards(plane).filter(|shard| (*shard == disk.home()) == at_home) {
+                    owed.push((disk, ask(plane, shard, |reply| ToShard::Detach { disk: id, reply }).await));
+                }
+            }
+            for (disk, owed) in owed {
+                let detached = owed.wait().await.and_then(|detached| detached.map_err(Refused::failed));
+                if let Err(refused) = detached {
+                    troubles.push((disk, refused));
+                }
+            }
+        }
+    }
+    troubles
+}
