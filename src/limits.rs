@@ -74,3 +74,6 @@ pub const PING_INTERVAL_MS: u64 = 30_000;
 
 /// A session whose initiator does not answer a ping within this is dropped.
 pub const PING_TIMEOUT_MS: u64 = 30_000;
+
+/// A connection whose last answer (to a logout or a refused login) is not taken within this is closed.
+pub const FINISH_TIMEOUT_MS: u64 = 10_000;

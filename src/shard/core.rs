@@ -7,6 +7,7 @@ use super::home::{Home, HomeDisk};
 use super::mailbox::Senders;
 use super::management::Jobs;
 use super::message::Configuration;
+use super::notices::Notices;
 use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage};
 use crate::bounded::Queue;
 use crate::medium::Disk;
@@ -69,6 +70,8 @@ pub(crate) struct Core<R: Ring> {
     pub(crate) jobs: Jobs,
     pub(crate) configuration: Arc<Configuration>,
     pub(crate) stats: Arc<ShardStats>,
+    /// Bounds what peers can make the shard write to the log.
+    pub(crate) notices: Notices,
     /// The time at the start of the turn.
     pub(crate) now: Nanos,
     /// Connections that want to run in the next turn.
@@ -271,6 +274,7 @@ impl<R: Ring> Core<R> {
             disks: DiskTable::default(),
             home: Home::new(),
             jobs: Jobs::new(),
+            notices: Notices::default(),
             configuration: Arc::new(Configuration::default()),
             stats,
             now,

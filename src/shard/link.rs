@@ -14,7 +14,7 @@ use super::peer::{LinkKey, PeerMessage};
 use super::session::{Session, Work};
 use crate::crc32c::Crc32c;
 use crate::iscsi::transfer::TaskId;
-use crate::limits::{BURST_LENGTH_MAX, LOGIN_TIMEOUT_MS};
+use crate::limits::{BURST_LENGTH_MAX, FINISH_TIMEOUT_MS, LOGIN_TIMEOUT_MS};
 use crate::mem::{BUFFER_LENGTH_MAX, Buf};
 use crate::ring::{Completion, Fd, Op, Ring, Window};
 use crate::units::ShardId;
@@ -113,6 +113,8 @@ pub(crate) struct Link {
     /// In `Core::starved`.
     pub(crate) starving: bool,
     pub(crate) opened_ms: u64,
+    /// When a connection that only has to send its last answer is given up.
+    finish_by_ms: Option<u64>,
     /// Its session handle, which the registrar has to hear of when it ends.
     pub(crate) tsih: Option<u16>,
 }
@@ -141,6 +143,7 @@ impl Link {
             queued: false,
             starving: false,
             opened_ms: now_ms,
+            finish_by_ms: None,
             tsih: None,
         }
     }
@@ -366,8 +369,10 @@ impl Link {
 
     /// Look at the time: end a login that takes too long, let the session ping. When to look again.
     pub(crate) fn watch_time<R: Ring>(&mut self, core: &mut Core<R>, now_ms: u64) -> Option<u64> {
-        if self.state != LinkState::Open {
-            return None;
+        match self.state {
+            LinkState::Open => {}
+            LinkState::Finishing => return self.watch_finish(core, now_ms),
+            LinkState::Closing | LinkState::Closed => return None,
         }
         match &mut self.phase {
             Phase::Login(_) => {
@@ -375,7 +380,10 @@ impl Link {
                 if now_ms < deadline_ms {
                     return Some(deadline_ms);
                 }
-                tracing::info!(peer = %self.peer, "connection dropped: no login within {LOGIN_TIMEOUT_MS} ms");
+                if let Some(suppressed) = core.notices.allow(now_ms) {
+                    let peer = self.peer;
+                    tracing::info!(%peer, suppressed, "connection dropped: no login within {LOGIN_TIMEOUT_MS} ms");
+                }
                 core.stats.connections_dropped.increment();
                 self.close(core);
                 None
@@ -389,13 +397,26 @@ impl Link {
                     deadline_ms
                 }
                 Err(refusal) => {
-                    tracing::info!(peer = %self.peer, %refusal, "connection dropped");
+                    if let Some(suppressed) = core.notices.allow(now_ms) {
+                        tracing::info!(peer = %self.peer, suppressed, %refusal, "connection dropped");
+                    }
                     core.stats.connections_dropped.increment();
                     self.close(core);
                     None
                 }
             },
         }
+    }
+
+    /// A peer that does not take its last answer is not waited for much longer.
+    fn watch_finish<R: Ring>(&mut self, core: &mut Core<R>, now_ms: u64) -> Option<u64> {
+        let deadline_ms = *self.finish_by_ms.get_or_insert(now_ms + FINISH_TIMEOUT_MS);
+        if now_ms < deadline_ms {
+            return Some(deadline_ms);
+        }
+        core.stats.connections_dropped.increment();
+        self.close(core);
+        None
     }
 
     /// Go on with the end of the connection. True when it is gone and its place can be reused.

@@ -89,7 +89,9 @@ fn take_step<R: Ring>(link: &mut Link, core: &mut Core<R>, step: LoginStep) {
         }
         LoginStep::Close { reply, failure } => {
             core.stats.login_failures.increment();
-            tracing::info!(peer = %link.peer, "{failure}");
+            if let Some(suppressed) = core.notices.allow(core.now_ms()) {
+                tracing::info!(peer = %link.peer, suppressed, "{failure}");
+            }
             if let Some(reply) = reply {
                 push(link, &reply);
             }

@@ -7,6 +7,7 @@
 //! | file | subject |
 //! |---|---|
 //! | `run` | the turn, waiting and spinning, timers |
+//! | `hear` | messages from other shards and from the control plane, and what they set going |
 //! | `core` | what all connections of a shard share: ring, memory, disks, mail |
 //! | `link` | one TCP connection: buffers, receive and send, teardown by join |
 //! | `login` | the connection before full feature phase |
@@ -18,6 +19,7 @@
 //! | `home` | what a disk's home shard does for all: allocation, log, flush |
 //! | `registrar` | session identities (shard 0) |
 //! | `peer`, `message`, `mailbox` | what shards and the control plane say to each other |
+//! | `notices` | bounds on log lines that peers cause |
 //! | `threads`, `placement` | starting and pinning |
 //!
 //! **May know:** `iscsi`, `scsi` (through `iscsi` and `medium`), `medium`, `vhdx` (the engine it drives), `ring`,
@@ -25,6 +27,7 @@
 
 mod command;
 mod core;
+mod hear;
 mod home;
 mod input;
 mod link;
@@ -32,6 +35,7 @@ mod login;
 mod mailbox;
 mod management;
 pub mod message;
+mod notices;
 mod output;
 mod peer;
 pub mod placement;

@@ -35,7 +35,7 @@ pub mod scenario;
 mod stream;
 mod world;
 
-pub use allocation::is_shard_turn;
+pub use allocation::is_simulator;
 pub use disk::SECTOR_BYTES;
 pub use faults::{FileFaults, NetworkFaults};
 pub use history::{Event, OpKind, OpNote, What, hash_bytes};

@@ -1,6 +1,7 @@
 //! Developer tools.
 
 mod sim;
+mod vhdx;
 
 use std::process::ExitCode;
 
@@ -18,10 +19,13 @@ struct Arguments {
 enum Command {
     /// Run whole servers on a simulated ring, disk, network and clock; one seed is one run.
     Sim(sim::Arguments),
+    /// Say what a VHDX file holds, without changing it.
+    Vhdx(vhdx::Arguments),
 }
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Sim(arguments) => sim::run(&arguments),
+        Command::Vhdx(arguments) => vhdx::run(&arguments),
     }
 }

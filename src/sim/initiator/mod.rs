@@ -233,11 +233,6 @@ impl Initiator {
         matches!(self.phase, Phase::Done)
     }
 
-    /// How many commands it has still to send before the final comparison.
-    pub fn commands_left(&self) -> u32 {
-        self.commands_left
-    }
-
     /// Whether it has ever reached the full feature phase.
     pub fn has_logged_in(&self) -> bool {
         self.report.logins > 0

@@ -20,7 +20,6 @@ use crate::mem::{Arena, ArenaConfig};
 use crate::observe::ShardStats;
 use crate::ring::{Fd, Ring, Wait};
 use crate::shard::{Configuration, LunMap, Mapping, Parts, Senders, Shard, ToShard, mailbox};
-use crate::sim::allocation::ShardTurn;
 use crate::sim::{FileOptions, Initiator, Random, Runnable, SimRing, SimWaker, World};
 use crate::units::{DiskId, Lun, PortalId, ShardId, TargetId};
 use crate::vhdx;
@@ -56,7 +55,6 @@ struct Turns(Shard<SimRing>);
 
 impl Runnable for Turns {
     fn turn(&mut self, _wait: Wait) {
-        let _turn = ShardTurn::begin();
         let wait = self.0.turn();
         self.0.enter(wait).expect("a shard takes turns while its process lives");
     }

@@ -1,0 +1,295 @@
+//! What a shard hears from other threads, and what it does about it: messages of other shards and of the control plane.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use super::core::{Core, DiskSlot};
+use super::home::HomeDisk;
+use super::link::{LinkState, Phase};
+use super::login;
+use super::message::{Configuration, DetachError, Reply, SessionInfo, ToShard};
+use super::peer::{Asker, LinkKey, PeerMessage, ResetScope};
+use super::registrar::Decision;
+use super::run::Shard;
+use super::session::Work;
+use crate::iscsi::pdu::LoginStatus;
+use crate::iscsi::transfer::TaskId;
+use crate::medium::Disk;
+use crate::ring::{Fd, Ring};
+use crate::scsi::{Attention, MediumError};
+use crate::vhdx;
+
+/// Messages, from the control plane and from other shards.
+impl<R: Ring> Shard<R> {
+    /// Hear what others say.
+    pub(super) fn hear(&mut self) -> usize {
+        let mut count = 0;
+        while let Some(message) = self.core.mail.take_local() {
+            count += 1;
+            self.peer_message(message);
+        }
+        while self.core.mail.has_room()
+            && let Some(message) = self.mailbox.take_peer()
+        {
+            count += 1;
+            self.peer_message(message);
+        }
+        while let Some(message) = self.mailbox.take_control() {
+            count += 1;
+            self.control_message(message);
+        }
+        self.core.stats.messages.add(count as u64);
+        count
+    }
+
+    fn peer_message(&mut self, message: PeerMessage) {
+        match message {
+            PeerMessage::Home { disk, asker, request } => {
+                let Core { io, mail, disks, home, .. } = &mut self.core;
+                let slot = disks.find(disk).and_then(|slot| disks.at_mut(slot));
+                match slot.and_then(|slot| slot.home.as_mut()) {
+                    Some(disk) => disk.request(home, io, mail, asker, request),
+                    None => {
+                        let result = Err(MediumError::Removed);
+                        mail.post_owed(asker.shard, PeerMessage::HomeDone { asker, result });
+                    }
+                }
+            }
+            PeerMessage::HomeDone { asker, result } => {
+                self.core.home_requests -= 1;
+                self.with_work(asker.link, |work| work.home_done(TaskId(asker.task), result));
+            }
+            PeerMessage::Reset { scope, attention, drop_sessions, asker } => {
+                self.reset_units(scope, attention, drop_sessions, asker);
+            }
+            PeerMessage::ResetDone { asker } => {
+                self.with_work(asker.link, |work| work.reset_done(TaskId(asker.task)));
+            }
+            PeerMessage::Register { identity, shard, link } => {
+                let decision = self.registrar.register(identity, (shard, link));
+                self.announce(decision);
+            }
+            PeerMessage::SessionEnded { tsih } => {
+                if let Some(decision) = self.registrar.ended(tsih) {
+                    self.announce(decision);
+                }
+            }
+            PeerMessage::Registered { link, tsih } => self.registered(link, tsih),
+            PeerMessage::EndSession { link } => {
+                let Self { core, links, .. } = self;
+                let link = links.get_mut(link.index as usize).and_then(Option::as_deref_mut).filter(|l| l.key == link);
+                if let Some(link) = link {
+                    if let Some(suppressed) = core.notices.allow(core.now_ms()) {
+                        tracing::info!(peer = %link.peer, suppressed, "session reinstated by a newer login");
+                    }
+                    link.close(core);
+                }
+            }
+        }
+    }
+
+    fn with_work(&mut self, key: LinkKey, act: impl FnOnce(&mut Work<'_, R>)) {
+        let Self { core, links, .. } = self;
+        let link = links.get_mut(key.index as usize).and_then(Option::as_deref_mut).filter(|link| link.key == key);
+        if let Some(link) = link {
+            if let Some((mut work, _, _)) = link.work(core) {
+                act(&mut work);
+            }
+            link.queue(core);
+        }
+    }
+
+    fn announce(&mut self, decision: Decision) {
+        let (shard, message) = match decision {
+            Decision::Grant((shard, link), tsih) => (shard, PeerMessage::Registered { link, tsih }),
+            Decision::End((shard, link)) => (shard, PeerMessage::EndSession { link }),
+        };
+        self.core.mail.post_owed(shard, message);
+    }
+
+    fn registered(&mut self, key: LinkKey, decision: Result<u16, LoginStatus>) {
+        self.sessions_started += 1;
+        let id = u64::from(self.core.id.0) << 40 | self.sessions_started;
+        let Self { core, links, .. } = self;
+        let link = links.get_mut(key.index as usize).and_then(Option::as_deref_mut).filter(|link| link.key == key);
+        let link = link.expect("a connection waits for the registrar before it ends");
+        login::registered(link, core, decision, id);
+        link.queue(core);
+    }
+
+    fn reset_units(&mut self, scope: ResetScope, attention: Attention, drop_sessions: bool, asker: Asker) {
+        let Self { core, links, .. } = self;
+        let Some(job) = core.begin_job(asker) else {
+            // Too many functions at once: this shard's tasks go on, and the asker is told so late rather than never.
+            return core.mail.post_owed(asker.shard, PeerMessage::ResetDone { asker });
+        };
+        for link in links.iter_mut().flatten() {
+            let is_own = asker.shard == core.id && asker.link == link.key;
+            let target = match (&link.phase, scope) {
+                (Phase::Session(session), ResetScope::Target(target)) => {
+                    session.target.as_ref().is_some_and(|(id, _)| *id == target)
+                }
+                _ => false,
+            };
+            if let Some((mut work, _, _)) = link.work(core) {
+                work.reset(scope, attention, job, is_own);
+            }
+            if drop_sessions && target && !is_own {
+                link.close(core);
+            }
+            link.queue(core);
+        }
+        core.job_collected(job);
+    }
+
+    fn control_message(&mut self, message: ToShard) {
+        match message {
+            ToShard::Configure { configuration, reply } => {
+                self.configure(configuration);
+                reply(());
+            }
+            ToShard::Listen { portal, listener } => self.listen(portal, Fd(listener.as_raw_fd()), Some(listener)),
+            ToShard::StopListening { portal, reply } => self.stop_listening(|id| id == portal, Some(reply)),
+            ToShard::Attach { disk, engine, reply } => {
+                self.attach(disk, engine);
+                reply(());
+            }
+            ToShard::Detach { disk, reply } => match self.core.disks.find(disk) {
+                Some(slot) => {
+                    if let Some(entry) = self.core.disks.at_mut(slot) {
+                        entry.detaching = Some(reply);
+                    }
+                    self.detaching.push(slot);
+                }
+                None => reply(Err(DetachError("the disk is not attached".into()))),
+            },
+            ToShard::ListSessions { reply } => reply(self.list_sessions()),
+            ToShard::DropSession { id, reply } => {
+                let Self { core, links, .. } = self;
+                let found =
+                    links.iter_mut().flatten().find(|link| matches!(&link.phase, Phase::Session(s) if s.id == id));
+                reply(found.is_some());
+                if let Some(link) = found {
+                    core.stats.connections_dropped.increment();
+                    link.close(core);
+                }
+            }
+            ToShard::Quiesce { patience_ms, reply } => self.quiesce(patience_ms, reply),
+            ToShard::Stop => self.stopped = true,
+        }
+    }
+
+    /// Make a disk known.
+    pub fn attach(&mut self, disk: Arc<Disk>, engine: Option<Box<vhdx::Engine>>) {
+        let is_home = disk.home() == self.core.id;
+        let slot = self.core.disks.insert(DiskSlot {
+            disk: Arc::clone(&disk),
+            tasks: 0,
+            home: None,
+            untimed: [0; 4],
+            detaching: None,
+        });
+        if is_home && let Some(entry) = self.core.disks.at_mut(slot) {
+            entry.home = HomeDisk::new(slot, disk, engine).map(Box::new);
+        }
+    }
+
+    /// Put a configuration in force.
+    pub fn configure(&mut self, configuration: Arc<Configuration>) {
+        self.core.configuration = Arc::clone(&configuration);
+        let Self { core, links, .. } = self;
+        for link in links.iter_mut().flatten() {
+            let Phase::Session(session) = &mut link.phase else { continue };
+            let Some((id, name)) = &session.target else { continue };
+            let target = configuration.directory.target(name.as_str()).filter(|target| target.id == *id);
+            if !target.is_some_and(|target| target.allows(&session.initiator, link.peer.ip())) {
+                tracing::info!(peer = %link.peer, "session dropped: its target is gone or no longer allowed");
+                core.stats.connections_dropped.increment();
+                link.close(core);
+            } else if session.map_luns(&configuration, &core.disks, core.id) {
+                for entry in &mut session.luns {
+                    entry.nexus.raise(Attention::ReportedLunsChanged);
+                }
+            }
+        }
+    }
+
+    fn list_sessions(&self) -> Vec<SessionInfo> {
+        let now_ms = self.core.now_ms();
+        let sessions = self.links.iter().flatten().filter_map(|link| match &link.phase {
+            Phase::Session(session) if link.state == LinkState::Open => Some((link, session)),
+            _ => None,
+        });
+        sessions
+            .map(|(link, session)| SessionInfo {
+                id: session.id,
+                tsih: session.tsih,
+                initiator: session.initiator.as_str().to_owned(),
+                target: session.target.as_ref().map(|(_, name)| name.as_str().to_owned()),
+                peer: link.peer,
+                local: link.local,
+                shard: self.core.id,
+                header_digest: session.connection.parameters().header_digest,
+                data_digest: session.connection.parameters().data_digest,
+                age_seconds: (now_ms - session.since_ms) / 1000,
+                stats: Arc::clone(&session.stats),
+            })
+            .collect()
+    }
+
+    /// Disks that are being detached: close those that nothing uses any more, forget those that are closed.
+    pub(super) fn finish_detaching(&mut self) {
+        let Core { io, mail, disks, home, .. } = &mut self.core;
+        self.detaching.retain(|&slot| {
+            let Some(entry) = disks.at_mut(slot) else { return false };
+            if entry.tasks > 0 {
+                return true;
+            }
+            let result = match entry.home.as_mut() {
+                None => Ok(()),
+                Some(disk) => {
+                    if !disk.closing() {
+                        disk.close(home, io, mail);
+                    }
+                    match disk.closed() {
+                        None => return true,
+                        Some(result) => result.map_err(|error| DetachError(error.to_string())),
+                    }
+                }
+            };
+            if let Some(reply) = disks.remove(slot).and_then(|entry| entry.detaching) {
+                reply(result);
+            }
+            false
+        });
+    }
+
+    /// Begin to go quiet.
+    fn quiesce(&mut self, patience_ms: u64, reply: Reply<()>) {
+        self.stop_listening(|_| true, None);
+        let now_ms = self.core.now_ms();
+        let deadline_ms = now_ms + patience_ms;
+        self.quiescing = Some((deadline_ms, reply));
+        let Self { core, links, .. } = self;
+        for link in links.iter_mut().flatten() {
+            match &mut link.phase {
+                Phase::Session(session) if link.state == LinkState::Open => {
+                    session
+                        .connection
+                        .request_logout(patience_ms.div_ceil(1000).min(u64::from(u16::MAX)) as u16, now_ms);
+                    link.queue(core);
+                }
+                _ => link.close(core),
+            }
+        }
+        self.core.wake_by_ms(deadline_ms);
+    }
+
+    /// Nothing is left of connections and listeners: tell whoever waits for that.
+    pub(super) fn finish_quiescing(&mut self) {
+        let quiet = self.links.iter().all(Option::is_none) && self.listeners.iter().all(Option::is_none);
+        if quiet && let Some((_, reply)) = self.quiescing.take() {
+            reply(());
+        }
+    }
+}
