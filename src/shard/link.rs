@@ -14,7 +14,7 @@ use super::peer::{LinkKey, PeerMessage};
 use super::session::{Session, Work};
 use crate::crc32c::Crc32c;
 use crate::iscsi::transfer::TaskId;
-use crate::limits::{BURST_LENGTH_MAX, FINISH_TIMEOUT_MS, LOGIN_TIMEOUT_MS};
+use crate::limits::{FINISH_TIMEOUT_MS, LOGIN_TIMEOUT_MS, RECEIVE_SEGMENT_LENGTH_MAX};
 use crate::mem::{BUFFER_LENGTH_MAX, Buf};
 use crate::ring::{Completion, Fd, Op, Ring, Window};
 use crate::units::ShardId;
@@ -33,6 +33,9 @@ const PLACED_COMMAND_BYTES_MIN: usize = 32 * 1024;
 
 /// What its data is aligned to there: what direct I/O asks of memory at most.
 const DATA_ALIGNMENT: usize = 4096;
+
+// The data segment, with its padding and digest, fits behind the aligned place.
+const _: () = assert!(RECEIVE_SEGMENT_LENGTH_MAX as usize + 8 <= BUFFER_LENGTH_MAX / 2);
 
 /// Opcode of a SCSI Command (RFC 7143 section 11.3).
 const SCSI_COMMAND: u8 = 0x01;
@@ -498,12 +501,9 @@ impl Stream {
             return false;
         }
         let expected = length.iter().fold(0usize, |value, &byte| value << 8 | usize::from(byte));
-        let window = expected.min(BURST_LENGTH_MAX as usize);
+        // A window of the largest class would leave no room in front; such a command is worked off in smaller ones.
+        let window = if expected <= BUFFER_LENGTH_MAX - DATA_ALIGNMENT { expected } else { BUFFER_LENGTH_MAX / 2 };
         let len = DATA_ALIGNMENT + window.max(self.needed - header_len);
-        if len > BUFFER_LENGTH_MAX {
-            // A window of almost the largest class has no room in front; its immediate part is copied.
-            return false;
-        }
         let start = DATA_ALIGNMENT - header_len;
         let Some(mut placed) = arena.take(len) else { return false };
         placed[start..start + held].copy_from_slice(bytes);

@@ -100,6 +100,10 @@ impl<R: Ring> Work<'_, R> {
         } else {
             (entry.total - entry.done).min(BURST_LENGTH_MAX)
         };
+        if let Some(buf) = entry.buf.as_ref().filter(|_| entry.received > 0) {
+            // What came with the command is in its buffer, which may be smaller than a window can be.
+            entry.window = entry.window.min(buf.len() as u32);
+        }
         let window = entry.window as usize;
         if entry.buf.as_ref().is_none_or(|buf| buf.len() < window) {
             assert_eq!(entry.received, 0, "a window with immediate data has its buffer");
