@@ -105,7 +105,8 @@ fn served(requests: Vec<Vec<u8>>) -> Silent {
     let mut silent = Silent::connect(&world, requests);
     let mut runnables: Vec<&mut dyn Runnable> = server.shards().collect();
     runnables.push(&mut silent);
-    let outcome = world.run(&mut runnables, RunLimit::default());
+    let limit = RunLimit { rounds: 100_000, ..RunLimit::default() };
+    let outcome = world.run(&mut runnables, limit);
     assert_eq!(outcome, Outcome::Satisfied, "the server gives up a peer that does nothing");
     silent
 }
