@@ -368,6 +368,7 @@ impl<R: Ring> Work<'_, R> {
         entry.durable = false;
         entry.error = None;
         entry.aborted = false;
+        entry.ends_session = false;
         let solicited_bytes = std::mem::take(&mut entry.solicited_bytes);
         self.session.solicited_bytes -= u64::from(solicited_bytes);
         if let Some(slot) = slot.and_then(|slot| self.core.disks.at_mut(slot)) {

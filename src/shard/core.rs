@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::home::{Home, HomeDisk};
 use super::mailbox::Senders;
-use super::management::Jobs;
+use super::management::{JOBS_MAX, Jobs};
 use super::message::Configuration;
 use super::notices::Notices;
 use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage};
@@ -158,8 +158,8 @@ impl<R: Ring> Io<R> {
 
 impl<W: Wake> Mail<W> {
     pub(crate) fn new(me: ShardId, senders: Senders<W>) -> Self {
-        // Answers that a home shard may owe at once: all that every shard may have asked for.
-        let owed_max = senders.0.len() * HOME_REQUESTS_MAX;
+        // Answers that may be owed at once: all that every shard may have asked this one as a home shard, and every job.
+        let owed_max = senders.0.len() * HOME_REQUESTS_MAX + JOBS_MAX;
         Self { me, senders, local: Queue::new(OUTBOX_MAX + owed_max), outbox: Queue::new(OUTBOX_MAX + owed_max) }
     }
 

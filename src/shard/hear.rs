@@ -62,8 +62,8 @@ impl<R: Ring> Shard<R> {
             PeerMessage::Reset { scope, attention, drop_sessions, asker } => {
                 self.reset_units(scope, attention, drop_sessions, asker);
             }
-            PeerMessage::ResetDone { asker } => {
-                self.with_work(asker.link, |work| work.reset_done(TaskId(asker.task)));
+            PeerMessage::ResetDone { asker, done } => {
+                self.with_work(asker.link, |work| work.reset_done(TaskId(asker.task), done));
             }
             PeerMessage::Register { identity, shard, link } => {
                 let decision = self.registrar.register(identity, (shard, link));
@@ -120,8 +120,9 @@ impl<R: Ring> Shard<R> {
     fn reset_units(&mut self, scope: ResetScope, attention: Attention, drop_sessions: bool, asker: Asker) {
         let Self { core, links, .. } = self;
         let Some(job) = core.begin_job(asker) else {
-            // Too many functions at once: this shard's tasks go on, and the asker is told so late rather than never.
-            return core.mail.post_owed(asker.shard, PeerMessage::ResetDone { asker });
+            // Too many functions at once: this shard's tasks go on, and the initiator is told that the function was
+            // refused.
+            return core.mail.post_owed(asker.shard, PeerMessage::ResetDone { asker, done: false });
         };
         for link in links.iter_mut().flatten() {
             let is_own = asker.shard == core.id && asker.link == link.key;

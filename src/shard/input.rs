@@ -90,7 +90,7 @@ impl<R: Ring> Work<'_, R> {
                     self.release_held()?;
                     return Ok(Progress::Consumed(len));
                 }
-                if let Some(held) = self.dispatch(event, stream.part(data.clone()), None)? {
+                if let Some(held) = self.dispatch(event, stream.part(data.clone()))? {
                     let task = held.0;
                     self.session.stalled = Some(Stalled { task, len, data, held: held.1 });
                     return Ok(Progress::Wait);
@@ -128,7 +128,7 @@ impl<R: Ring> Work<'_, R> {
             };
             let data = held.and_then(|task| self.take_held_data(task));
             let bytes = data.as_deref().unwrap_or_default();
-            if let Some((task, _)) = self.dispatch(event, bytes, held)? {
+            if let Some((task, _)) = self.dispatch(event, bytes)? {
                 // There is no memory for what this command needs; it was ahead, so it can be sent again.
                 self.fail(task, MediumError::Busy);
             }
@@ -155,12 +155,7 @@ impl<R: Ring> Work<'_, R> {
 
     /// Set an event going. `Some`: there was no memory; nothing has been done, and the flag says whether the request is
     /// held.
-    fn dispatch(
-        &mut self,
-        event: Event,
-        data: &[u8],
-        _released: Option<TaskId>,
-    ) -> Result<Option<(TaskId, bool)>, Refusal> {
+    fn dispatch(&mut self, event: Event, data: &[u8]) -> Result<Option<(TaskId, bool)>, Refusal> {
         match event {
             Event::Handled => {}
             Event::Command { task } => {
@@ -272,7 +267,7 @@ impl<R: Ring> Work<'_, R> {
             }
             Event::DataOut { .. } => {}
             other => {
-                self.dispatch(other, &[], None)?;
+                self.dispatch(other, &[])?;
             }
         }
         self.release_held()?;
@@ -359,6 +354,8 @@ impl<R: Ring> Work<'_, R> {
                 connection.set_initiator_max_recv_data_segment_length(len);
             }
             Answer::Logout(_) => *self.state = LinkState::Finishing,
+            // A target cold reset ends every connection to the target (RFC 7143 section 11.5.1), this one last.
+            Answer::Management(_) if entry.ends_session => *self.state = LinkState::Finishing,
             _ => {}
         }
         self.free(task);

@@ -17,7 +17,7 @@ use crate::scsi::{self, Attention};
 use crate::units::ShardId;
 
 /// Task management functions and logouts of one shard that wait for tasks.
-const JOBS_MAX: usize = 4096;
+pub(crate) const JOBS_MAX: usize = 4096;
 
 /// Tasks of this shard that somebody waits for.
 pub(crate) struct Job {
@@ -81,7 +81,7 @@ impl<R: Ring> Core<R> {
         if job.remaining == 0
             && let Some(job) = self.jobs.0.remove(key)
         {
-            self.mail.post_owed(job.asker.shard, PeerMessage::ResetDone { asker: job.asker });
+            self.mail.post_owed(job.asker.shard, PeerMessage::ResetDone { asker: job.asker, done: true });
         }
     }
 }
@@ -135,6 +135,7 @@ impl<R: Ring> Work<'_, R> {
         let Some(job) = self.core.begin_job(self.asker(task)) else {
             return self.answer_management(task, TaskManagementResponseCode::FUNCTION_REJECTED);
         };
+        self.task(task).ends_session = request.function == TaskManagementFunction::TARGET_COLD_RESET;
         // Answers that are awaited: the job's, and every shard's.
         self.task(task).total = u32::from(shards) + 1;
         self.begin_operation(task);
@@ -155,12 +156,16 @@ impl<R: Ring> Work<'_, R> {
             self.abort(affected, Some(job));
         }
         self.core.job_collected(job);
-        self.task(task).durable = request.function == TaskManagementFunction::TARGET_COLD_RESET;
     }
 
     /// A shard has done its part of a function, or this session's own tasks have ended.
-    pub(crate) fn reset_done(&mut self, task: TaskId) {
+    pub(crate) fn reset_done(&mut self, task: TaskId, done: bool) {
         self.end_operation(task);
+        if !done && matches!(self.task(task).answer, Answer::Management(_)) {
+            // Some shard's tasks go on: what was asked for has not happened.
+            self.task(task).answer = Answer::Management(TaskManagementResponseCode::FUNCTION_REJECTED);
+            self.task(task).ends_session = false;
+        }
         let entry = self.task(task);
         entry.total -= 1;
         if entry.total > 0 || self.release_if_aborted(task) {

@@ -2,7 +2,8 @@
 //!
 //! A turn ([`run`]) reaps completions and messages, runs every connection that has something to do as far as it can go,
 //! and then submits what came of it: one gathered send for each connection. Nothing here blocks, takes a lock or
-//! (between login and logout) allocates.
+//! (between login and logout) allocates; two rare things do allocate: the answer to a Text Request, and a VHDX's log
+//! buffers at its first write.
 //!
 //! | file | subject |
 //! |---|---|

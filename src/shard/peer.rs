@@ -104,10 +104,12 @@ pub(crate) enum PeerMessage {
         /// Who answers the initiator when all shards are done.
         asker: Asker,
     },
-    /// From a shard: its tasks of the reset have ended.
+    /// From a shard: its tasks of the reset have ended, or it could not even begin.
     ResetDone {
         /// Who asked.
         asker: Asker,
+        /// They have ended.
+        done: bool,
     },
 }
 

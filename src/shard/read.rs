@@ -211,6 +211,10 @@ impl<R: Ring> Work<'_, R> {
         entry.done += entry.window;
         entry.window = 0;
         entry.received = 0;
+        if let Answer::Response(outcome) = entry.answer {
+            // The initiator has sent wrong data meanwhile; no more will come, and this is what it is told.
+            return self.complete(task, outcome);
+        }
         if entry.done == entry.total {
             return self.complete(task, Outcome::GOOD);
         }

@@ -198,6 +198,8 @@ pub(crate) struct Task {
     pub(crate) error: Option<MediumError>,
     /// No answer will go.
     pub(crate) aborted: bool,
+    /// The connection ends when the answer has left.
+    pub(crate) ends_session: bool,
     /// Bytes of this task's R2Ts that have not come yet.
     pub(crate) solicited_bytes: u32,
     /// In `Session::ready`.
@@ -231,6 +233,7 @@ impl Task {
             operations: 0,
             error: None,
             aborted: false,
+            ends_session: false,
             solicited_bytes: 0,
             queued: false,
             job: None,

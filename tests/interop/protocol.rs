@@ -170,7 +170,7 @@ fn a_ping_comes_back_with_its_data_and_a_logout_closes() {
         assert_eq!(answer.data, payload);
     }
     assert_eq!(wire.logout().expect("a logout response"), 0);
-    assert!(wire.receive().is_err(), "the connection is closed after the logout");
+    assert!(is_closed(&mut wire), "the connection is closed after the logout");
 }
 
 #[test]
@@ -274,4 +274,100 @@ fn a_read_only_mapping_takes_no_writes_and_a_high_lun_works() {
     assert_eq!(viewer.run(read).expect("an answer").data, vec![0x77; 512]);
     let report = viewer.run(Request::reading(0, &[0xa0, 0, 0, 0, 0, 0, 0, 0, 1, 0], 256)).expect("an answer");
     assert_eq!(report.data[..16], [0, 0, 0, 8, 0, 0, 0, 0, 0x41, 0x2c, 0, 0, 0, 0, 0, 0]);
+}
+
+/// The server has closed the connection; that nothing comes for a while is not enough.
+fn is_closed(wire: &mut Wire) -> bool {
+    use std::io::ErrorKind::{ConnectionReset, UnexpectedEof};
+    matches!(wire.receive().map_err(|error| error.kind()), Err(UnexpectedEof | ConnectionReset))
+}
+
+/// A SCSI command's header with CmdSN taken.
+fn command(wire: &mut Wire, tag: u32, flags: u8, len: u32, cdb: &[u8; 16]) -> Header {
+    let mut header = Header::new(request::SCSI_COMMAND, flags | 1)
+        .with_word(16, tag)
+        .with_word(20, len)
+        .with_word(24, wire.cmd_sn)
+        .with_word(28, wire.exp_stat_sn);
+    header.0[32..48].copy_from_slice(cdb);
+    wire.cmd_sn = wire.cmd_sn.wrapping_add(1);
+    header
+}
+
+#[test]
+fn wrong_data_while_a_window_is_written_ends_the_command_with_its_sense() {
+    let server = Server::start();
+    let iqn = server.ready_target("wrong", &["--size", "64M", "--block-size", "1M"]);
+    let wishes = Wishes { immediate_data: false, ..Wishes::to_target(&iqn) };
+    let mut wire = Wire::connect(server.portals[0], wishes.timeout).expect("a connection");
+    wire.login(&wishes).expect("a session");
+    // The first command only learns of the power-on.
+    let ready = command(&mut wire, 1, FINAL, 0, &[0; 16]);
+    wire.send(ready, &[]).expect("sent");
+    wire.receive().expect("an answer");
+    // A write of several windows on fresh blocks, so that the first window is underway for a while.
+    let len = 3 << 20;
+    let write = command(&mut wire, 2, FINAL | 0x20, len, &pdu::cdb_transfer_16(cdb::WRITE_16, 0, len / 512, false));
+    wire.send(write, &[]).expect("sent");
+    let mut out = vec![];
+    let first = wire.receive().expect("an R2T");
+    assert_eq!(first.header.opcode(), response::R2T);
+    let (tag, asked) = (first.header.word(20), first.header.word(44) as usize);
+    let payload = vec![7u8; asked];
+    for (number, piece) in payload.chunks(65_536).enumerate() {
+        let last = (number + 1) * 65_536 >= asked;
+        let header = Header::new(request::DATA_OUT, if last { FINAL } else { 0 })
+            .with_word(16, 2)
+            .with_word(20, tag)
+            .with_word(28, wire.exp_stat_sn)
+            .with_word(36, number as u32)
+            .with_word(40, number as u32 * 65_536);
+        pdu::append(&mut out, header, piece, false, false);
+    }
+    // And in the same breath data that nobody asked for.
+    let stray = Header::new(request::DATA_OUT, FINAL)
+        .with_word(16, 2)
+        .with_word(20, pdu::TAG_NONE)
+        .with_word(28, wire.exp_stat_sn)
+        .with_word(40, asked as u32);
+    pdu::append(&mut out, stray, &[9; 512], false, false);
+    std::io::Write::write_all(&mut wire.socket, &out).expect("sent");
+    let answer = loop {
+        let answer = wire.receive().expect("the command is answered, and does not wait for ever");
+        if answer.header.opcode() == response::SCSI_RESPONSE {
+            break answer;
+        }
+    };
+    // RFC 7143 section 11.4.7.2: ABORTED COMMAND, unexpected unsolicited data.
+    assert_eq!((answer.header.0[3], answer.data[4] & 0x0f, answer.data[14], answer.data[15]), (2, 0x0b, 0x0c, 0x0c));
+    assert_eq!(wire.logout().expect("the session goes on until its logout"), 0);
+}
+
+#[test]
+fn a_target_cold_reset_is_answered_and_then_ends_every_session() {
+    let server = Server::start_with(Options { cores: Some("0,1"), ..Options::default() });
+    let iqn = server.ready_target("cold", &["--size", "64M"]);
+    let wishes = Wishes::to_target(&iqn);
+    let mut wire = Wire::connect(server.portals[0], wishes.timeout).expect("a connection");
+    wire.login(&wishes).expect("a session");
+    let mut other = Pipeline::open(server.portals[0], &wishes.clone().session(5), 4).expect("another session");
+    other.capacity(0).expect("it works");
+    // RFC 7143 section 11.5.1: function 7.
+    let reset = Header::new(request::TASK_MANAGEMENT | IMMEDIATE, FINAL | 7)
+        .with_word(16, 50)
+        .with_word(20, pdu::TAG_NONE)
+        .with_word(24, wire.cmd_sn)
+        .with_word(28, wire.exp_stat_sn);
+    wire.send(reset, &[]).expect("sent");
+    let answer = wire.receive().expect("an answer");
+    assert_eq!((answer.header.opcode(), answer.header.0[2]), (response::TASK_MANAGEMENT, 0));
+    assert!(is_closed(&mut wire), "the connection that asked is closed after its answer");
+    let began = Instant::now();
+    let mut done = vec![];
+    while other.turn(&mut done).is_ok() {
+        assert!(began.elapsed().as_secs() < 5, "another session of the target is still open after 5 s");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let mut again = Pipeline::open(server.portals[0], &wishes, 4).expect("a session after the reset");
+    again.capacity(0).expect("it works");
 }
