@@ -158,7 +158,8 @@ impl<R: Ring> Io<R> {
 
 impl<W: Wake> Mail<W> {
     pub(crate) fn new(me: ShardId, senders: Senders<W>) -> Self {
-        // Answers that may be owed at once: all that every shard may have asked this one as a home shard, and every job.
+        // Answers that may be owed at once: all that every shard may have asked this one as a home shard, and every
+        // job.
         let owed_max = senders.0.len() * HOME_REQUESTS_MAX + JOBS_MAX;
         Self { me, senders, local: Queue::new(OUTBOX_MAX + owed_max), outbox: Queue::new(OUTBOX_MAX + owed_max) }
     }
