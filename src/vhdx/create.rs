@@ -6,13 +6,13 @@ use zerocopy::little_endian::{U16, U32, U64};
 
 use super::error::CreateError;
 use super::format::{
-    BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, BatEntry, DISK_SIZE_MAX, FILE_MAGIC, FORMAT_VERSION, Guid, HEADER_MAGIC,
-    HEADER_OFFSETS, Header, LOG_VERSION, MIB, REGION_TABLE_OFFSETS,
+    BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, BatEntry, DISK_SIZE_MAX, FILE_LEAVE_BLOCKS_ALLOCATED, FILE_MAGIC, FORMAT_VERSION,
+    Guid, HEADER_MAGIC, HEADER_OFFSETS, Header, LOG_VERSION, MIB, REGION_TABLE_OFFSETS,
 };
+use super::geometry::Geometry;
 use super::metadata::{geometry_of, region_of};
 use super::region::{Place, table_of};
 use super::storage::Storage;
-use super::view::Geometry;
 
 /// How a disk's space is managed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,8 +107,9 @@ impl Layout {
         }
         let metadata = Place { offset_bytes: MIB + log_len, len_bytes: MIB };
         let bat_start = metadata.offset_bytes + MIB;
-        let geometry = geometry_of(size_bytes, block_size_bytes as u32, (logical, physical), fixed, bat_start);
-        let bat = Place { offset_bytes: bat_start, len_bytes: (geometry.bat_entries() * 8).next_multiple_of(MIB) };
+        let flags = if fixed { FILE_LEAVE_BLOCKS_ALLOCATED } else { 0 };
+        let geometry = geometry_of(size_bytes, block_size_bytes as u32, (logical, physical), flags, bat_start);
+        let bat = Place { offset_bytes: bat_start, len_bytes: geometry.bat_region_len_bytes() };
         Ok(Self { geometry, log_len, metadata, bat, blocks_start: bat_start + bat.len_bytes })
     }
 

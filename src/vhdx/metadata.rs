@@ -9,11 +9,11 @@ use super::format::{
     ITEM_FILE_PARAMETERS, ITEM_INCOMPLETE_FILE, ITEM_LOGICAL_SECTOR_SIZE, ITEM_PARENT_LOCATOR,
     ITEM_PHYSICAL_SECTOR_SIZE, ITEM_VIRTUAL_DISK_ID, ITEM_VIRTUAL_DISK_SIZE, METADATA_IS_REQUIRED, METADATA_IS_USER,
     METADATA_IS_VIRTUAL_DISK, METADATA_ITEM_LEN_MAX, METADATA_ITEMS_MAX, METADATA_TABLE_LEN, METADATA_TABLE_MAGIC,
-    METADATA_USER_ITEMS_MAX, MetadataTableEntry, MetadataTableHeader, SECTORS_PER_BITMAP_BLOCK,
+    METADATA_USER_ITEMS_MAX, MetadataTableEntry, MetadataTableHeader,
 };
+use super::geometry::{Geometry, chunk_ratio};
 use super::region::Place;
 use super::storage::Storage;
-use super::view::Geometry;
 
 /// What the metadata says.
 #[derive(Clone, Copy, Debug)]
@@ -165,8 +165,7 @@ pub(super) fn read_metadata(
     let logical = u32::from_le_bytes(items.value(storage, ITEM_LOGICAL_SECTOR_SIZE, "Logical Sector Size")?);
     let physical = u32::from_le_bytes(items.value(storage, ITEM_PHYSICAL_SECTOR_SIZE, "Physical Sector Size")?);
     check_values(size, block_size, logical, physical)?;
-    let fixed = flags & FILE_LEAVE_BLOCKS_ALLOCATED != 0;
-    let geometry = geometry_of(size, block_size, (logical, physical), fixed, bat_offset_bytes);
+    let geometry = geometry_of(size, block_size, (logical, physical), flags, bat_offset_bytes);
     Ok(Metadata { geometry, virtual_disk_id: id })
 }
 
@@ -190,27 +189,28 @@ fn check_values(size: u64, block_size: u32, logical: u32, physical: u32) -> Resu
     Ok(())
 }
 
-/// The geometry of values that have been checked.
+/// The geometry of values that have been checked. `flags` are those of the File Parameters item.
 pub(super) fn geometry_of(
     disk_size_bytes: u64,
     block_size_bytes: u32,
     (logical_sector_bytes, physical_sector_bytes): (u32, u32),
-    fixed: bool,
+    flags: u32,
     bat_offset_bytes: u64,
 ) -> Geometry {
-    let block_count = disk_size_bytes.div_ceil(u64::from(block_size_bytes));
-    let chunk_ratio = SECTORS_PER_BITMAP_BLOCK * u64::from(logical_sector_bytes) / u64::from(block_size_bytes);
-    Geometry {
-        disk_size_bytes,
+    let has_parent = flags & FILE_HAS_PARENT != 0;
+    let geometry = Geometry {
+        disk_size_bytes: 0,
         block_size_bytes,
         block_shift: block_size_bytes.trailing_zeros() as u8,
         logical_sector_bytes,
         physical_sector_bytes,
-        block_count: u32::try_from(block_count).expect("64 TiB have 2^26 blocks of 1 MiB"),
-        fixed,
+        block_count: 0,
+        fixed: !has_parent && flags & FILE_LEAVE_BLOCKS_ALLOCATED != 0,
+        has_parent,
         bat_offset_bytes,
-        chunk_ratio: u32::try_from(chunk_ratio).expect("at most 32768"),
-    }
+        chunk_ratio: chunk_ratio(logical_sector_bytes, block_size_bytes),
+    };
+    geometry.with_size(disk_size_bytes)
 }
 
 /// What the parent locator (section 2.6.2.6) tells a person about the parent. Never fails on its content.

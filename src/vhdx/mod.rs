@@ -41,6 +41,7 @@ mod create;
 mod engine;
 mod error;
 pub mod format;
+mod geometry;
 mod header;
 mod log;
 mod metadata;
@@ -58,10 +59,11 @@ pub use engine::{
 };
 pub use error::{CreateError, OpenError, OpenErrorKind};
 pub use format::Guid;
+pub use geometry::{Geometry, Slot};
 pub use open::{Access, OpenDisk, OpenOptions, ReplaySummary, Warning, open};
 pub use plan::{Extent, Extents, WritePlan, plan_read, plan_write};
 pub use storage::{Storage, StorageError};
-pub use view::{BatView, FlushMark, Geometry};
+pub use view::{BatView, FlushMark};
 
 /// Where new GUIDs come from: random (version 4) values from a cryptographic source, never repeated.
 pub type GuidSource = Box<dyn FnMut() -> Guid + Send>;

@@ -7,12 +7,13 @@ use super::bat::{Table, read_table, visible_len};
 use super::engine::{Engine, FileState};
 use super::error::OpenError;
 use super::format::{BatEntry, Guid, HEADER_SECTION_LEN};
+use super::geometry::Geometry;
 use super::header::{CurrentHeader, read_headers, read_identifier};
 use super::metadata::{Metadata, read_metadata};
 use super::region::{Regions, Span, TableRepair, read_regions, sort_disjoint};
 use super::replay::Overlay;
 use super::storage::Storage;
-use super::view::{BatView, Geometry};
+use super::view::BatView;
 
 /// What will be done with the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
