@@ -1,9 +1,7 @@
 //! Checking a disk's file: every rule that opening checks, and where its bytes go.
 
-use std::sync::atomic::Ordering;
-
 use super::error::OpenError;
-use super::format::{BatEntry, BlockState, Guid};
+use super::format::{Guid, MIB};
 use super::geometry::Geometry;
 use super::open::{Loaded, ReplaySummary, Warning, load};
 use super::storage::Storage;
@@ -13,6 +11,8 @@ use super::storage::Storage;
 pub struct BlockCounts {
     /// Content in the file.
     pub fully_present: u32,
+    /// Partly in the file, partly in the parent.
+    pub partially_present: u32,
     /// Never written.
     pub not_present: u32,
     /// Known to be zeros.
@@ -49,20 +49,10 @@ pub struct CheckReport {
 /// Check a disk's file. Nothing is written. A broken rule is the error that opening gives.
 pub fn check(storage: &mut dyn Storage) -> Result<CheckReport, OpenError> {
     let Loaded { mut overlay, geometry, virtual_disk_id, table, spans, creator, warnings, .. } = load(storage)?;
-    let mut blocks = BlockCounts::default();
-    for entry in &table.entries {
-        let count = match BatEntry(entry.load(Ordering::Relaxed)).state() {
-            Some(BlockState::FullyPresent) => &mut blocks.fully_present,
-            Some(BlockState::Zero) => &mut blocks.zero,
-            Some(BlockState::Unmapped) => &mut blocks.unmapped,
-            Some(BlockState::Undefined) => &mut blocks.undefined,
-            Some(BlockState::NotPresent) => &mut blocks.not_present,
-            Some(BlockState::PartiallyPresent) | None => unreachable!("refused by read_table"),
-        };
-        *count += 1;
-    }
-    let payload = u64::from(table.present) * u64::from(geometry.block_size_bytes);
-    let structures: u64 = spans.iter().map(|span| span.end - span.start).sum();
+    let [not_present, undefined, zero, unmapped, _, _, fully_present, partially_present] = table.states;
+    let blocks = BlockCounts { fully_present, partially_present, not_present, zero, unmapped, undefined };
+    let payload = u64::from(table.present()) * u64::from(geometry.block_size_bytes);
+    let structures: u64 = spans.iter().map(|span| span.end - span.start).sum::<u64>() + u64::from(table.bitmaps) * MIB;
     let file_len_bytes = overlay.len_bytes()?;
     Ok(CheckReport {
         geometry,
@@ -72,7 +62,7 @@ pub fn check(storage: &mut dyn Storage) -> Result<CheckReport, OpenError> {
         pending_replay: overlay.summary,
         warnings,
         file_len_bytes,
-        unreferenced_bytes: table.objects_end.saturating_sub(payload + structures),
-        tail_bytes: file_len_bytes.saturating_sub(table.objects_end),
+        unreferenced_bytes: table.space.end_bytes().saturating_sub(payload + structures),
+        tail_bytes: file_len_bytes.saturating_sub(table.space.end_bytes()),
     })
 }

@@ -223,6 +223,28 @@ pub enum OpenError {
         /// Where the entry is in the file.
         offset_bytes: u64,
     },
+    /// Section 2.5.1.2: the entry of a sector bitmap block.
+    #[error("the sector bitmap of chunk {chunk} (table entry {entry:#018x} at {offset_bytes}): {rule}")]
+    SectorBitmap {
+        /// The chunk.
+        chunk: u32,
+        /// The entry.
+        entry: u64,
+        /// Where the entry is in the file.
+        offset_bytes: u64,
+        /// The broken rule.
+        rule: &'static str,
+    },
+    /// Ours: no object may lie more than 256 TiB into the file.
+    #[error("{name} ({len_bytes} bytes at {offset_bytes}) lies more than 256 TiB into the file")]
+    TooFar {
+        /// What.
+        name: String,
+        /// Where it starts.
+        offset_bytes: u64,
+        /// Its length.
+        len_bytes: u64,
+    },
     /// Section 2.1: two objects at one place.
     #[error("{first} and {second} overlap at byte {offset_bytes} of the file")]
     Overlap {

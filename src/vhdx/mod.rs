@@ -46,24 +46,20 @@ mod header;
 mod log;
 mod metadata;
 mod open;
-mod plan;
 mod region;
 mod replay;
+mod source;
+mod space;
 mod storage;
-mod view;
 
 pub use check::{BlockCounts, CheckReport, check};
 pub use create::{CreateOptions, Created, DiskKind, create};
-pub use engine::{
-    Allocate, Engine, EngineError, Event, IoFailure, IoId, METADATA_WRITE_BYTES_MAX, MetadataIo, MetadataIoKind, Ticket,
-};
+pub use engine::Engine;
 pub use error::{CreateError, OpenError, OpenErrorKind};
 pub use format::Guid;
 pub use geometry::{Geometry, Slot};
 pub use open::{Access, OpenDisk, OpenOptions, ReplaySummary, Warning, open};
-pub use plan::{Extent, Extents, WritePlan, plan_read, plan_write};
 pub use storage::{Storage, StorageError};
-pub use view::{BatView, FlushMark};
 
 /// Where new GUIDs come from: random (version 4) values from a cryptographic source, never repeated.
 pub type GuidSource = Box<dyn FnMut() -> Guid + Send>;
