@@ -8,7 +8,7 @@ use lunaring::vhdx::format::{
     Guid, ITEM_FILE_PARAMETERS, ITEM_INCOMPLETE_FILE, ITEM_LOGICAL_SECTOR_SIZE, ITEM_PHYSICAL_SECTOR_SIZE,
     ITEM_VIRTUAL_DISK_SIZE,
 };
-use lunaring::vhdx::{Access, BlockCounts, DiskKind, OpenError, OpenErrorKind, Warning, check, create};
+use lunaring::vhdx::{Access, BlockCounts, DiskKind, LogFacts, OpenError, OpenErrorKind, Warning, check, create};
 use vhdx_support::{Host, MIB, Random, RecordedFile, SparseFile, create_options, open_with, read_disk};
 
 const HEADERS: [u64; 2] = [64 << 10, 128 << 10];
@@ -335,19 +335,22 @@ fn a_check_accounts_for_every_byte() {
         not_present,
         ..BlockCounts::default()
     };
-    let report = check(&mut written_disk(true)).expect("sound");
+    let report = check(&mut written_disk(true)).expect("read");
+    assert!(report.is_sound() && report.findings.is_empty(), "{:?}", report.findings);
     assert_eq!(report.blocks, counts(3, 0, 0, 5));
     assert_eq!((report.unreferenced_bytes, report.tail_bytes, report.file_len_bytes), (0, 0, FIRST_BLOCK + 3 * MIB));
-    let report = check(&mut written_disk(false)).expect("sound");
-    assert_eq!((report.pending_replay.map(|replay| replay.entries), report.blocks), (Some(4), counts(3, 0, 0, 5)));
+    let report = check(&mut written_disk(false)).expect("read");
+    let LogFacts::Pending(replay) = report.log else { panic!("{:?}", report.log) };
+    assert_eq!((replay.entries, report.blocks), (4, counts(3, 0, 0, 5)));
     assert_eq!(report.tail_bytes, 5 * MIB, "held ahead for the five blocks that are absent");
     let mut file = written_disk(true);
     file.write(BAT, &2u64.to_le_bytes());
     file.write(BAT + 8, &3u64.to_le_bytes());
-    let report = check(&mut file).expect("sound");
+    let report = check(&mut file).expect("read");
     assert_eq!((report.blocks, report.unreferenced_bytes), (counts(1, 1, 1, 5), 2 * MIB));
+    assert!(report.is_sound());
     file.write(BAT, &4u64.to_le_bytes());
-    assert!(matches!(check(&mut file), Err(OpenError::Block { block: 0, .. })));
+    assert!(!check(&mut file).expect("read").is_sound());
 }
 
 /// Change a few bytes where structures are, and make most checksums right again so that the change is looked at.
@@ -389,7 +392,15 @@ fn mutate(file: &mut SparseFile, random: &mut Random) {
 
 /// Open, read everything, write, close: whatever the file says, nothing panics, and memory stays in bounds.
 fn exercise(file: &SparseFile) -> bool {
-    let _ = (open_with(&mut file.clone(), Access::ReadOnly, 1), check(&mut file.clone()));
+    let report = check(&mut file.clone()).expect("a file in memory can be read");
+    let mut copy = file.clone();
+    let opened = open_with(&mut copy, Access::ReadOnly, 1);
+    match &opened {
+        Ok(_) => assert!(report.is_sound(), "opens, but: {:?}", report.findings),
+        Err(OpenError::ReadOnlyReplay { .. } | OpenError::Differencing { .. }) => {}
+        Err(error) => assert!(!report.is_sound(), "{error}, but a check finds {:?}", report.findings),
+    }
+    drop(opened);
     let mut recorded = RecordedFile::new(file.clone());
     let Ok(disk) = open_with(&mut recorded, Access::ReadWrite, 1) else {
         assert!(recorded.history.is_empty() || recorded.now.len >= 1 << 40, "a refused file is not changed");

@@ -316,6 +316,44 @@ impl OpenError {
         }
     }
 
+    /// The broken rule without the place: errors with the same are of one kind.
+    pub fn rule(&self) -> &'static str {
+        match self {
+            Self::LogPlace { rule, .. }
+            | Self::LogTarget { rule, .. }
+            | Self::NoValidRegionTable { rule }
+            | Self::Region { rule, .. }
+            | Self::MetadataTable { rule, .. }
+            | Self::MetadataItem { rule, .. }
+            | Self::MetadataValue { rule, .. }
+            | Self::Block { rule, .. }
+            | Self::Bitmap { rule, .. }
+            | Self::ReadOnlyReplay { rule } => rule,
+            Self::NotVhdx => "the file is not a VHDX",
+            Self::TooShort { .. } => "the header section takes the first MiB",
+            Self::TooLong { .. } => "no file is so long",
+            Self::HeaderSequence { .. } => "the sequence number never wraps",
+            Self::NoValidHeader => "one header is valid",
+            Self::HeadersAmbiguous { .. } => "the headers have different sequence numbers",
+            Self::Version { .. } => "the format has version 1",
+            Self::LogVersion { .. } => "the log has version 0",
+            Self::LogWithoutSequence { .. } => "a LogGuid promises a sequence of entries",
+            Self::LogUnreasonable { .. } => "the log can be scanned in one pass",
+            Self::Truncated { .. } => "the file is as long as its log says",
+            Self::RegionUnknown { .. } => "required regions are known",
+            Self::RegionMissing { .. } => "both required regions are there",
+            Self::MetadataUnknown { .. } => "required items are known",
+            Self::MetadataMissing { .. } => "all required items are there",
+            Self::ParentLocator { .. } => "the parent locator can be read",
+            Self::Incomplete => "the file's creation was finished",
+            Self::Differencing { .. } => "differencing",
+            Self::BatTooSmall { .. } => "the table has room for every block",
+            Self::Overlap { .. } => "objects do not share bytes",
+            Self::Storage(StorageError::UnexpectedEnd(_)) => "the file holds what it refers to",
+            Self::Storage(_) => "storage",
+        }
+    }
+
     /// Where in the file the rule is broken, as far as that is one place.
     pub fn offset_bytes(&self) -> Option<u64> {
         match self {

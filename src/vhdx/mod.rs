@@ -51,10 +51,14 @@ mod open;
 mod plan;
 mod region;
 mod replay;
+mod scan;
 mod storage;
 mod view;
 
-pub use check::{BlockCounts, CheckReport, check};
+pub use check::{
+    BlockCounts, CheckReport, FINDINGS_PER_KIND_MAX, Finding, HeaderFacts, ItemFacts, LogFacts, RegionFacts, Severity,
+    Tally, check,
+};
 pub use create::{CreateOptions, Created, DiskKind, NewParent, create};
 pub use engine::{
     Allocate, Engine, EngineError, Event, IoFailure, IoId, METADATA_WRITE_BYTES_MAX, MetadataIo, MetadataIoKind, Ticket,

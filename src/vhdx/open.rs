@@ -89,6 +89,7 @@ pub(super) struct Loaded<'a> {
     pub parent: Option<ParentLocator>,
     pub table: Table,
     /// Header section, log and regions, in the order of the file.
+    #[allow(dead_code, reason = "the engine maps free space from it")]
     pub spans: Vec<Span>,
     pub repair: Option<TableRepair>,
     pub creator: String,
