@@ -9,7 +9,7 @@ use super::geometry::{Geometry, Slot};
 use super::region::{Place, Span};
 use super::replay::Overlay;
 use super::source::{BITMAP_PAGES, ReplayedPages, SharedSource, Source, bits_page_offset, settle};
-use super::space::{FILE_SPACE_MAX, Run, Space};
+use super::space::{Run, Space};
 use super::storage::Storage;
 use crate::blocks::{BlockMap, Fault, MapLimits, Shape};
 
@@ -26,19 +26,10 @@ pub(super) struct Table {
     pub map: Arc<BlockMap>,
     /// What is taken in the file: every object, and the anchors of trimmed blocks.
     pub space: Space,
-    /// Payload blocks by the number of their state.
-    pub states: [u32; 8],
     /// Sector bitmap blocks.
     pub bitmaps: u32,
     /// A replay that stays in memory cannot show the disk: why.
     pub unreadable_unless_replayed: Option<&'static str>,
-}
-
-impl Table {
-    /// Blocks with content in the file.
-    pub fn present(&self) -> u32 {
-        self.states[6] + self.states[7]
-    }
 }
 
 /// The shape that the block map of a disk has.
@@ -60,11 +51,11 @@ struct Reader<'a> {
     /// Payload blocks only, at first.
     space: Space,
     anchors: Space,
-    states: [u32; 8],
+    present: u32,
     /// Sector bitmap blocks, by chunk.
     bitmaps: Vec<(u32, u64)>,
-    /// The first block of the current chunk that needs a sector bitmap: its number, entry and place.
-    partial: Option<(u32, u64, u64)>,
+    /// A block of the current chunk needs a sector bitmap.
+    partial: bool,
     /// Where the file ends before a replay.
     base_len: u64,
     /// A block lies across that end, or is partly present and lies behind it.
@@ -99,9 +90,9 @@ pub(super) fn read_table(
         file_len: overlay.len_bytes()?,
         space: Space::default(),
         anchors: Space::default(),
-        states: [0; 8],
+        present: 0,
         bitmaps: Vec::new(),
-        partial: None,
+        partial: false,
         base_len: overlay.base_len(),
         cut: false,
     };
@@ -113,10 +104,10 @@ pub(super) fn read_table(
         source.replayed.set(pages).expect("set once");
     }
     reader.take_others(overlay, spans)?;
-    let Reader { mut space, anchors, states, bitmaps, .. } = reader;
+    let Reader { mut space, anchors, present, bitmaps, .. } = reader;
     space.take_all_of(&anchors);
-    map.set_blocks_allocated(states[6] + states[7]);
-    Ok(Table { map, space, states, bitmaps: bitmaps.len() as u32, unreadable_unless_replayed: unreadable })
+    map.set_blocks_allocated(present);
+    Ok(Table { map, space, bitmaps: bitmaps.len() as u32, unreadable_unless_replayed: unreadable })
 }
 
 /// The pages of the map that a replay changes.
@@ -190,9 +181,7 @@ impl Reader<'_> {
         let words = &bytes.as_chunks::<8>().0[..(end - first) as usize];
         let zeros = words.iter().all(|word| u64::from_le_bytes(*word) == 0);
         let period = u64::from(self.geometry.chunk_ratio) + 1;
-        if zeros && self.partial.is_none() {
-            let bitmaps = end / period - first / period;
-            self.states[0] += (end - first - bitmaps) as u32;
+        if zeros && !self.partial {
             return Ok(false);
         }
         let mut within = first % period;
@@ -221,7 +210,6 @@ impl Reader<'_> {
         let entry = BatEntry(word);
         let offset_bytes = self.entry_offset(index);
         let broken = |rule| Err(OpenError::Block { block, entry: word, offset_bytes, rule });
-        self.states[(word & 7) as usize] += 1;
         let block_len = u64::from(self.geometry.block_size_bytes);
         match entry.state() {
             None => return broken("its state is reserved"),
@@ -231,7 +219,7 @@ impl Reader<'_> {
             Some(BlockState::FullyPresent | BlockState::PartiallyPresent) => {}
             Some(_) => {
                 let end = entry.offset_bytes().saturating_add(block_len);
-                if entry.offset_bytes() != 0 && end <= self.file_len.min(FILE_SPACE_MAX) {
+                if entry.offset_bytes() != 0 && end <= self.file_len {
                     self.anchors.take_rest(Run { offset_bytes: entry.offset_bytes(), len_bytes: block_len });
                 }
                 return Ok(());
@@ -249,12 +237,8 @@ impl Reader<'_> {
             }
             _ => return broken("it passes the end of the file"),
         }
-        if start + block_len > FILE_SPACE_MAX {
-            return broken("it lies more than 256 TiB into the file");
-        }
-        if word & 7 == 7 && self.partial.is_none() {
-            self.partial = Some((block, word, offset_bytes));
-        }
+        self.partial |= word & 7 == 7;
+        self.present += 1;
         if self.space.take(Run { offset_bytes: start, len_bytes: block_len }) {
             return Ok(());
         }
@@ -264,18 +248,17 @@ impl Reader<'_> {
 
     fn bitmap(&mut self, index: u64, word: u64) -> Result<(), OpenError> {
         let Slot::Bitmap(chunk) = self.geometry.slot_at(index) else { return Ok(()) };
-        let partial = self.partial.take();
+        let partial = std::mem::take(&mut self.partial);
         let (entry, offset_bytes) = (word, self.entry_offset(index));
         if !self.geometry.has_parent {
-            return if word & 7 == 0 { Ok(()) } else { Err(OpenError::Bitmap { entry, offset_bytes }) };
+            let rule = "a disk without a parent has no sector bitmaps";
+            let absent = word & 7 == 0;
+            return if absent { Ok(()) } else { Err(OpenError::Bitmap { chunk, entry, offset_bytes, rule }) };
         }
-        let broken = |rule| Err(OpenError::SectorBitmap { chunk, entry, offset_bytes, rule });
+        let broken = |rule| Err(OpenError::Bitmap { chunk, entry, offset_bytes, rule });
         match (word & 7, partial) {
-            (0, None) => return Ok(()),
-            (0, Some((block, entry, offset_bytes))) => {
-                let rule = "partially present, and its chunk has no sector bitmap";
-                return Err(OpenError::Block { block, entry, offset_bytes, rule });
-            }
+            (0, false) => return Ok(()),
+            (0, true) => return broken("it is absent, and the chunk has partially present blocks"),
             (6, _) => {}
             _ => return broken("its state is reserved"),
         }
@@ -285,9 +268,6 @@ impl Reader<'_> {
         }
         if start.checked_add(MIB).is_none_or(|end| end > self.file_len) {
             return broken("it passes the end of the file");
-        }
-        if start + MIB > FILE_SPACE_MAX {
-            return broken("it lies more than 256 TiB into the file");
         }
         self.bitmaps.push((chunk, start));
         Ok(())
@@ -327,10 +307,6 @@ impl Reader<'_> {
         }
         for span in spans {
             let run = Run { offset_bytes: span.start, len_bytes: span.end - span.start };
-            if span.end > FILE_SPACE_MAX {
-                let (offset_bytes, len_bytes) = (run.offset_bytes, run.len_bytes);
-                return Err(OpenError::TooFar { name: span.name.clone(), offset_bytes, len_bytes });
-            }
             if !self.space.take(run) {
                 let bitmap = bitmaps.iter().find(|(_, start)| *start < run.end() && start + MIB > span.start);
                 let (second, at) = match bitmap {

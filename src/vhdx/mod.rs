@@ -43,21 +43,29 @@ mod error;
 pub mod format;
 mod geometry;
 mod header;
+mod items;
+mod locator;
 mod log;
 mod metadata;
 mod open;
 mod region;
 mod replay;
+mod scan;
 mod source;
 mod space;
 mod storage;
 
-pub use check::{BlockCounts, CheckReport, check};
-pub use create::{CreateOptions, Created, DiskKind, create};
+pub use check::{
+    BlockCounts, CheckReport, FINDINGS_PER_KIND_MAX, Finding, HeaderFacts, ItemFacts, LogFacts, RegionFacts, Severity,
+    Tally, check,
+};
+pub use create::{CreateOptions, Created, DiskKind, NewParent, create};
 pub use engine::Engine;
-pub use error::{CreateError, OpenError, OpenErrorKind};
+pub use error::{CreateError, LocatorError, OpenError, OpenErrorKind};
 pub use format::Guid;
 pub use geometry::{Geometry, Slot};
+pub use items::MetadataItem;
+pub use locator::{LOCATOR_RAW, LOCATOR_VHDX, ParentLocator, PathKind, RawParent, VhdxParent};
 pub use open::{Access, OpenDisk, OpenOptions, ReplaySummary, Warning, open};
 pub use storage::{Storage, StorageError};
 

@@ -9,6 +9,7 @@ use super::error::OpenError;
 use super::format::{Guid, HEADER_SECTION_LEN};
 use super::geometry::Geometry;
 use super::header::{CurrentHeader, read_headers, read_identifier};
+use super::locator::ParentLocator;
 use super::metadata::{Metadata, read_metadata};
 use super::region::{Regions, Span, TableRepair, read_regions, sort_disjoint};
 use super::replay::Overlay;
@@ -71,6 +72,9 @@ pub struct OpenDisk {
     pub virtual_disk_id: Guid,
     /// DataWriteGuid at open: what children of this disk refer to.
     pub data_write_guid: Guid,
+    /// Where the parent of a differencing disk is found, and how it is recognised. Whoever opens the disk has to hold
+    /// the parent's DataWriteGuid against it.
+    pub parent: Option<ParentLocator>,
     /// Who made the file; for people only (section 2.2.1).
     pub creator: String,
     /// What was replayed, if the log was not empty.
@@ -80,25 +84,20 @@ pub struct OpenDisk {
 }
 
 /// A file that has passed every check, its replay still in memory.
-pub(super) struct Loaded<'a> {
-    pub overlay: Overlay<'a>,
-    pub current: CurrentHeader,
-    pub geometry: Geometry,
-    pub virtual_disk_id: Guid,
-    pub table: Table,
-    /// Header section, log and regions, in the order of the file.
-    pub spans: Vec<Span>,
-    pub repair: Option<TableRepair>,
-    pub creator: String,
-    pub warnings: Vec<Warning>,
+struct Loaded<'a> {
+    overlay: Overlay<'a>,
+    current: CurrentHeader,
+    geometry: Geometry,
+    virtual_disk_id: Guid,
+    parent: Option<ParentLocator>,
+    table: Table,
+    repair: Option<TableRepair>,
+    creator: String,
+    warnings: Vec<Warning>,
 }
 
-/// Read and check everything. Nothing is written. The map shows the disk as it is with the replay in memory.
-pub(super) fn load(storage: &mut dyn Storage) -> Result<Loaded<'_>, OpenError> {
-    load_for(storage, Access::ReadOnly)
-}
-
-fn load_for(storage: &mut dyn Storage, access: Access) -> Result<Loaded<'_>, OpenError> {
+/// Read and check everything. Nothing is written. Opened read-only, the map shows the disk with the replay in memory.
+fn load(storage: &mut dyn Storage, access: Access) -> Result<Loaded<'_>, OpenError> {
     let mut warnings = Vec::new();
     let (len_bytes, creator) = read_identifier(storage)?;
     let current = read_headers(storage, len_bytes, &mut warnings)?;
@@ -114,15 +113,16 @@ fn load_for(storage: &mut dyn Storage, access: Access) -> Result<Loaded<'_>, Ope
     spans.push(Span { start: 0, end: HEADER_SECTION_LEN, name: "the header section".to_owned() });
     spans.push(Span { start: log.start, end: log.end, name: "the log".to_owned() });
     sort_disjoint(&mut spans)?;
-    let Metadata { geometry, virtual_disk_id } = read_metadata(&mut overlay, metadata, bat.offset_bytes)?;
+    let Metadata { geometry, virtual_disk_id, parent, .. } = read_metadata(&mut overlay, metadata, bat.offset_bytes)?;
     let table = read_table(&mut overlay, &geometry, bat, &spans, access == Access::ReadOnly)?;
-    Ok(Loaded { overlay, current, geometry, virtual_disk_id, table, spans, repair, creator, warnings })
+    Ok(Loaded { overlay, current, geometry, virtual_disk_id, parent, table, repair, creator, warnings })
 }
 
 /// Open a disk. A file that was closed cleanly is not modified, and neither is one that is refused.
 pub fn open(storage: &mut dyn Storage, mut options: OpenOptions) -> Result<OpenDisk, OpenError> {
-    let loaded = load_for(storage, options.access)?;
-    let Loaded { mut overlay, mut current, geometry, virtual_disk_id, table, repair, creator, warnings, .. } = loaded;
+    let loaded = load(storage, options.access)?;
+    let Loaded { mut overlay, mut current, geometry, virtual_disk_id, parent, table, repair, creator, warnings } =
+        loaded;
     let Table { map, mut space, bitmaps, unreadable_unless_replayed, .. } = table;
     let replay = overlay.summary;
     let data_write_guid = current.header.data_write_guid;
@@ -150,7 +150,7 @@ pub fn open(storage: &mut dyn Storage, mut options: OpenOptions) -> Result<OpenD
             Some(Box::new(Engine::new(geometry, Arc::clone(&map), current, file, options.guids)))
         }
     };
-    Ok(OpenDisk { geometry, map, engine, virtual_disk_id, data_write_guid, creator, replay, warnings })
+    Ok(OpenDisk { geometry, map, engine, virtual_disk_id, data_write_guid, parent, creator, replay, warnings })
 }
 
 /// Write a replay to the file (section 2.3.3): a new FileWriteGuid first, the LogGuid cleared last.

@@ -7,9 +7,10 @@
 use std::ops::Range;
 
 use super::format::MIB;
+use super::header::FILE_LEN_MAX;
 
-/// Files are used up to here: 256 TiB, four times the largest disk. It bounds the memory of a space map to 64 MiB.
-pub(super) const FILE_SPACE_MAX: u64 = 256 << 40;
+/// Files are used up to here, four times the largest disk. It bounds the memory of a space map to 64 MiB.
+pub(super) const FILE_SPACE_MAX: u64 = FILE_LEN_MAX;
 
 /// A range of the file in bytes, both ends multiples of 1 MiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,7 +112,6 @@ impl Space {
     /// Take a range for an object. `false`, and nothing is changed, when a part of it is not free.
     #[must_use]
     pub fn take(&mut self, run: Run) -> bool {
-        debug_assert!(run.end() <= FILE_SPACE_MAX);
         let units = units_of(run);
         if self.taken.any(&units) || self.condemned.any(&units) {
             return false;

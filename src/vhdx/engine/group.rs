@@ -63,10 +63,6 @@ pub(super) enum LogPage {
     Bits(u32),
 }
 
-/// The group is full: what was to be added waits for the next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Full;
-
 /// Changes, what they touch, and who waits. Allocates nothing after `with_capacity`.
 #[derive(Debug, Default)]
 pub(super) struct Group {

@@ -69,7 +69,7 @@ use super::header::CurrentHeader;
 use super::region::TableRepair;
 use super::space::Space;
 use crate::blocks::{
-    self, Asked, BlockMap, Done, EngineError, Event, Fault, FlushMark, IoFailure, IoId, MetadataIo, MetadataIoKind,
+    self, Asked, BlockMap, EngineError, Event, Fault, FlushMark, IoFailure, IoId, MetadataIo, MetadataIoKind,
     SpaceReport, Ticket,
 };
 
