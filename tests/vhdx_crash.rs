@@ -6,7 +6,8 @@ mod vhdx_support;
 
 use std::collections::BTreeMap;
 
-use lunaring::vhdx::{Access, DiskKind, Event, create};
+use lunaring::blocks::Event;
+use lunaring::vhdx::{Access, DiskKind, create};
 use vhdx_support::{Change, Host, MIB, Random, RecordedFile, SECTOR, SparseFile, create_options, open_with, read_disk};
 
 /// What the guest knows of one sector: the values it has written, with the length of the history when each was issued
@@ -83,7 +84,7 @@ impl Guest {
         }
         for (sector, history) in &self.sectors {
             let mut values = [[0; SECTOR as usize]; 2];
-            read_disk(&mut file, &disk.geometry, &disk.view, sector * SECTOR, &mut values[0]);
+            read_disk(&mut file, None, &disk.map, sector * SECTOR, &mut values[0]);
             read_disk(&mut before, &readable.geometry, &readable.view, sector * SECTOR, &mut values[1]);
             let allowed = self.allowed(history, cut, killed);
             for bytes in values {
