@@ -61,7 +61,7 @@ impl<R: Ring> Work<'_, R> {
         if matches!(action, Action::DataIn) {
             scratch.truncate(len);
             if len > 0 {
-                self.task(task).set_piece(scratch.freeze());
+                self.task(task).set_read(scratch.freeze());
             }
             self.task(task).transfer_length = len as u64;
         } else {
@@ -194,7 +194,7 @@ impl<R: Ring> Work<'_, R> {
                 Kind::Flush => self.complete(task, Outcome::GOOD),
                 // FUA on a read: what was cached is durable now.
                 Kind::Read if !through => self.read_in(task),
-                _ => self.window_written(task),
+                _ => self.part_written(task),
             },
         }
     }
@@ -232,7 +232,7 @@ impl<R: Ring> Work<'_, R> {
         entry.answer = Answer::Response(outcome);
         entry.buf = None;
         entry.data = None;
-        entry.clear_pieces();
+        entry.clear_read();
         if outcome != Outcome::GOOD {
             entry.transfer_length = u64::from(entry.done);
         }
@@ -290,7 +290,7 @@ impl<R: Ring> Work<'_, R> {
             self.session.ready.pop();
             self.task(task).queued = false;
             // Its next window may be ready to be sent already; or it may want another R2T.
-            if self.task(task).step == Step::Sending && self.task(task).piece_count > 0 {
+            if self.task(task).step == Step::Sending && self.task(task).read.is_some() {
                 self.queue_ready(task);
             }
         }
@@ -355,13 +355,14 @@ impl<R: Ring> Work<'_, R> {
         let job = entry.job.take();
         entry.buf = None;
         entry.data = None;
-        entry.clear_pieces();
+        entry.clear_read();
         entry.answer = Answer::None;
         entry.kind = Kind::None;
         entry.operation = Operation::Other;
         entry.total = 0;
         entry.done = 0;
         entry.window = 0;
+        entry.through = 0;
         entry.data_total = 0;
         entry.received = 0;
         entry.transfer_length = 0;

@@ -214,15 +214,15 @@ impl<R: Ring> Shard<R> {
             | Mark::Send(index)
             | Mark::Shutdown(index)
             | Mark::Close(index)
-            | Mark::Task(index, _, _) => index,
+            | Mark::Task(index, _) => index,
         };
         let Some(mut link) = link_at(links, index) else { unreachable!("a connection outlives its operations") };
         let alive = match Mark::from_tag(completion.tag) {
             Mark::Receive(_) => link.received(core, completion),
             Mark::Send(_) => link.sent(core, completion),
-            Mark::Task(_, task, piece) => {
+            Mark::Task(_, task) => {
                 if let Some((mut work, _, _)) = link.work(core) {
-                    work.file_completed(TaskId(task), piece, completion);
+                    work.file_completed(TaskId(task), completion);
                 }
                 true
             }

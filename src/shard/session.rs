@@ -14,7 +14,6 @@ use crate::iscsi::discovery::TextExchange;
 use crate::iscsi::names::IscsiName;
 use crate::iscsi::pdu::{LogoutResponseCode, TaskManagementResponseCode};
 use crate::iscsi::transfer::{TASKS_MAX, TaskId};
-use crate::medium::EXTENTS_MAX;
 use crate::mem::{Buf, Slice};
 use crate::observe::{Operation, SessionStats, ShardStats};
 use crate::ring::{Nanos, Ring};
@@ -131,13 +130,13 @@ pub(crate) enum Resume {
 pub(crate) enum Answer {
     /// Not known yet.
     None,
-    /// The pieces are payload; when the command is through, GOOD.
+    /// What was read is payload; when the command is through, GOOD.
     DataIn,
     /// A SCSI Response.
     Response(Outcome),
-    /// Text Response with the first piece.
+    /// Text Response with what is in `read`.
     Text { is_final: bool, continues: bool, target_transfer_tag: u32, transmit_segment_length_max: Option<u32> },
-    /// NOP-In with the first piece.
+    /// NOP-In with what is in `read`.
     NopIn,
     /// Logout Response; the connection ends after it.
     Logout(LogoutResponseCode),
@@ -188,11 +187,14 @@ pub(crate) struct Task {
     pub(crate) buf: Option<Buf>,
     /// The window's Data-Out, complete; for VERIFY with a single block, that block.
     pub(crate) data: Option<Slice>,
-    /// What was read, in order.
-    pub(crate) pieces: [Option<Slice>; EXTENTS_MAX],
-    pub(crate) piece_count: u8,
-    /// The piece being sent, and how many bytes of it have been.
-    pub(crate) piece_sent: (u8, u32),
+    /// Bytes of the window that the medium has, or that have been compared with it.
+    pub(crate) through: u32,
+    /// Bytes behind those that are being read or written now.
+    pub(crate) planned: u32,
+    /// What was read, or is to be sent.
+    pub(crate) read: Option<Slice>,
+    /// How many bytes of it have been sent.
+    pub(crate) sent: u32,
     /// Operations of this task that are with the ring, the home shard or the receiver.
     pub(crate) operations: u16,
     pub(crate) error: Option<MediumError>,
@@ -227,9 +229,10 @@ impl Task {
             durable: false,
             buf: None,
             data: None,
-            pieces: [const { None }; EXTENTS_MAX],
-            piece_count: 0,
-            piece_sent: (0, 0),
+            through: 0,
+            planned: 0,
+            read: None,
+            sent: 0,
             operations: 0,
             error: None,
             aborted: false,
@@ -241,19 +244,15 @@ impl Task {
     }
 
     /// Let go of what was read.
-    pub(crate) fn clear_pieces(&mut self) {
-        for piece in &mut self.pieces[..usize::from(self.piece_count)] {
-            *piece = None;
-        }
-        self.piece_count = 0;
-        self.piece_sent = (0, 0);
+    pub(crate) fn clear_read(&mut self) {
+        self.read = None;
+        self.sent = 0;
     }
 
-    /// The payload of an answer that is one piece.
-    pub(crate) fn set_piece(&mut self, piece: Slice) {
-        self.clear_pieces();
-        self.pieces[0] = Some(piece);
-        self.piece_count = 1;
+    /// What is to be sent, or compared.
+    pub(crate) fn set_read(&mut self, bytes: Slice) {
+        self.read = Some(bytes);
+        self.sent = 0;
     }
 }
 
