@@ -176,10 +176,14 @@ impl<R: Ring> Work<'_, R> {
 
     /// Ask the home shard to flush the task's disk.
     pub(crate) fn ask_flush(&mut self, task: TaskId) {
+        if self.is_held(task, Resume::Flush) {
+            return;
+        }
         let slot = self.task(task).disk.expect("a flush has a unit");
         if !self.core.ask_home(slot, self.key, task.0, HomeRequest::Flush) {
             return self.starve(task, Resume::Flush);
         }
+        self.begin_work(task);
         self.set_step(task, Step::Flushing);
         self.begin_operation(task);
     }
@@ -194,11 +198,17 @@ impl<R: Ring> Work<'_, R> {
         let (step, kind, through) = (entry.step, entry.kind, entry.done == entry.total);
         match (result, step) {
             (Err(error), _) => self.fail(task, error),
-            (Ok(()), Step::Preparing) => self.write_out(task),
+            (Ok(()), Step::Preparing) => {
+                self.end_work(task);
+                self.write_out(task);
+            }
             (Ok(()), _) => match kind {
                 Kind::Flush => self.complete(task, Outcome::GOOD),
                 // FUA on a read: what was cached is durable now.
-                Kind::Read if !through => self.read_in(task),
+                Kind::Read if !through => {
+                    self.end_work(task);
+                    self.read_in(task);
+                }
                 _ => self.part_written(task),
             },
         }
@@ -233,6 +243,7 @@ impl<R: Ring> Work<'_, R> {
 
     /// The command has ended: answer as soon as it is allowed.
     pub(crate) fn complete(&mut self, task: TaskId, outcome: Outcome) {
+        self.end_work(task);
         let entry = self.task(task);
         entry.answer = Answer::Response(outcome);
         entry.buf = None;
@@ -356,6 +367,8 @@ impl<R: Ring> Work<'_, R> {
         self.set_step(task, Step::Idle);
         let entry = self.task(task);
         assert_eq!(entry.operations, 0, "a task ends after its last operation");
+        self.end_work(task);
+        let entry = self.task(task);
         let slot = entry.disk.take();
         let job = entry.job.take();
         entry.buf = None;

@@ -8,6 +8,7 @@ use super::mailbox::Senders;
 use super::management::{JOBS_MAX, Jobs};
 use super::message::Configuration;
 use super::notices::Notices;
+use super::pause::{AtWork, Pause};
 use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage};
 use crate::bounded::Queue;
 use crate::medium::Disk;
@@ -47,6 +48,12 @@ pub(crate) struct DiskSlot {
     pub(crate) tasks: u32,
     /// Present on the disk's home shard.
     pub(crate) home: Option<Box<HomeDisk>>,
+    /// Who is at work on its files.
+    pub(crate) at_work: AtWork,
+    /// Its commands are held.
+    pub(crate) pause: Option<Pause>,
+    /// How often another form of it has been put in its place.
+    pub(crate) swaps: u32,
     /// Commands of this turn, by kind, whose latency is not recorded yet.
     pub(crate) untimed: [u32; Operation::ALL.len()],
     /// A detach that waits for the tasks (and, at home, for the engine).

@@ -47,7 +47,10 @@ impl<R: Ring> Work<'_, R> {
         if len_bytes == 0 {
             return self.window_read(task);
         }
-        let slot = entry.disk.expect("a read has a unit");
+        if self.is_held(task, Resume::ReadIn) {
+            return;
+        }
+        let slot = self.task(task).disk.expect("a read has a unit");
         let disk = self.core.disks.of_task(slot);
         match disk.plan_read(offset_bytes, len_bytes) {
             ReadPlan::Zeros => {
@@ -79,6 +82,7 @@ impl<R: Ring> Work<'_, R> {
         entry.clear_read();
         entry.error = None;
         entry.planned = covered;
+        self.begin_plan(task);
         self.set_step(task, Step::Reading);
         for extent in extents.as_slice() {
             let (Extent::File { len_bytes, .. } | Extent::Zeros { len_bytes }) = *extent;
@@ -171,6 +175,7 @@ impl<R: Ring> Work<'_, R> {
     }
 
     fn reads_ended(&mut self, task: TaskId) {
+        self.end_work(task);
         let entry = self.task(task);
         match (entry.error, entry.read.take()) {
             // A place in the ring was wanting, not a disk: try again.

@@ -50,6 +50,8 @@ pub(crate) struct Session {
     pub(crate) stalled: Option<Stalled>,
     /// Tasks in [`Step::Starved`].
     pub(crate) starved: u32,
+    /// Tasks in [`Step::Paused`].
+    pub(crate) held: u32,
     /// Bytes of R2Ts that have not come yet: large ones are received straight into place.
     pub(crate) solicited_bytes: u64,
     /// For replies of commands that move no blocks.
@@ -98,6 +100,8 @@ pub(crate) enum Step {
     Held,
     /// Wants memory, a place in the ring, or a place among the home requests; will do this when it is tried again.
     Starved(Resume),
+    /// Its disk is paused; will do this when the disk goes on.
+    Paused(Resume),
     /// Data-Out of the window is coming.
     Receiving,
     /// The home shard prepares the window's range.
@@ -116,7 +120,7 @@ pub(crate) enum Step {
     Managing,
 }
 
-/// What a starved task does next.
+/// What a task does next that is starved or paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Resume {
     OpenWindow,
@@ -198,6 +202,10 @@ pub(crate) struct Task {
     /// Operations of this task that are with the ring, the home shard or the receiver.
     pub(crate) operations: u16,
     pub(crate) error: Option<MediumError>,
+    /// Counted as at work on the disk's files.
+    pub(crate) at_work: bool,
+    /// File operations run; their plan was made in this epoch of the disk.
+    pub(crate) plan: Option<bool>,
     /// No answer will go.
     pub(crate) aborted: bool,
     /// The connection ends when the answer has left.
@@ -235,6 +243,8 @@ impl Task {
             sent: 0,
             operations: 0,
             error: None,
+            at_work: false,
+            plan: None,
             aborted: false,
             ends_session: false,
             solicited_bytes: 0,
@@ -290,19 +300,26 @@ impl<R: Ring> Work<'_, R> {
 
     /// The task cannot go on now; it is tried again when something has been freed.
     pub(crate) fn starve(&mut self, task: TaskId, resume: Resume) {
-        let entry = self.task(task);
-        if !matches!(entry.step, Step::Starved(_)) {
-            self.session.starved += 1;
+        if resume.plans_anew() {
+            self.end_work(task);
         }
-        self.task(task).step = Step::Starved(resume);
+        self.set_step(task, Step::Starved(resume));
     }
 
-    /// Leave [`Step::Starved`], if in it.
+    /// What the task is doing from now on. The session counts those that wait to be told to go on.
+    #[inline]
     pub(crate) fn set_step(&mut self, task: TaskId, step: Step) {
-        if matches!(self.task(task).step, Step::Starved(_)) {
-            self.session.starved -= 1;
+        let former = std::mem::replace(&mut self.task(task).step, step);
+        match former {
+            Step::Starved(_) => self.session.starved -= 1,
+            Step::Paused(_) => self.session.held -= 1,
+            _ => {}
         }
-        self.task(task).step = step;
+        match step {
+            Step::Starved(_) => self.session.starved += 1,
+            Step::Paused(_) => self.session.held += 1,
+            _ => {}
+        }
     }
 
     /// Try again every task that is starved.
@@ -314,13 +331,25 @@ impl<R: Ring> Work<'_, R> {
             let task = TaskId(index);
             let Step::Starved(resume) = self.task(task).step else { continue };
             self.set_step(task, Step::Idle);
-            match resume {
-                Resume::OpenWindow => self.open_window(task),
-                Resume::WriteOut => self.write_out(task),
-                Resume::ReadIn => self.read_in(task),
-                Resume::Flush => self.ask_flush(task),
-            }
+            self.resume(task, resume);
         }
+    }
+
+    /// Go on with a task that had to wait.
+    pub(crate) fn resume(&mut self, task: TaskId, resume: Resume) {
+        match resume {
+            Resume::OpenWindow => self.open_window(task),
+            Resume::WriteOut => self.write_out(task),
+            Resume::ReadIn => self.read_in(task),
+            Resume::Flush => self.ask_flush(task),
+        }
+    }
+}
+
+impl Resume {
+    /// The disk may change before the task goes on.
+    fn plans_anew(self) -> bool {
+        matches!(self, Self::OpenWindow | Self::WriteOut | Self::ReadIn)
     }
 }
 

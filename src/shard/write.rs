@@ -202,6 +202,9 @@ impl<R: Ring> Work<'_, R> {
 
     /// Write the window.
     pub(crate) fn write_out(&mut self, task: TaskId) {
+        if self.is_held(task, Resume::WriteOut) {
+            return;
+        }
         let entry = self.task(task);
         let offset_bytes = entry.offset_bytes + u64::from(entry.done + entry.through);
         let len_bytes = entry.window - entry.through;
@@ -225,6 +228,7 @@ impl<R: Ring> Work<'_, R> {
                     return self.starve(task, Resume::WriteOut);
                 }
                 self.set_step(task, Step::Preparing);
+                self.begin_work(task);
                 self.begin_operation(task);
             }
             WritePlan::File(file, extents) => self.write_extents(task, file, &extents),
@@ -232,6 +236,7 @@ impl<R: Ring> Work<'_, R> {
     }
 
     fn write_extents(&mut self, task: TaskId, file: Fd, extents: &ExtentList) {
+        self.begin_plan(task);
         self.set_step(task, Step::Writing);
         let entry = self.task(task);
         entry.planned = extents.covered_bytes();
@@ -286,6 +291,7 @@ impl<R: Ring> Work<'_, R> {
 
     /// Every extent has been written, or has failed.
     pub(crate) fn writes_ended(&mut self, task: TaskId) {
+        self.end_plan(task);
         match self.task(task).error {
             Some(MediumError::Busy) => return self.starve(task, Resume::WriteOut),
             Some(error) => return self.fail(task, error),
@@ -300,6 +306,7 @@ impl<R: Ring> Work<'_, R> {
 
     /// What was planned of the window is on the medium.
     pub(crate) fn part_written(&mut self, task: TaskId) {
+        self.end_work(task);
         let entry = self.task(task);
         entry.through += entry.planned;
         if entry.through < entry.window {
