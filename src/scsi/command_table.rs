@@ -292,8 +292,8 @@ mod tests {
             let found = find(&cdb(&[command.opcode, command.service_action.unwrap_or(0)]));
             assert_eq!(found.map(|found| found.name), Some(command.name));
         }
-        assert!(find(&cdb(&[0x9e, 0x12])).is_none(), "a service action that is not served");
-        assert!(find(&cdb(&[0x42])).is_none());
+        assert!(find(&cdb(&[0x9e, 0x13])).is_none(), "a service action that is not served");
+        assert!(find(&cdb(&[0x43])).is_none());
         assert!(find(&cdb(&[0xff])).is_none());
     }
 
