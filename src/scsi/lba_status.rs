@@ -196,7 +196,8 @@ mod tests {
     #[test]
     fn runs_of_one_state_become_one_descriptor() {
         // Pieces of 4096 blocks; four mapped, then four not.
-        let medium = |lba: u64| (4096 - lba % 4096, if (lba / 16_384).is_multiple_of(2) { Mapped } else { Deallocated });
+        let medium =
+            |lba: u64| (4096 - lba % 4096, if (lba / 16_384).is_multiple_of(2) { Mapped } else { Deallocated });
         let (data, _) = made(&THIN, 100, 56, medium);
         let expected = [
             vec![0, 0, 0, 52, 0, 0, 0, 0],
