@@ -115,6 +115,43 @@ pub enum Action {
         /// IMMED: answer GOOD as soon as the flush is started.
         immed: bool,
     },
+    /// Compare the blocks with the first half of Data-Out; if they are equal, write the second half, otherwise the
+    /// answer is [`MediumError::Miscompare`](super::MediumError::Miscompare) and nothing is written. No other command
+    /// reads or writes any of the blocks in between (SBC-4 clause 5.3), on any shard.
+    CompareAndWrite {
+        /// The first block.
+        lba: Lba,
+        /// How many; Data-Out has twice as many.
+        blocks: u8,
+        /// DPO.
+        dpo: bool,
+        /// FUA.
+        fua: bool,
+    },
+    /// Replace the blocks with the bitwise OR of themselves and Data-Out. No other command reads or writes any of the
+    /// blocks in between (SBC-4 clause 5.8), on any shard.
+    OrWrite {
+        /// The first block.
+        lba: Lba,
+        /// How many.
+        blocks: u32,
+        /// DPO.
+        dpo: bool,
+        /// FUA.
+        fua: bool,
+    },
+    /// Write blocks from Data-Out so that after any failure, a power cut among them, all of them are there or none. At
+    /// most [`Unit::atomic_write_blocks_max`].
+    WriteAtomic {
+        /// The first block.
+        lba: Lba,
+        /// How many.
+        blocks: u32,
+        /// DPO.
+        dpo: bool,
+        /// FUA.
+        fua: bool,
+    },
     /// Take the parameter list as Data-Out, ask [`unmap::parse`](super::unmap::parse) for its ranges, and unmap them:
     /// afterwards they read as zeros. Only on units that are thin provisioned.
     Unmap {
@@ -149,8 +186,11 @@ impl Action {
         let blocks = match *self {
             Self::Write { blocks, .. }
             | Self::WriteAndVerify { blocks, .. }
+            | Self::OrWrite { blocks, .. }
+            | Self::WriteAtomic { blocks, .. }
             | Self::Verify { blocks, byte_check: ByteCheck::DataOut, .. } => blocks,
             Self::Verify { byte_check: ByteCheck::Single, .. } | Self::WriteSame { no_data_out: false, .. } => 1,
+            Self::CompareAndWrite { blocks, .. } => 2 * u32::from(blocks),
             Self::Unmap { list_bytes } => return u64::from(list_bytes),
             Self::Verify { byte_check: ByteCheck::None, .. }
             | Self::Done(_)
@@ -257,7 +297,7 @@ mod tests {
 
     #[test]
     fn unknown_operation_codes_and_service_actions() {
-        for bytes in [&[0x42][..], &[0xff], &[0x04], &[0x9e, 0x13], &[0xa3, 0x0a], &[0x7f]] {
+        for bytes in [&[0x43][..], &[0xff], &[0x3f], &[0x9f, 0x11], &[0x9e, 0x13], &[0xa3, 0x0a], &[0x7f]] {
             assert_eq!(run(&DISK, bytes), refused(SenseCode::INVALID_COMMAND_OPERATION_CODE), "{bytes:02x?}");
         }
     }
@@ -374,6 +414,18 @@ mod tests {
                 Some((lba, u64::from(blocks)))
             }
             Action::Flush { lba, blocks, .. } => Some((lba, blocks)),
+            Action::OrWrite { lba, blocks, .. } => {
+                assert!(!unit.read_only(), "{cdb:02x?}");
+                Some((lba, u64::from(blocks)))
+            }
+            Action::CompareAndWrite { lba, blocks, .. } => {
+                assert!(!unit.read_only(), "{cdb:02x?}");
+                Some((lba, u64::from(blocks)))
+            }
+            Action::WriteAtomic { lba, blocks, .. } => {
+                assert!(!unit.read_only() && blocks <= unit.atomic_write_blocks_max(), "{cdb:02x?}");
+                Some((lba, u64::from(blocks)))
+            }
             Action::Unmap { list_bytes } => {
                 assert!(list_bytes >= 8 && unit.thin_provisioned() && !unit.read_only(), "{cdb:02x?}");
                 None
