@@ -47,6 +47,10 @@ pub const UNMAP_DESCRIPTORS_MAX: usize = 256;
 /// that the ten-byte form can name.
 pub const WRITE_SAME_BYTES_MAX: u32 = 256 * 1024 * 1024;
 
+/// Blocks of one COMPARE AND WRITE (MAXIMUM COMPARE AND WRITE LENGTH): all that its one-byte field can name. Twice as
+/// many come as Data-Out, 2 MiB of the longest blocks.
+pub const COMPARE_AND_WRITE_BLOCKS_MAX: u8 = u8::MAX;
+
 /// OPTIMAL TRANSFER LENGTH of a unit: one burst.
 pub const TRANSFER_BYTES_OPTIMAL: u32 = BURST_LENGTH_MAX;
 

@@ -2,7 +2,9 @@
 //! command.
 
 use super::attention::Attentions;
-use super::{Action, BlockLength, CommandRequest, LogicalUnit, NexusUnit, Outcome, ParameterList, Sense, SenseFormat};
+use super::{
+    Action, BlockLength, CommandRequest, Features, LogicalUnit, NexusUnit, Outcome, ParameterList, Sense, SenseFormat,
+};
 use super::{SenseCode, TargetView, Unit, UnitConfig, execute};
 use crate::units::Lun;
 
@@ -31,8 +33,9 @@ pub(super) const TARGET: TargetView<'static> = TargetView {
     luns: &[Lun(0), Lun(1), Lun(300)],
 };
 
+/// A unit whose owner does everything.
 pub(super) fn unit(config: &UnitConfig<'_>) -> Unit {
-    Unit::new(config).expect("a valid description")
+    Unit::new(config).expect("a valid description").with_features(Features::ALL).with_atomic_writes(16)
 }
 
 /// A CDB with zeros after the bytes given.

@@ -134,3 +134,105 @@ impl LbaStatusReply {
         bytes.min(self.allocation_length as usize)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scsi::fixture::{DISK, THIN, reply, run, unit};
+    use crate::scsi::{Sense, SenseCode, UnitConfig};
+    use Provisioning::{Deallocated, Mapped};
+
+    fn cdb(lba: u64, allocation_length: u32) -> Vec<u8> {
+        [&[0x9e, 0x12][..], &lba.to_be_bytes(), &allocation_length.to_be_bytes()].concat()
+    }
+
+    fn descriptor(lba: u64, blocks: u32, state: u8) -> Vec<u8> {
+        [&lba.to_be_bytes()[..], &blocks.to_be_bytes(), &[state, 0, 0, 0]].concat()
+    }
+
+    /// The reply for a medium that says `run(lba)` for each address, and how often it was asked.
+    fn made(
+        config: &UnitConfig<'_>,
+        lba: u64,
+        allocation_length: u32,
+        run: fn(u64) -> (u64, Provisioning),
+    ) -> (Vec<u8>, u32) {
+        let mut reply = LbaStatusReply::new(&unit(config), Lba(lba), allocation_length);
+        let mut buffer = vec![0xee; LbaStatusReply::BYTES_MAX];
+        let mut asked = 0;
+        while let Some(lba) = reply.wants() {
+            let (blocks, state) = run(lba.0);
+            reply.push(&mut buffer, blocks, state);
+            asked += 1;
+        }
+        let len = reply.finish(&mut buffer);
+        (buffer[..len].to_vec(), asked)
+    }
+
+    #[test]
+    fn a_thin_unit_asks_its_medium() {
+        assert_eq!(run(&THIN, &cdb(7, 64)), Action::GetLbaStatus { lba: Lba(7), allocation_length: 64 });
+        let beyond = Sense::new(SenseCode::LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE).with_information(0x140_0000);
+        assert_eq!(run(&THIN, &cdb(0x140_0000, 64)), beyond.into());
+        assert_eq!(run(&DISK, &cdb(0x140_0000, 64)), beyond.into());
+    }
+
+    #[test]
+    fn on_another_unit_every_block_is_mapped() {
+        let expected = [vec![0, 0, 0, 20, 0, 0, 0, 0], descriptor(0x100, 0x13f_ff00, 0)].concat();
+        assert_eq!(reply(&DISK, &cdb(0x100, 512)), expected);
+        assert_eq!(reply(&DISK, &cdb(0x100, 10)), expected[..10], "cut at ALLOCATION LENGTH");
+        let large = UnitConfig { capacity_blocks: (1 << 33) + 5, ..DISK };
+        let data = reply(&large, &cdb(1, 512));
+        let expected = [
+            vec![0, 0, 0, 52, 0, 0, 0, 0],
+            descriptor(1, u32::MAX, 0),
+            descriptor(1 << 32, u32::MAX, 0),
+            descriptor((1 << 33) - 1, 6, 0),
+        ];
+        assert_eq!(data, expected.concat());
+    }
+
+    #[test]
+    fn runs_of_one_state_become_one_descriptor() {
+        // Pieces of 4096 blocks; four mapped, then four not.
+        let medium =
+            |lba: u64| (4096 - lba % 4096, if (lba / 16_384).is_multiple_of(2) { Mapped } else { Deallocated });
+        let (data, _) = made(&THIN, 100, 56, medium);
+        let expected = [
+            vec![0, 0, 0, 52, 0, 0, 0, 0],
+            descriptor(100, 16_284, 0),
+            descriptor(16_384, 16_384, 1),
+            descriptor(32_768, 16_384, 0),
+        ];
+        assert_eq!(data, expected.concat());
+        // The room for one descriptor still tells of the whole run.
+        assert_eq!(
+            made(&THIN, 100, 24, medium).0,
+            [vec![0, 0, 0, 20, 0, 0, 0, 0], descriptor(100, 16_284, 0)].concat()
+        );
+        assert_eq!(made(&THIN, 100, 0, medium).0, [0u8; 0]);
+    }
+
+    #[test]
+    fn a_reply_ends_at_the_unit_at_its_buffer_and_at_a_bound_of_work() {
+        let (data, asked) = made(&THIN, 0x13f_fff0, 4096, |_| (4096, Deallocated));
+        assert_eq!((data.len(), asked), (24, 1));
+        assert_eq!(data[8..], descriptor(0x13f_fff0, 16, 1));
+
+        let alternating = |lba: u64| (1, if lba.is_multiple_of(2) { Mapped } else { Deallocated });
+        let (data, asked) = made(&THIN, 0, u32::MAX, alternating);
+        assert_eq!((data.len(), asked), (8 + 255 * 16, 256));
+
+        let (data, asked) = made(&THIN, 0, 4096, |_| (1, Mapped));
+        assert_eq!((asked, &data[8..]), (RUNS_MAX, &descriptor(0, RUNS_MAX, 0)[..]));
+    }
+
+    #[test]
+    fn a_run_longer_than_a_descriptor_can_tell_takes_several() {
+        let large = UnitConfig { capacity_blocks: 1 << 34, ..THIN };
+        let (data, asked) = made(&large, 0, 40, |lba| ((1 << 34) - lba, Deallocated));
+        assert_eq!((data.len(), asked), (40, 1));
+        assert_eq!(data[8..], [descriptor(0, u32::MAX, 1), descriptor(u64::from(u32::MAX), u32::MAX, 1)].concat());
+    }
+}

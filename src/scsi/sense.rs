@@ -206,8 +206,8 @@ impl Sense {
         Self { code: SenseCode::INVALID_FIELD_IN_CDB, detail: Detail::CdbField { byte, bit } }
     }
 
-    /// INVALID FIELD IN PARAMETER LIST for the field of Data-Out that starts at `byte`; `bit` is its most significant bit
-    /// if it is not whole bytes.
+    /// INVALID FIELD IN PARAMETER LIST for the field of Data-Out that starts at `byte`; `bit` is its most significant
+    /// bit if it is not whole bytes.
     pub const fn invalid_field_in_list(byte: u16, bit: Option<u8>) -> Self {
         Self { code: SenseCode::INVALID_FIELD_IN_PARAMETER_LIST, detail: Detail::ListField { byte, bit } }
     }

@@ -41,6 +41,36 @@ impl BlockLength {
     }
 }
 
+/// What whoever owns the medium carries out beyond reading, writing, flushing and WRITE SAME. A command that needs a
+/// feature which a unit does not have is not served there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features(u32);
+
+impl Features {
+    /// None of them.
+    pub const NONE: Self = Self(0);
+    /// [`Action::CompareAndWrite`](super::Action::CompareAndWrite).
+    pub const COMPARE_AND_WRITE: Self = Self(1 << 0);
+    /// [`Action::OrWrite`](super::Action::OrWrite).
+    pub const OR_WRITE: Self = Self(1 << 1);
+    /// All of them.
+    pub const ALL: Self = Self((1 << 2) - 1);
+    /// Blocks can be unmapped: [`UnitConfig::thin_provisioned`] says so.
+    pub(super) const UNMAP: Self = Self(1 << 30);
+    /// [`Unit::with_atomic_writes`] says so.
+    pub(super) const WRITE_ATOMIC: Self = Self(1 << 31);
+
+    /// Both.
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// All of the other's features are among these.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
 /// What a [`Unit`] is made from.
 #[derive(Clone, Debug)]
 pub struct UnitConfig<'a> {
@@ -95,6 +125,8 @@ pub struct Unit {
     write_cache_enabled: bool,
     thin_provisioned: bool,
     unmap_granularity_blocks: u32,
+    atomic_write_blocks_max: u32,
+    features: Features,
     sense_format: SenseFormat,
     disk_uuid: [u8; 16],
     product: [u8; 16],
@@ -129,10 +161,38 @@ impl Unit {
             write_cache_enabled: config.write_cache_enabled,
             thin_provisioned: config.thin_provisioned,
             unmap_granularity_blocks: if config.thin_provisioned { config.unmap_granularity_blocks } else { 0 },
+            atomic_write_blocks_max: 0,
+            features: if config.thin_provisioned { Features::UNMAP } else { Features::NONE },
             sense_format: config.sense_format,
             disk_uuid: config.disk_uuid,
             product,
         })
+    }
+
+    /// The same unit, whose owner carries out these features too.
+    pub fn with_features(mut self, features: Features) -> Self {
+        self.features = self.features.and(features);
+        self
+    }
+
+    /// The same unit, where WRITE ATOMIC writes up to `blocks` blocks at any address so that even a power cut leaves
+    /// all of them or none. Zero: nothing of the kind is promised.
+    pub fn with_atomic_writes(mut self, blocks: u32) -> Self {
+        self.atomic_write_blocks_max = blocks.min(self.transfer_blocks_max);
+        if self.atomic_write_blocks_max > 0 {
+            self.features = self.features.and(Features::WRITE_ATOMIC);
+        }
+        self
+    }
+
+    /// What can be done on the unit beyond the basic commands.
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
+    /// The most blocks of one WRITE ATOMIC, zero if it is not served.
+    pub fn atomic_write_blocks_max(&self) -> u32 {
+        self.atomic_write_blocks_max
     }
 
     /// Bytes of a logical block.

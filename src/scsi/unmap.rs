@@ -90,3 +90,97 @@ impl Iterator for Ranges<'_> {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scsi::UnitConfig;
+    use crate::scsi::fixture::{DISK, THIN, invalid_field, refused, run, unit};
+
+    fn list(ranges: &[(u64, u32)]) -> Vec<u8> {
+        let bytes = ranges.len() * 16;
+        let mut list = Vec::new();
+        list.extend((bytes as u16 + 6).to_be_bytes());
+        list.extend((bytes as u16).to_be_bytes());
+        list.extend([0; 4]);
+        for (lba, blocks) in ranges {
+            list.extend(lba.to_be_bytes());
+            list.extend(blocks.to_be_bytes());
+            list.extend([0; 4]);
+        }
+        list
+    }
+
+    fn parsed(list: &[u8]) -> Result<Vec<(u64, u32)>, Sense> {
+        parse(list, &unit(&THIN)).map(|ranges| ranges.map(|(lba, blocks)| (lba.0, blocks)).collect())
+    }
+
+    #[test]
+    fn the_command_asks_for_its_list() {
+        assert_eq!(run(&THIN, &[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0]), Action::Unmap { list_bytes: 24 });
+        assert_eq!(run(&THIN, &[0x42, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0]), Action::Unmap { list_bytes: 65_535 });
+        assert_eq!(run(&THIN, &[0x42]), Action::Done(Outcome::GOOD), "no list, nothing to do");
+        for bytes in 1..8 {
+            let action = run(&THIN, &[0x42, 0, 0, 0, 0, 0, 0, 0, bytes, 0]);
+            assert_eq!(action, refused(SenseCode::PARAMETER_LIST_LENGTH_ERROR));
+        }
+        assert_eq!(run(&THIN, &[0x42, 1, 0, 0, 0, 0, 0, 0, 24, 0]), invalid_field(1, Some(0)), "ANCHOR");
+        assert_eq!(run(&THIN, &[0x42, 0, 0, 0, 0, 0, 1, 0, 24, 0]), invalid_field(6, Some(0)), "GROUP NUMBER");
+        let read_only = UnitConfig { read_only: true, ..THIN };
+        assert_eq!(run(&read_only, &[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0]), refused(SenseCode::WRITE_PROTECTED));
+    }
+
+    #[test]
+    fn a_unit_that_is_not_thin_has_no_such_command() {
+        let action = run(&DISK, &[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0]);
+        assert_eq!(action, refused(SenseCode::INVALID_COMMAND_OPERATION_CODE));
+        // Not even to say that its CDB is wrong.
+        assert_eq!(run(&DISK, &[0x42, 1]), refused(SenseCode::INVALID_COMMAND_OPERATION_CODE));
+    }
+
+    #[test]
+    fn ranges_come_in_the_order_of_the_list_without_empty_ones() {
+        let ranges = [(5, 3), (0, 0), (0x13f_ffff, 1), (4, 2), (7, 0)];
+        assert_eq!(parsed(&list(&ranges)), Ok(vec![(5, 3), (0x13f_ffff, 1), (4, 2)]));
+        assert_eq!(parsed(&list(&[])), Ok(vec![]));
+    }
+
+    #[test]
+    fn a_descriptor_that_is_not_there_in_full_is_none() {
+        let whole = list(&[(1, 1), (2, 2)]);
+        assert_eq!(parsed(&whole[..39]), Ok(vec![(1, 1)]), "cut by PARAMETER LIST LENGTH");
+        assert_eq!(parsed(&whole[..8]), Ok(vec![]));
+        let mut short = whole.clone();
+        short[3] = 31;
+        assert_eq!(parsed(&short), Ok(vec![(1, 1)]), "not a multiple of 16");
+        short[3] = 0;
+        assert_eq!(parsed(&short), Ok(vec![]), "no descriptors");
+        let mut short = whole;
+        short[1] = 37;
+        assert_eq!(parsed(&short), Ok(vec![(1, 1)]), "cut by UNMAP DATA LENGTH");
+        short[1] = 0;
+        assert_eq!(parsed(&short), Ok(vec![]));
+        assert_eq!(parsed(&short[..7]), Err(Sense::new(SenseCode::PARAMETER_LIST_LENGTH_ERROR)));
+    }
+
+    #[test]
+    fn every_range_lies_on_the_unit() {
+        let out_of_range = |lba| Sense::new(SenseCode::LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE).with_information(lba);
+        assert_eq!(parsed(&list(&[(0, 1), (0x13f_ffff, 2)])), Err(out_of_range(0x140_0000)));
+        assert_eq!(parsed(&list(&[(0x140_0000, 0)])), Err(out_of_range(0x140_0000)));
+        assert_eq!(parsed(&list(&[(u64::MAX, u32::MAX)])), Err(out_of_range(u64::MAX)));
+    }
+
+    #[test]
+    fn the_maxima_of_the_block_limits_page_hold() {
+        let most = 8 << 20;
+        assert_eq!(parsed(&list(&[(0, most - 1), (9, 1)])), Ok(vec![(0, most - 1), (9, 1)]));
+        assert_eq!(parsed(&list(&[(0, most - 1), (9, 2)])), Err(Sense::invalid_field_in_list(8 + 16 + 8, None)));
+        assert_eq!(parsed(&list(&[(0, most), (0, most), (0, most)])), Err(Sense::invalid_field_in_list(32, None)));
+        assert_eq!(parsed(&list(&[(3, 1); 256])).map(|ranges| ranges.len()), Ok(256));
+        let long = list(&[(3, 1); 257]);
+        assert_eq!(parsed(&long), Err(Sense::invalid_field_in_list(2, None)));
+        assert_eq!(long.len(), LIST_BYTES_MAX);
+        assert_eq!(parsed(&list(&[(3, 1); 400])[..LIST_BYTES_MAX]), Err(Sense::invalid_field_in_list(2, None)));
+    }
+}

@@ -105,7 +105,8 @@ impl<R: Ring> Work<'_, R> {
             (Action::NeedsBuffer { .. }, _) | (_, None) => {
                 return self.complete(task, MediumError::Removed.outcome());
             }
-            (Action::Unmap { .. } | Action::WriteSame { .. } | Action::GetLbaStatus { .. }, _) => {
+            (Action::Unmap { .. } | Action::WriteSame { .. } | Action::GetLbaStatus { .. }, _)
+            | (Action::CompareAndWrite { .. } | Action::OrWrite { .. } | Action::WriteAtomic { .. }, _) => {
                 // The medium has no such operations yet.
                 return self.complete(task, Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into());
             }
@@ -153,6 +154,7 @@ impl<R: Ring> Work<'_, R> {
             }
             Action::Done(_) | Action::DataIn | Action::NeedsBuffer { .. } | Action::Flush { .. } => {}
             Action::Unmap { .. } | Action::WriteSame { .. } | Action::GetLbaStatus { .. } => {}
+            Action::CompareAndWrite { .. } | Action::OrWrite { .. } | Action::WriteAtomic { .. } => {}
         }
     }
 
