@@ -230,34 +230,6 @@ fn the_metadata_is_checked() {
     assert_eq!(value(ITEM_PHYSICAL_SECTOR_SIZE, 0, &[1]), 4097);
 }
 
-/// A child is refused by name, not misread: without its parent it would show zeros where the parent has data.
-#[test]
-fn differencing_disks_are_refused_for_now() {
-    let refusal = refusal(|file| {
-        let (_, value) = item(file, ITEM_FILE_PARAMETERS);
-        file.write(value + 4, &[2]);
-        // A parent locator (section 2.6.2.6) with one pair.
-        let (path, at) = ("relative_path", METADATA + (96 << 10));
-        let utf16 = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
-        let (key, parent) = (utf16(path), utf16(".\\golden.vhdx"));
-        file.write(at + 18, &[1]);
-        file.write(at + 20, &32u32.to_le_bytes());
-        file.write(at + 24, &(32 + key.len() as u32).to_le_bytes());
-        file.write(at + 28, &(key.len() as u16).to_le_bytes());
-        file.write(at + 30, &(parent.len() as u16).to_le_bytes());
-        file.write(at + 32, &key);
-        file.write(at + 32 + key.len() as u64, &parent);
-        let entry = METADATA + 32 + 32 * 5;
-        file.write(METADATA + 10, &[6]);
-        file.write(entry, &lunaring::vhdx::format::ITEM_PARENT_LOCATOR.0);
-        file.write(entry + 16, &(96u32 << 10).to_le_bytes());
-        file.write(entry + 20, &((32 + key.len() + parent.len()) as u32).to_le_bytes());
-        file.write(entry + 24, &[4]);
-    });
-    assert_eq!(refusal, OpenError::Differencing { parent: ".\\golden.vhdx".into() });
-    assert!(refusal.to_string().contains("not supported yet"));
-}
-
 #[test]
 fn the_block_allocation_table_is_checked() {
     let entry = |block: u64, value: u64| refusal(|file| file.write(BAT + block * 8, &value.to_le_bytes()));

@@ -4,9 +4,10 @@ use std::sync::atomic::AtomicU64;
 
 use super::error::OpenError;
 use super::format::{BatEntry, BlockState, MIB, PAGE};
+use super::geometry::Geometry;
 use super::region::{Place, Span};
 use super::storage::Storage;
-use super::view::{BatView, Geometry};
+use super::view::BatView;
 
 /// Entries in a 4 KiB page of the table: what one data descriptor of the log carries.
 pub(super) const ENTRIES_PER_PAGE: u64 = (PAGE / 8) as u64;

@@ -4,9 +4,9 @@ use std::sync::atomic::Ordering;
 
 use super::error::OpenError;
 use super::format::{BatEntry, BlockState, Guid};
+use super::geometry::Geometry;
 use super::open::{Loaded, ReplaySummary, Warning, load};
 use super::storage::Storage;
-use super::view::Geometry;
 
 /// Payload blocks by state (section 2.5.1.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

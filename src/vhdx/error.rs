@@ -182,6 +182,12 @@ pub enum OpenError {
         /// The broken rule.
         rule: &'static str,
     },
+    /// Section 2.6.2.6: the parent locator.
+    #[error("metadata item Parent Locator: {reason}")]
+    ParentLocator {
+        /// What is wrong with it.
+        reason: LocatorError,
+    },
     /// The creating program marks files that are not finished.
     #[error("the file's creation was never finished")]
     Incomplete,
@@ -254,6 +260,7 @@ impl OpenError {
             | Self::RegionUnknown { .. }
             | Self::MetadataUnknown { .. }
             | Self::Differencing { .. }
+            | Self::ParentLocator { reason: LocatorError::Type { .. } }
             | Self::ReadOnlyReplay { .. } => OpenErrorKind::Unsupported,
             Self::Storage(StorageError::UnexpectedEnd(_)) => OpenErrorKind::Corrupt,
             Self::Storage(_) => OpenErrorKind::Storage,
@@ -277,6 +284,48 @@ impl OpenError {
     }
 }
 
+/// Why a parent locator (section 2.6.2.6) could not be read or written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LocatorError {
+    /// Section 2.6.2.6.1: LocatorType.
+    #[error("the parent is of a kind ({locator_type}) that this version does not know")]
+    Type {
+        /// What it says.
+        locator_type: Guid,
+    },
+    /// Sections 2.6.2.6.1 and 2.6.2.6.2: counts, offsets and lengths.
+    #[error("{rule}")]
+    Layout {
+        /// The broken rule.
+        rule: &'static str,
+    },
+    /// Section 2.6.2.6.3: a key that must be there.
+    #[error("it has no key {key}")]
+    Missing {
+        /// Which.
+        key: &'static str,
+    },
+    /// Section 2.6.2.6.2: keys are unique.
+    #[error("it has key {key} twice")]
+    Twice {
+        /// Which.
+        key: String,
+    },
+    /// Section 2.6.2.6.3: a value.
+    #[error("its key {key} is '{value}': {rule}")]
+    Value {
+        /// Which.
+        key: &'static str,
+        /// What it says.
+        value: String,
+        /// The broken rule.
+        rule: &'static str,
+    },
+    /// Section 2.6.2.6.2: a string has at most 65535 bytes, the item 1 MiB.
+    #[error("the parent's path is too long to be written down (a path may have 32767 characters)")]
+    TooLong,
+}
+
 /// Why a disk could not be created. Nothing usable has been written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CreateError {
@@ -285,6 +334,34 @@ pub enum CreateError {
     Size {
         /// What was asked for.
         size_bytes: u64,
+    },
+    /// A child shows all of its parent.
+    #[error("a child of {size_bytes} bytes would hide the end of its parent, which has {parent_bytes}")]
+    SmallerThanParent {
+        /// What was asked for.
+        size_bytes: u64,
+        /// The parent's size.
+        parent_bytes: u64,
+    },
+    /// Section 2.6.2.4: child and parent have the same logical sectors.
+    #[error("a child has its parent's logical sectors of {parent_bytes} bytes, not {logical_bytes}")]
+    ParentSector {
+        /// What was asked for.
+        logical_bytes: u32,
+        /// The parent's.
+        parent_bytes: u32,
+    },
+    /// Section 2.6.2.1: LeaveBlocksAllocated means nothing where there is a parent.
+    #[error("a disk with a parent holds changes only; it cannot be fixed")]
+    FixedWithParent,
+    /// Section 2.6.2.6.
+    #[error("the parent cannot be written down: {0}")]
+    Locator(#[from] LocatorError),
+    /// Section 2.6.1.2.
+    #[error("the items taken over from the parent do not fit beside its locator ({len_bytes} bytes)")]
+    Items {
+        /// Their length together.
+        len_bytes: u64,
     },
     /// Section 2.6.2.2: whole logical sectors.
     #[error(

@@ -9,46 +9,50 @@ use super::format::{
     ITEM_FILE_PARAMETERS, ITEM_INCOMPLETE_FILE, ITEM_LOGICAL_SECTOR_SIZE, ITEM_PARENT_LOCATOR,
     ITEM_PHYSICAL_SECTOR_SIZE, ITEM_VIRTUAL_DISK_ID, ITEM_VIRTUAL_DISK_SIZE, METADATA_IS_REQUIRED, METADATA_IS_USER,
     METADATA_IS_VIRTUAL_DISK, METADATA_ITEM_LEN_MAX, METADATA_ITEMS_MAX, METADATA_TABLE_LEN, METADATA_TABLE_MAGIC,
-    METADATA_USER_ITEMS_MAX, MetadataTableEntry, MetadataTableHeader, SECTORS_PER_BITMAP_BLOCK,
+    METADATA_USER_ITEMS_MAX, MetadataTableEntry, MetadataTableHeader,
 };
+use super::geometry::{Geometry, chunk_ratio};
+use super::locator::ParentLocator;
 use super::region::Place;
-use super::storage::Storage;
-use super::view::Geometry;
+use super::storage::{Storage, StorageError};
 
 /// What the metadata says.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Metadata {
     pub geometry: Geometry,
     pub virtual_disk_id: Guid,
+    /// Where HasParent is set.
+    pub parent: Option<ParentLocator>,
 }
 
 /// An item's place in the region.
-#[derive(Clone, Copy, Debug)]
-struct Item {
-    id: Guid,
-    offset_bytes: u64,
-    len_bytes: u64,
-    flags: u32,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Item {
+    pub id: Guid,
+    pub offset_bytes: u64,
+    pub len_bytes: u64,
+    pub flags: u32,
 }
 
 impl Item {
-    fn broken(&self, rule: &'static str) -> OpenError {
+    pub fn broken(&self, rule: &'static str) -> OpenError {
         OpenError::MetadataItem { item: self.id, offset_bytes: self.offset_bytes, len_bytes: self.len_bytes, rule }
     }
 
-    fn is_user(&self) -> bool {
+    pub fn is_user(&self) -> bool {
         self.flags & METADATA_IS_USER != 0
     }
 }
 
 /// The table's items, every rule of section 2.6.1 checked.
-struct Items {
-    region: Place,
-    items: Vec<Item>,
+#[derive(Clone, Debug)]
+pub(super) struct Items {
+    pub region: Place,
+    pub items: Vec<Item>,
 }
 
 impl Items {
-    fn read(storage: &mut dyn Storage, region: Place) -> Result<Self, OpenError> {
+    pub fn read(storage: &mut dyn Storage, region: Place) -> Result<Self, OpenError> {
         let mut table = vec![0; METADATA_TABLE_LEN];
         storage.read_at(region.offset_bytes, &mut table)?;
         let broken = |rule| OpenError::MetadataTable { offset_bytes: region.offset_bytes, rule };
@@ -79,8 +83,16 @@ impl Items {
         Ok(Self { region, items })
     }
 
-    fn find(&self, id: Guid) -> Option<&Item> {
+    /// A system item.
+    pub fn find(&self, id: Guid) -> Option<&Item> {
         self.items.iter().find(|item| item.id == id && !item.is_user())
+    }
+
+    /// An item's bytes: at most 1 MiB.
+    pub fn bytes(&self, storage: &mut dyn Storage, item: &Item) -> Result<Vec<u8>, StorageError> {
+        let mut bytes = vec![0; item.len_bytes as usize];
+        storage.read_at(self.region.offset_bytes + item.offset_bytes, &mut bytes)?;
+        Ok(bytes)
     }
 
     /// The bytes of a required item of exactly `N` bytes.
@@ -157,17 +169,19 @@ pub(super) fn read_metadata(
     let parameters: [u8; 8] = items.value(storage, ITEM_FILE_PARAMETERS, "File Parameters")?;
     let [b0, b1, b2, b3, f0, f1, f2, f3] = parameters;
     let (block_size, flags) = (u32::from_le_bytes([b0, b1, b2, b3]), u32::from_le_bytes([f0, f1, f2, f3]));
-    if flags & FILE_HAS_PARENT != 0 {
-        return Err(OpenError::Differencing { parent: describe_parent(storage, &items)? });
-    }
     let size = u64::from_le_bytes(items.value(storage, ITEM_VIRTUAL_DISK_SIZE, "Virtual Disk Size")?);
     let id = Guid(items.value(storage, ITEM_VIRTUAL_DISK_ID, "Virtual Disk ID")?);
     let logical = u32::from_le_bytes(items.value(storage, ITEM_LOGICAL_SECTOR_SIZE, "Logical Sector Size")?);
     let physical = u32::from_le_bytes(items.value(storage, ITEM_PHYSICAL_SECTOR_SIZE, "Physical Sector Size")?);
     check_values(size, block_size, logical, physical)?;
-    let fixed = flags & FILE_LEAVE_BLOCKS_ALLOCATED != 0;
-    let geometry = geometry_of(size, block_size, (logical, physical), fixed, bat_offset_bytes);
-    Ok(Metadata { geometry, virtual_disk_id: id })
+    let geometry = geometry_of(size, block_size, (logical, physical), flags, bat_offset_bytes);
+    let parent = if geometry.has_parent {
+        let item = items.find(ITEM_PARENT_LOCATOR).ok_or(OpenError::MetadataMissing { name: "Parent Locator" })?;
+        Some(ParentLocator::parse(&items.bytes(storage, item)?)?)
+    } else {
+        None
+    };
+    Ok(Metadata { geometry, virtual_disk_id: id, parent })
 }
 
 fn check_values(size: u64, block_size: u32, logical: u32, physical: u32) -> Result<(), OpenError> {
@@ -190,88 +204,92 @@ fn check_values(size: u64, block_size: u32, logical: u32, physical: u32) -> Resu
     Ok(())
 }
 
-/// The geometry of values that have been checked.
+/// The geometry of values that have been checked. `flags` are those of the File Parameters item.
 pub(super) fn geometry_of(
     disk_size_bytes: u64,
     block_size_bytes: u32,
     (logical_sector_bytes, physical_sector_bytes): (u32, u32),
-    fixed: bool,
+    flags: u32,
     bat_offset_bytes: u64,
 ) -> Geometry {
-    let block_count = disk_size_bytes.div_ceil(u64::from(block_size_bytes));
-    let chunk_ratio = SECTORS_PER_BITMAP_BLOCK * u64::from(logical_sector_bytes) / u64::from(block_size_bytes);
-    Geometry {
-        disk_size_bytes,
+    let has_parent = flags & FILE_HAS_PARENT != 0;
+    let geometry = Geometry {
+        disk_size_bytes: 0,
         block_size_bytes,
         block_shift: block_size_bytes.trailing_zeros() as u8,
         logical_sector_bytes,
         physical_sector_bytes,
-        block_count: u32::try_from(block_count).expect("64 TiB have 2^26 blocks of 1 MiB"),
-        fixed,
+        block_count: 0,
+        fixed: !has_parent && flags & FILE_LEAVE_BLOCKS_ALLOCATED != 0,
+        has_parent,
         bat_offset_bytes,
-        chunk_ratio: u32::try_from(chunk_ratio).expect("at most 32768"),
-    }
+        chunk_ratio: chunk_ratio(logical_sector_bytes, block_size_bytes),
+    };
+    geometry.with_size(disk_size_bytes)
 }
 
-/// What the parent locator (section 2.6.2.6) tells a person about the parent. Never fails on its content.
-fn describe_parent(storage: &mut dyn Storage, items: &Items) -> Result<String, OpenError> {
-    let Some(item) = items.find(ITEM_PARENT_LOCATOR).filter(|item| item.len_bytes <= 64 * 1024) else {
-        return Ok("not named".to_owned());
-    };
-    let mut bytes = vec![0; item.len_bytes as usize];
-    storage.read_at(items.region.offset_bytes + item.offset_bytes, &mut bytes)?;
-    let number = |at: usize| Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
-    let offset = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?) as usize);
-    let text = |at: usize, len: usize| {
-        let units =
-            bytes.get(at..at.checked_add(len)?)?.as_chunks::<2>().0.iter().map(|unit| u16::from_le_bytes(*unit));
-        Some(char::decode_utf16(units).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)).collect::<String>())
-    };
-    let pair = |at: usize| {
-        let (key, value) =
-            (text(offset(at)?, number(at + 8)?.into())?, text(offset(at + 4)?, number(at + 10)?.into())?);
-        Some((key, value))
-    };
-    let pairs: Vec<(String, String)> =
-        (0..usize::from(number(18).unwrap_or(0)).min(64)).filter_map(|index| pair(20 + 12 * index)).collect();
-    let path = ["absolute_win32_path", "relative_path", "volume_path", "parent_linkage"]
-        .iter()
-        .find_map(|wanted| pairs.iter().find(|(key, _)| key == wanted));
-    Ok(path.map_or_else(|| "not named".to_owned(), |(_, value)| value.clone()))
+/// An item with its value, to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NewItem {
+    pub id: Guid,
+    pub flags: u32,
+    pub bytes: Vec<u8>,
 }
 
-/// The start of the metadata region of a new disk: the table, and the five items behind it.
-pub(super) fn region_of(geometry: &Geometry, virtual_disk_id: Guid) -> Vec<u8> {
-    let flags = if geometry.fixed { FILE_LEAVE_BLOCKS_ALLOCATED } else { 0 };
+/// The items that every disk has, and the locator of one that has a parent.
+pub(super) fn system_items(geometry: &Geometry, virtual_disk_id: Guid, locator: Option<Vec<u8>>) -> Vec<NewItem> {
+    let fixed = if geometry.fixed { FILE_LEAVE_BLOCKS_ALLOCATED } else { 0 };
+    let flags = fixed | if geometry.has_parent { FILE_HAS_PARENT } else { 0 };
     let parameters = [U32::new(geometry.block_size_bytes), U32::new(flags)];
     let size = U64::new(geometry.disk_size_bytes);
     let sectors = [U32::new(geometry.logical_sector_bytes), U32::new(geometry.physical_sector_bytes)];
     let disk = METADATA_IS_REQUIRED | METADATA_IS_VIRTUAL_DISK;
-    let items: [(Guid, u32, &[u8]); 5] = [
-        (ITEM_FILE_PARAMETERS, METADATA_IS_REQUIRED, parameters.as_bytes()),
-        (ITEM_VIRTUAL_DISK_SIZE, disk, size.as_bytes()),
-        (ITEM_VIRTUAL_DISK_ID, disk, &virtual_disk_id.0),
-        (ITEM_LOGICAL_SECTOR_SIZE, disk, sectors[0].as_bytes()),
-        (ITEM_PHYSICAL_SECTOR_SIZE, disk, sectors[1].as_bytes()),
+    let item = |id, flags, bytes: &[u8]| NewItem { id, flags, bytes: bytes.to_vec() };
+    let mut items = vec![
+        item(ITEM_FILE_PARAMETERS, METADATA_IS_REQUIRED, parameters.as_bytes()),
+        item(ITEM_VIRTUAL_DISK_SIZE, disk, size.as_bytes()),
+        item(ITEM_VIRTUAL_DISK_ID, disk, &virtual_disk_id.0),
+        item(ITEM_LOGICAL_SECTOR_SIZE, disk, sectors[0].as_bytes()),
+        item(ITEM_PHYSICAL_SECTOR_SIZE, disk, sectors[1].as_bytes()),
     ];
+    items.extend(locator.map(|bytes| NewItem { id: ITEM_PARENT_LOCATOR, flags: METADATA_IS_REQUIRED, bytes }));
+    items
+}
+
+/// The start of a metadata region: the table, and the values behind it, one after another.
+pub(super) fn region_of(items: &[NewItem]) -> Vec<u8> {
+    let mut region = vec![0; METADATA_TABLE_LEN];
+    let mut placed = Vec::with_capacity(items.len());
+    for item in items {
+        let offset_bytes = if item.bytes.is_empty() { 0 } else { region.len() as u64 };
+        placed.push(Item { id: item.id, offset_bytes, len_bytes: item.bytes.len() as u64, flags: item.flags });
+        region.extend_from_slice(&item.bytes);
+    }
+    region[..METADATA_TABLE_LEN].copy_from_slice(&table_of(&placed));
+    region
+}
+
+/// The metadata table with these items (section 2.6.1).
+pub(super) fn table_of(items: &[Item]) -> Vec<u8> {
+    assert!(items.len() <= METADATA_ITEMS_MAX, "refused before it came here");
     let header = MetadataTableHeader {
         signature: METADATA_TABLE_MAGIC,
         reserved: U16::ZERO,
         entry_count: U16::new(items.len() as u16),
         reserved2: [0; 20],
     };
-    let mut region = vec![0; METADATA_TABLE_LEN];
-    region[..32].copy_from_slice(header.as_bytes());
-    for (at, (item_id, flags, value)) in items.into_iter().enumerate() {
+    let mut table = vec![0; METADATA_TABLE_LEN];
+    table[..32].copy_from_slice(header.as_bytes());
+    for (item, slot) in items.iter().zip(table[32..].as_chunks_mut::<32>().0) {
+        let in_region = |bytes| U32::new(u32::try_from(bytes).expect("regions are below 4 GiB"));
         let entry = MetadataTableEntry {
-            item_id,
-            offset: U32::new(region.len() as u32),
-            length: U32::new(value.len() as u32),
-            flags: U32::new(flags),
+            item_id: item.id,
+            offset: in_region(item.offset_bytes),
+            length: in_region(item.len_bytes),
+            flags: U32::new(item.flags),
             reserved: U32::ZERO,
         };
-        region[32 + 32 * at..][..32].copy_from_slice(entry.as_bytes());
-        region.extend_from_slice(value);
+        slot.copy_from_slice(entry.as_bytes());
     }
-    region
+    table
 }
