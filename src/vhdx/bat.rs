@@ -63,7 +63,11 @@ pub(super) fn read_table(
                     }
                     entries.push(AtomicU64::new(entry.0));
                 }
-                None if entry.0 & 7 != 0 => return Err(OpenError::Bitmap { entry: entry.0, offset_bytes }),
+                None if entry.0 & 7 != 0 => {
+                    let chunk = (index / (u64::from(geometry.chunk_ratio) + 1)) as u32;
+                    let rule = "a disk without a parent has no sector bitmaps";
+                    return Err(OpenError::Bitmap { chunk, entry: entry.0, offset_bytes, rule });
+                }
                 None => {}
             }
             index += 1;

@@ -1,6 +1,6 @@
 //! Why a disk could not be opened or created: one variant for each rule of the format, and what to do about it.
 
-use super::format::Guid;
+use super::format::{Guid, HEADER_OFFSETS, REGION_TABLE_OFFSETS};
 use super::storage::StorageError;
 
 /// Classes of [`OpenError`], for callers that decide by kind.
@@ -221,13 +221,17 @@ pub enum OpenError {
         /// The broken rule.
         rule: &'static str,
     },
-    /// Section 2.5.1: a bitmap entry of a disk without a parent.
-    #[error("sector bitmap entry {entry:#018x} at {offset_bytes}: a disk without a parent has no sector bitmaps")]
+    /// Section 2.5.1.2: the entry of a sector bitmap block.
+    #[error("sector bitmap of chunk {chunk} (table entry {entry:#018x} at {offset_bytes}): {rule}")]
     Bitmap {
+        /// The chunk.
+        chunk: u32,
         /// The entry.
         entry: u64,
         /// Where the entry is in the file.
         offset_bytes: u64,
+        /// The broken rule.
+        rule: &'static str,
     },
     /// Section 2.1: two objects at one place.
     #[error("{first} and {second} overlap at byte {offset_bytes} of the file")]
@@ -250,6 +254,18 @@ pub enum OpenError {
     Storage(#[from] StorageError),
 }
 
+/// Run a list of rules for the first that is broken.
+pub(super) fn first<T>(rules: impl FnOnce(&mut dyn FnMut(OpenError)) -> T) -> Result<T, OpenError> {
+    let mut broken = None;
+    let value = rules(&mut |error| {
+        broken.get_or_insert(error);
+    });
+    match broken {
+        Some(error) => Err(error),
+        None => Ok(value),
+    }
+}
+
 impl OpenError {
     /// The class.
     pub fn kind(&self) -> OpenErrorKind {
@@ -265,6 +281,61 @@ impl OpenError {
             Self::Storage(StorageError::UnexpectedEnd(_)) => OpenErrorKind::Corrupt,
             Self::Storage(_) => OpenErrorKind::Storage,
             _ => OpenErrorKind::Corrupt,
+        }
+    }
+
+    /// The section of [MS-VHDX] that holds the rule; empty where no rule of the format is broken.
+    pub fn section(&self) -> &'static str {
+        match self {
+            Self::NotVhdx => "2.2.1",
+            Self::TooShort { .. } => "2.2",
+            Self::HeaderSequence { .. }
+            | Self::NoValidHeader
+            | Self::HeadersAmbiguous { .. }
+            | Self::Version { .. }
+            | Self::LogVersion { .. }
+            | Self::LogPlace { .. } => "2.2.2",
+            Self::LogWithoutSequence { .. } | Self::LogUnreasonable { .. } | Self::Truncated { .. } => "2.3.3",
+            Self::LogTarget { .. } => "2.3",
+            Self::NoValidRegionTable { .. } => "2.2.3.1",
+            Self::Region { .. } | Self::RegionUnknown { .. } => "2.2.3.2",
+            Self::RegionMissing { .. } => "2.2",
+            Self::MetadataTable { .. } => "2.6.1.1",
+            Self::MetadataItem { .. } | Self::MetadataUnknown { .. } => "2.6.1.2",
+            Self::MetadataMissing { .. } | Self::MetadataValue { .. } => "2.6.2",
+            Self::ParentLocator { .. } => "2.6.2.6",
+            Self::BatTooSmall { .. } => "2.5",
+            Self::Block { .. } => "2.5.1.1",
+            Self::Bitmap { .. } => "2.5.1.2",
+            Self::Overlap { .. } => "2.1",
+            Self::TooLong { .. }
+            | Self::Incomplete
+            | Self::Differencing { .. }
+            | Self::ReadOnlyReplay { .. }
+            | Self::Storage(_) => "",
+        }
+    }
+
+    /// Where in the file the rule is broken, as far as that is one place.
+    pub fn offset_bytes(&self) -> Option<u64> {
+        match self {
+            Self::NotVhdx | Self::TooShort { .. } => Some(0),
+            Self::NoValidHeader | Self::HeadersAmbiguous { .. } | Self::Version { .. } | Self::LogVersion { .. } => {
+                Some(HEADER_OFFSETS[0])
+            }
+            Self::NoValidRegionTable { .. } | Self::RegionMissing { .. } => Some(REGION_TABLE_OFFSETS[0]),
+            Self::LogPlace { offset_bytes, .. }
+            | Self::LogWithoutSequence { offset_bytes, .. }
+            | Self::LogUnreasonable { offset_bytes }
+            | Self::LogTarget { offset_bytes, .. }
+            | Self::Region { offset_bytes, .. }
+            | Self::MetadataTable { offset_bytes, .. }
+            | Self::BatTooSmall { offset_bytes, .. }
+            | Self::Block { offset_bytes, .. }
+            | Self::Bitmap { offset_bytes, .. }
+            | Self::Overlap { offset_bytes, .. } => Some(*offset_bytes),
+            Self::Truncated { len_bytes, .. } => Some(*len_bytes),
+            _ => None,
         }
     }
 

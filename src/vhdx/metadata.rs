@@ -3,7 +3,7 @@
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::error::OpenError;
+use super::error::{OpenError, first};
 use super::format::{
     BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, DISK_SIZE_MAX, FILE_HAS_PARENT, FILE_LEAVE_BLOCKS_ALLOCATED, Guid,
     ITEM_FILE_PARAMETERS, ITEM_INCOMPLETE_FILE, ITEM_LOGICAL_SECTOR_SIZE, ITEM_PARENT_LOCATOR,
@@ -52,35 +52,27 @@ pub(super) struct Items {
 }
 
 impl Items {
-    pub fn read(storage: &mut dyn Storage, region: Place) -> Result<Self, OpenError> {
+    /// The items, and every rule of sections 2.6.1.1 and 2.6.1.2 that is broken. `None` where there is no table.
+    pub fn read(
+        storage: &mut dyn Storage,
+        region: Place,
+        report: &mut dyn FnMut(OpenError),
+    ) -> Result<Option<Self>, StorageError> {
         let mut table = vec![0; METADATA_TABLE_LEN];
         storage.read_at(region.offset_bytes, &mut table)?;
-        let broken = |rule| OpenError::MetadataTable { offset_bytes: region.offset_bytes, rule };
-        let (header, rest) =
-            MetadataTableHeader::read_from_prefix(&table).map_err(|_| broken("it is shorter than its header"))?;
-        if header.signature != METADATA_TABLE_MAGIC {
-            return Err(broken("its signature is not 'metadata'"));
-        }
-        let count = usize::from(header.entry_count.get());
-        if count > METADATA_ITEMS_MAX {
-            return Err(broken("it claims more than 2047 items"));
-        }
-        let (entries, _) = <[MetadataTableEntry]>::ref_from_prefix_with_elems(rest, count)
-            .map_err(|_| broken("its items pass its end"))?;
-        let items: Vec<Item> = entries
-            .iter()
-            .map(|entry| Item {
-                id: entry.item_id,
-                offset_bytes: u64::from(entry.offset.get()),
-                len_bytes: u64::from(entry.length.get()),
-                flags: entry.flags.get(),
-            })
-            .collect();
+        let items = match items_of(&table) {
+            Ok(items) => items,
+            Err(rule) => {
+                report(OpenError::MetadataTable { offset_bytes: region.offset_bytes, rule });
+                return Ok(None);
+            }
+        };
         if items.iter().filter(|item| item.is_user()).count() > METADATA_USER_ITEMS_MAX {
-            return Err(broken("it has more than 1024 user items"));
+            let rule = "it has more than 1024 user items";
+            report(OpenError::MetadataTable { offset_bytes: region.offset_bytes, rule });
         }
-        check_places(&items, region)?;
-        Ok(Self { region, items })
+        check_places(&items, region, report);
+        Ok(Some(Self { region, items }))
     }
 
     /// A system item.
@@ -99,25 +91,60 @@ impl Items {
     fn value<const N: usize>(
         &self,
         storage: &mut dyn Storage,
-        id: Guid,
-        name: &'static str,
-    ) -> Result<[u8; N], OpenError> {
-        let item = self.find(id).ok_or(OpenError::MetadataMissing { name })?;
+        (id, name): (Guid, &'static str),
+        report: &mut dyn FnMut(OpenError),
+    ) -> Result<Option<[u8; N]>, StorageError> {
+        let Some(item) = self.find(id) else {
+            report(OpenError::MetadataMissing { name });
+            return Ok(None);
+        };
         if item.len_bytes != N as u64 {
-            return Err(item.broken("it has the wrong length"));
+            report(item.broken("it has the wrong length"));
+            return Ok(None);
+        }
+        if !self.is_inside(item) {
+            return Ok(None); // The rules of places have said so.
         }
         let mut bytes = [0; N];
         storage.read_at(self.region.offset_bytes + item.offset_bytes, &mut bytes)?;
-        Ok(bytes)
+        Ok(Some(bytes))
+    }
+
+    fn is_inside(&self, item: &Item) -> bool {
+        item.len_bytes <= METADATA_ITEM_LEN_MAX
+            && item.offset_bytes.saturating_add(item.len_bytes) <= self.region.len_bytes
     }
 }
 
-fn check_places(items: &[Item], region: Place) -> Result<(), OpenError> {
+fn items_of(table: &[u8]) -> Result<Vec<Item>, &'static str> {
+    let Ok((header, rest)) = MetadataTableHeader::read_from_prefix(table) else {
+        return Err("it is shorter than its header");
+    };
+    if header.signature != METADATA_TABLE_MAGIC {
+        return Err("its signature is not 'metadata'");
+    }
+    let count = usize::from(header.entry_count.get());
+    if count > METADATA_ITEMS_MAX {
+        return Err("it claims more than 2047 items");
+    }
+    let Ok((entries, _)) = <[MetadataTableEntry]>::ref_from_prefix_with_elems(rest, count) else {
+        return Err("its items pass its end");
+    };
+    let item = |entry: &MetadataTableEntry| Item {
+        id: entry.item_id,
+        offset_bytes: u64::from(entry.offset.get()),
+        len_bytes: u64::from(entry.length.get()),
+        flags: entry.flags.get(),
+    };
+    Ok(entries.iter().map(item).collect())
+}
+
+fn check_places(items: &[Item], region: Place, report: &mut dyn FnMut(OpenError)) {
     let mut sorted = items.to_vec();
     sorted.sort_by_key(|item| (item.id.0, item.is_user()));
     for pair in sorted.windows(2) {
         if pair[0].id == pair[1].id && pair[0].is_user() == pair[1].is_user() {
-            return Err(pair[1].broken("it is listed twice"));
+            report(pair[1].broken("it is listed twice"));
         }
     }
     for item in items {
@@ -125,22 +152,21 @@ fn check_places(items: &[Item], region: Place) -> Result<(), OpenError> {
             continue;
         }
         if item.len_bytes > METADATA_ITEM_LEN_MAX {
-            return Err(item.broken("items have at most 1 MiB"));
+            report(item.broken("items have at most 1 MiB"));
         }
         if item.len_bytes == 0 || item.offset_bytes < METADATA_TABLE_LEN as u64 {
-            return Err(item.broken("items lie behind the table, and empty ones at offset 0"));
+            report(item.broken("items lie behind the table, and empty ones at offset 0"));
         }
         if item.offset_bytes + item.len_bytes > region.len_bytes {
-            return Err(item.broken("it passes the end of the metadata region"));
+            report(item.broken("it passes the end of the metadata region"));
         }
     }
     sorted.sort_by_key(|item| item.offset_bytes);
     for pair in sorted.windows(2) {
         if pair[1].len_bytes != 0 && pair[0].offset_bytes + pair[0].len_bytes > pair[1].offset_bytes {
-            return Err(pair[1].broken("it overlaps another item"));
+            report(pair[1].broken("it overlaps another item"));
         }
     }
-    Ok(())
 }
 
 /// Read and check the metadata. `bat_offset_bytes` completes the geometry.
@@ -149,9 +175,46 @@ pub(super) fn read_metadata(
     region: Place,
     bat_offset_bytes: u64,
 ) -> Result<Metadata, OpenError> {
-    let items = Items::read(storage, region)?;
+    let found = first(|report| metadata_rules(storage, region, bat_offset_bytes, report))??;
+    found.ok_or(OpenError::MetadataTable { offset_bytes: region.offset_bytes, rule: "it does not describe a disk" })
+}
+
+/// Every rule of section 2.6. `None` where so much is broken that the disk's shape is not known.
+pub(super) fn metadata_rules(
+    storage: &mut dyn Storage,
+    region: Place,
+    bat_offset_bytes: u64,
+    report: &mut dyn FnMut(OpenError),
+) -> Result<Option<Metadata>, StorageError> {
+    let Some(items) = Items::read(storage, region, report)? else {
+        return Ok(None);
+    };
+    required_rules(&items, report);
+    let parameters: Option<[u8; 8]> = items.value(storage, (ITEM_FILE_PARAMETERS, "File Parameters"), report)?;
+    let size = items.value(storage, (ITEM_VIRTUAL_DISK_SIZE, "Virtual Disk Size"), report)?;
+    let id = items.value(storage, (ITEM_VIRTUAL_DISK_ID, "Virtual Disk ID"), report)?;
+    let logical = items.value(storage, (ITEM_LOGICAL_SECTOR_SIZE, "Logical Sector Size"), report)?;
+    let physical = items.value(storage, (ITEM_PHYSICAL_SECTOR_SIZE, "Physical Sector Size"), report)?;
+    let (Some(parameters), Some(size), Some(id), Some(logical), Some(physical)) =
+        (parameters, size, id, logical, physical)
+    else {
+        return Ok(None);
+    };
+    let [b0, b1, b2, b3, f0, f1, f2, f3] = parameters;
+    let (block_size, flags) = (u32::from_le_bytes([b0, b1, b2, b3]), u32::from_le_bytes([f0, f1, f2, f3]));
+    let (size, sectors) = (u64::from_le_bytes(size), (u32::from_le_bytes(logical), u32::from_le_bytes(physical)));
+    if let Err(error) = check_values(size, block_size, sectors.0, sectors.1) {
+        report(error);
+        return Ok(None);
+    }
+    let geometry = geometry_of(size, block_size, sectors, flags, bat_offset_bytes);
+    let parent = if geometry.has_parent { parent_of(storage, &items, report)? } else { None };
+    Ok(Some(Metadata { geometry, virtual_disk_id: Guid(id), parent }))
+}
+
+fn required_rules(items: &Items, report: &mut dyn FnMut(OpenError)) {
     if items.find(ITEM_INCOMPLETE_FILE).is_some() {
-        return Err(OpenError::Incomplete);
+        report(OpenError::Incomplete);
     }
     const KNOWN: [Guid; 6] = [
         ITEM_FILE_PARAMETERS,
@@ -161,27 +224,32 @@ pub(super) fn read_metadata(
         ITEM_PHYSICAL_SECTOR_SIZE,
         ITEM_PARENT_LOCATOR,
     ];
-    let unknown =
-        |item: &&Item| item.flags & METADATA_IS_REQUIRED != 0 && (item.is_user() || !KNOWN.contains(&item.id));
-    if let Some(item) = items.items.iter().find(unknown) {
-        return Err(OpenError::MetadataUnknown { item: item.id });
+    for item in &items.items {
+        if item.flags & METADATA_IS_REQUIRED != 0 && (item.is_user() || !KNOWN.contains(&item.id)) {
+            report(OpenError::MetadataUnknown { item: item.id });
+        }
     }
-    let parameters: [u8; 8] = items.value(storage, ITEM_FILE_PARAMETERS, "File Parameters")?;
-    let [b0, b1, b2, b3, f0, f1, f2, f3] = parameters;
-    let (block_size, flags) = (u32::from_le_bytes([b0, b1, b2, b3]), u32::from_le_bytes([f0, f1, f2, f3]));
-    let size = u64::from_le_bytes(items.value(storage, ITEM_VIRTUAL_DISK_SIZE, "Virtual Disk Size")?);
-    let id = Guid(items.value(storage, ITEM_VIRTUAL_DISK_ID, "Virtual Disk ID")?);
-    let logical = u32::from_le_bytes(items.value(storage, ITEM_LOGICAL_SECTOR_SIZE, "Logical Sector Size")?);
-    let physical = u32::from_le_bytes(items.value(storage, ITEM_PHYSICAL_SECTOR_SIZE, "Physical Sector Size")?);
-    check_values(size, block_size, logical, physical)?;
-    let geometry = geometry_of(size, block_size, (logical, physical), flags, bat_offset_bytes);
-    let parent = if geometry.has_parent {
-        let item = items.find(ITEM_PARENT_LOCATOR).ok_or(OpenError::MetadataMissing { name: "Parent Locator" })?;
-        Some(ParentLocator::parse(&items.bytes(storage, item)?)?)
-    } else {
-        None
+}
+
+fn parent_of(
+    storage: &mut dyn Storage,
+    items: &Items,
+    report: &mut dyn FnMut(OpenError),
+) -> Result<Option<ParentLocator>, StorageError> {
+    let Some(item) = items.find(ITEM_PARENT_LOCATOR) else {
+        report(OpenError::MetadataMissing { name: "Parent Locator" });
+        return Ok(None);
     };
-    Ok(Metadata { geometry, virtual_disk_id: id, parent })
+    if !items.is_inside(item) {
+        return Ok(None);
+    }
+    match ParentLocator::parse(&items.bytes(storage, item)?) {
+        Ok(parent) => Ok(Some(parent)),
+        Err(reason) => {
+            report(OpenError::ParentLocator { reason });
+            Ok(None)
+        }
+    }
 }
 
 fn check_values(size: u64, block_size: u32, logical: u32, physical: u32) -> Result<(), OpenError> {
