@@ -285,6 +285,13 @@ impl DiskConfig {
         leaf.into_iter().chain(self.snapshots.values().map(|snapshot| snapshot.file.as_path()))
     }
 
+    /// Whether one of all the files that the disk needs fits: its own, and those they are based on.
+    pub fn names(&self, fits: impl Fn(&Path) -> bool) -> bool {
+        let leaf = [self.file.as_deref(), self.parent.as_deref()];
+        let of = |snapshot: &SnapshotConfig| fits(&snapshot.file) || snapshot.file_parent.as_deref().is_some_and(&fits);
+        leaf.into_iter().flatten().any(&fits) || self.snapshots.values().any(of)
+    }
+
     /// The snapshots that can be named, by name.
     pub fn listed_snapshots(&self) -> impl Iterator<Item = (&String, &SnapshotConfig)> {
         self.snapshots.iter().filter(|(_, snapshot)| !snapshot.deleting)

@@ -81,6 +81,8 @@ impl Controller {
             size_bytes: disk.size_bytes,
             block_size_bytes,
             sector_size_bytes: disk.sector_size_bytes,
+            parent: None,
+            disk_id: None,
         };
         let identity = self.create_file(spec, &file).await?;
         step("disk create: named");

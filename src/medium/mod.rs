@@ -12,13 +12,15 @@
 //! direct access, so the two ways are never mixed while a disk is served.
 
 mod create;
+mod describe;
 mod disk;
 mod error;
 mod open;
 mod plan;
 mod storage;
 
-pub use create::{CreateSpec, create_file, preallocate};
+pub use create::{CreateSpec, NewParent, create_file, preallocate};
+pub use describe::{ImageDescription, ImageIdentity, describe, modified_ns, set_modified_ns};
 pub use disk::{Backing, Disk, FileBacking, Health};
 pub use error::FileError;
 pub use open::{OpenSpec, Opened, Probed, open, probe};
