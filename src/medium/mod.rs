@@ -13,13 +13,15 @@
 
 pub mod blocking;
 mod create;
+mod describe;
 mod disk;
 mod error;
 mod open;
 mod plan;
 mod storage;
 
-pub use create::{CreateSpec, create_file, preallocate};
+pub use create::{CreateSpec, NewParent, create_file, preallocate};
+pub use describe::{ImageDescription, ImageIdentity, describe, modified_ns, set_modified_ns};
 pub use disk::{Backing, Disk, FileBacking, Health};
 pub use error::FileError;
 pub use open::{OpenSpec, Opened, Probed, open, probe};

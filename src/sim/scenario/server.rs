@@ -182,6 +182,8 @@ impl Server {
             size_bytes: plan.size_bytes,
             block_size_bytes: (plan.format == DiskFormat::Vhdx).then_some(1 << 20),
             sector_size_bytes: plan.sector_size_bytes,
+            parent: None,
+            disk_id: None,
         };
         medium::create_file(&spec).map_err(|error| format!("disk {index}: {error}"))
     }
