@@ -92,9 +92,9 @@ pub fn put_block(file: &mut SparseFile, block: u32, state: u64) -> u64 {
 /// Write a sector of a block that has space; sets its bit where the block is partially present.
 pub fn put_sector(file: &mut SparseFile, sector: u64, value: u8) {
     let shape = geometry(file);
-    let block = (sector * SECTOR >> shape.block_shift) as u32;
+    let block = ((sector * SECTOR) >> shape.block_shift) as u32;
     let entry = word(file, entry_at(&shape, block));
-    let within = sector * SECTOR & (u64::from(shape.block_size_bytes) - 1);
+    let within = (sector * SECTOR) & (u64::from(shape.block_size_bytes) - 1);
     file.write((entry & !(MIB - 1)) + within, &[value; SECTOR as usize]);
     if entry & 7 == 7 {
         let at = bit_at(file, &shape, sector);
@@ -118,9 +118,9 @@ pub fn parent_sector(sector: u64, parent_bytes: u64) -> u8 {
 /// The first byte of a sector of the disk. The file's log must be empty.
 pub fn read_sector(file: &SparseFile, shape: &Geometry, sector: u64, parent_bytes: u64) -> u8 {
     assert!(sector * SECTOR < shape.disk_size_bytes);
-    let block = (sector * SECTOR >> shape.block_shift) as u32;
+    let block = ((sector * SECTOR) >> shape.block_shift) as u32;
     let entry = word(file, entry_at(shape, block));
-    let place = (entry & !(MIB - 1)) + (sector * SECTOR & (u64::from(shape.block_size_bytes) - 1));
+    let place = (entry & !(MIB - 1)) + ((sector * SECTOR) & (u64::from(shape.block_size_bytes) - 1));
     let mut byte = [0];
     match entry & 7 {
         6 => file.read(place, &mut byte),
