@@ -234,9 +234,12 @@ impl Host {
         let mut bytes = vec![0; len as usize];
         self.file.now.read(from, &mut bytes);
         let zeros = bytes.iter().all(|byte| *byte == 0);
-        if from != to && !zeros {
-            for (at, part) in (to..).step_by(1 << 16).zip(bytes.chunks(1 << 16)) {
-                self.apply(Change::Write { offset: at, bytes: part.into() });
+        if from != to {
+            // The new place reads as zeros: what is zero need not be written.
+            for (at, part) in (to..).step_by(PAGE as usize).zip(bytes.chunks(PAGE as usize)) {
+                if part.iter().any(|byte| *byte != 0) {
+                    self.apply(Change::Write { offset: at, bytes: part.into() });
+                }
             }
         }
         zeros
@@ -404,6 +407,12 @@ impl Host {
             self.wait(ticket)?;
         }
         Ok(())
+    }
+
+    /// Ask for a step of compaction, and let it happen.
+    pub fn begin_relocate(&mut self) {
+        let ticket = self.ticket();
+        let _ = self.engine.relocate_some(ticket);
     }
 
     /// One step of compaction; false when there is nothing left.

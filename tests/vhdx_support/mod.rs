@@ -2,7 +2,9 @@
 //! host that carries out an engine's operations on it the way a shard does.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod guest;
 pub mod host;
+pub mod naive;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -270,6 +272,53 @@ impl RecordedFile {
                     }
                 }
                 Change::SetLen { len } if survives(&mut random) => file.set_len(*len),
+                _ => {}
+            }
+        }
+        file
+    }
+}
+
+impl RecordedFile {
+    /// The pieces of a change that can each be lost alone.
+    fn units_of(change: &Change) -> Vec<Change> {
+        match change {
+            Change::Write { offset, bytes } => {
+                // Sectors that hold zeros only are most often zeros already: they go with the sector before them.
+                let mut units: Vec<Change> = Vec::new();
+                for (at, sector) in (*offset..).step_by(SECTOR as usize).zip(bytes.chunks(SECTOR as usize)) {
+                    match units.last_mut() {
+                        Some(Change::Write { bytes, .. }) if sector.iter().all(|byte| *byte == 0) => {
+                            *bytes = [&bytes[..], sector].concat().into();
+                        }
+                        _ => units.push(Change::Write { offset: at, bytes: sector.into() }),
+                    }
+                }
+                units
+            }
+            Change::Flush => Vec::new(),
+            change => vec![change.clone()],
+        }
+    }
+
+    /// How many pieces the changes `from..cut` have.
+    pub fn units(&self, from: usize, cut: usize) -> usize {
+        self.history[from..cut].iter().map(|change| Self::units_of(change).len()).sum()
+    }
+
+    /// The file after exactly those pieces whose bit in `kept` is set.
+    pub fn cut_units(&self, durable: &SparseFile, from: usize, cut: usize, kept: u64) -> SparseFile {
+        let mut file = durable.clone();
+        for (at, unit) in self.history[from..cut].iter().flat_map(Self::units_of).enumerate() {
+            if kept >> at & 1 == 0 {
+                continue;
+            }
+            match unit {
+                Change::Write { offset, bytes } if offset + bytes.len() as u64 <= file.len => {
+                    file.write(offset, &bytes);
+                }
+                Change::Zero { offset, len } => file.zero(offset, len),
+                Change::SetLen { len } => file.set_len(len),
                 _ => {}
             }
         }
