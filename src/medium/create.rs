@@ -105,6 +105,7 @@ fn fill_vhdx(spec: &CreateSpec, file: &File) -> Result<(), FileError> {
         virtual_disk_id: random_guid(),
         file_write_guid: random_guid(),
         data_write_guid: random_guid(),
+        parent: None,
     };
     let created = vhdx::create(&options, &mut FileStorage(file)).map_err(FileError::Options)?;
     for range in created.allocate {
