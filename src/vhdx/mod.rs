@@ -38,6 +38,7 @@
 mod bat;
 mod check;
 mod create;
+mod describe;
 mod engine;
 mod error;
 pub mod format;
@@ -60,6 +61,7 @@ pub use check::{
     Tally, check,
 };
 pub use create::{CreateOptions, Created, DiskKind, NewParent, create};
+pub use describe::{Description, describe};
 pub use engine::{
     Allocate, Engine, EngineError, Event, IoFailure, IoId, METADATA_WRITE_BYTES_MAX, MetadataIo, MetadataIoKind, Ticket,
 };
