@@ -186,6 +186,7 @@ fn unit_for(spec: &OpenSpec, parts: &Parts, read_only: bool) -> Result<Unit, Fil
         read_only,
         write_cache_enabled: spec.format.has_file(),
         thin_provisioned: false,
+        unmap_granularity_blocks: 0,
         disk_uuid: *parts.uuid.as_bytes(),
         product: match spec.format {
             DiskFormat::Vhdx => "VHDX disk",

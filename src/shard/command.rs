@@ -105,6 +105,11 @@ impl<R: Ring> Work<'_, R> {
             (Action::NeedsBuffer { .. }, _) | (_, None) => {
                 return self.complete(task, MediumError::Removed.outcome());
             }
+            (Action::Unmap { .. } | Action::WriteSame { .. } | Action::GetLbaStatus { .. }, _)
+            | (Action::CompareAndWrite { .. } | Action::OrWrite { .. } | Action::WriteAtomic { .. }, _) => {
+                // The medium has no such operations yet.
+                return self.complete(task, Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into());
+            }
             (Action::Flush { immed, .. }, _) => {
                 self.task(task).kind = Kind::Flush;
                 self.task(task).operation = Operation::Flush;
@@ -148,6 +153,8 @@ impl<R: Ring> Work<'_, R> {
                 self.start_write(task, medium_bytes, data_out, data);
             }
             Action::Done(_) | Action::DataIn | Action::NeedsBuffer { .. } | Action::Flush { .. } => {}
+            Action::Unmap { .. } | Action::WriteSame { .. } | Action::GetLbaStatus { .. } => {}
+            Action::CompareAndWrite { .. } | Action::OrWrite { .. } | Action::WriteAtomic { .. } => {}
         }
     }
 
