@@ -11,6 +11,7 @@
 //! system cannot. Opening (validation, log replay) goes through the page cache and ends with a flush before the first
 //! direct access, so the two ways are never mixed while a disk is served.
 
+pub mod blocking;
 mod create;
 mod describe;
 mod disk;
