@@ -6,6 +6,11 @@ mod reference;
 #[path = "../vhdx_support/mod.rs"]
 mod vhdx_support;
 
+mod judge;
+mod made;
+mod specification;
+mod trust;
+
 use std::sync::Arc;
 
 use lunaring::vhdx::{DiskKind, create};
