@@ -2,8 +2,8 @@
 //! each run), and by reading what the judges document. Where judges disagree the specification decides, which is what
 //! the reader in `tests/reference` is written from; every line below that denies a judge says what it gets wrong.
 //!
-//! * qemu-img: 512-byte sectors without a parent; clean, or our own log after `check -r all`. It refuses 4096-byte sectors
-//!   and differencing VHDX, misreplays logs of other shapes, and reads a differencing VHD without its parent.
+//! * qemu-img: 512-byte sectors without a parent; clean, or our own log after `check -r all`. It refuses 4096-byte
+//!   sectors and differencing VHDX, misreplays logs of other shapes, and reads a differencing VHD without its parent.
 //! * 7-Zip: clean files of both formats, with parents. It does not replay logs, meets an end of data where a parent is
 //!   smaller than the child, and refuses sizes that are not whole physical sectors.
 //! * dissect: clean VHDX; with parents, two files deep. It ignores logs, cuts runs of sectors short from the third file
