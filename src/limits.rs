@@ -36,6 +36,17 @@ pub const NEGOTIATION_BYTES_MAX: usize = 64 * 1024;
 /// memory for the rest.
 pub const TRANSFER_BYTES_MAX: u32 = 32 * 1024 * 1024;
 
+/// Bytes of all the ranges of one UNMAP (MAXIMUM UNMAP LBA COUNT). 2,048 of the usual 2 MiB blocks are released in a
+/// fraction of a second, far within the 30 s that initiators wait; Linux asks for no more than this at once.
+pub const UNMAP_BYTES_MAX: u64 = 4 << 30;
+
+/// Descriptors of one UNMAP (MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT): a list of 4 KiB and its header.
+pub const UNMAP_DESCRIPTORS_MAX: usize = 256;
+
+/// Bytes that one WRITE SAME may fill (MAXIMUM WRITE SAME LENGTH): what a slow disk writes in a few seconds, and all
+/// that the ten-byte form can name.
+pub const WRITE_SAME_BYTES_MAX: u32 = 256 * 1024 * 1024;
+
 /// OPTIMAL TRANSFER LENGTH of a unit: one burst.
 pub const TRANSFER_BYTES_OPTIMAL: u32 = BURST_LENGTH_MAX;
 

@@ -40,6 +40,7 @@ fn disk() -> Unit {
         read_only: false,
         write_cache_enabled: true,
         thin_provisioned: false,
+        unmap_granularity_blocks: 0,
         disk_uuid: *b"\x01\x23\x45\x67\x89\xab\x4d\xef\x8e\xdc\xba\x98\x76\x54\x32\x10",
         product: "VHDX disk",
         sense_format: SenseFormat::Fixed,

@@ -79,6 +79,7 @@ fn fill(spec: &CreateSpec, file: &File) -> Result<(), FileError> {
     match spec.format {
         DiskFormat::Raw => fill_raw(spec, file),
         DiskFormat::Vhdx => fill_vhdx(spec, file),
+        DiskFormat::Vhd => Err(FileError::Spec("vhd", "cannot be created yet")),
         DiskFormat::Memory | DiskFormat::Null => Err(FileError::Spec(spec.format.as_str(), "has no file")),
     }
 }
@@ -88,6 +89,7 @@ fn fill_raw(spec: &CreateSpec, file: &File) -> Result<(), FileError> {
     match spec.kind {
         DiskKind::Dynamic => Ok(()),
         DiskKind::Fixed => preallocate(file, &spec.path, 0, spec.size_bytes),
+        DiskKind::Differencing => Err(FileError::Spec("raw", "has no parent")),
     }
 }
 
@@ -97,6 +99,7 @@ fn fill_vhdx(spec: &CreateSpec, file: &File) -> Result<(), FileError> {
         kind: match spec.kind {
             DiskKind::Dynamic => vhdx::DiskKind::Dynamic,
             DiskKind::Fixed => vhdx::DiskKind::Fixed,
+            DiskKind::Differencing => return Err(FileError::Spec("differencing vhdx", "needs a parent")),
         },
         block_size_bytes: spec.block_size_bytes,
         logical_sector_bytes: spec.sector_size_bytes,
@@ -105,6 +108,7 @@ fn fill_vhdx(spec: &CreateSpec, file: &File) -> Result<(), FileError> {
         virtual_disk_id: random_guid(),
         file_write_guid: random_guid(),
         data_write_guid: random_guid(),
+        parent: None,
     };
     let created = vhdx::create(&options, &mut FileStorage(file)).map_err(FileError::Options)?;
     for range in created.allocate {

@@ -139,6 +139,7 @@ pub fn open(spec: OpenSpec) -> Result<Opened, FileError> {
         }
         (DiskFormat::Raw, Some(path)) => open_raw_disk(&spec, path)?,
         (DiskFormat::Vhdx, Some(path)) => open_vhdx_disk(&spec, path)?,
+        (DiskFormat::Vhd, Some(path)) => return Err(FileError::Vhd(path.clone())),
         (format, Some(_)) => return Err(FileError::Spec(format.as_str(), "has no file")),
         (format, None) => return Err(FileError::Spec(format.as_str(), "needs a file")),
     };
@@ -180,11 +181,13 @@ fn unit_for(spec: &OpenSpec, parts: &Parts, read_only: bool) -> Result<Unit, Fil
         physical_block_exponent: (physical / parts.sector_size_bytes).trailing_zeros() as u8,
         capacity_blocks: parts.size_bytes / u64::from(parts.sector_size_bytes),
         read_only,
-        write_cache_enabled: matches!(spec.format, DiskFormat::Vhdx | DiskFormat::Raw),
+        write_cache_enabled: spec.format.has_file(),
         thin_provisioned: false,
+        unmap_granularity_blocks: 0,
         disk_uuid: *parts.uuid.as_bytes(),
         product: match spec.format {
             DiskFormat::Vhdx => "VHDX disk",
+            DiskFormat::Vhd => "VHD disk",
             DiskFormat::Raw => "Raw disk",
             DiskFormat::Memory => "Memory disk",
             DiskFormat::Null => "Null disk",

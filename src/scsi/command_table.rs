@@ -5,7 +5,7 @@ use super::cdb::Cdb;
 use super::execute::{Action, LogicalUnit, TargetView};
 use super::parameter_list::ParameterList;
 use super::unit::Unit;
-use super::{capacity, inquiry, mode, read_write, readiness, report_luns, supported};
+use super::{capacity, inquiry, lba_status, mode, read_write, readiness, report_luns, supported, unmap, write_same};
 
 /// Which way a command's data goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub enum DataDirection {
     In,
     /// From the initiator.
     Out,
-    /// None or from the initiator, as a field of the CDB says (BYTCHK).
+    /// None or from the initiator, as a field of the CDB says (BYTCHK, NDOB).
     NoneOrOut,
 }
 
@@ -81,11 +81,27 @@ pub struct Command {
     /// RECOMMENDED COMMAND TIMEOUT in seconds.
     pub timeout_s: u32,
     pub(super) handler: Handler,
+    /// Served on units that are thin provisioned only.
+    thin_only: bool,
     /// The bits of the CDB, as a big-endian number, that must be zero.
     pub(super) reserved_bits: u128,
 }
 
-/// The command for a CDB, if it is served. One load from a table of 256 and, for an operation code with service
+impl Command {
+    /// Whether this unit serves the command; on another it is as if there were no such operation code.
+    #[inline]
+    pub fn is_served_on(&self, unit: &Unit) -> bool {
+        !self.thin_only || unit.thin_provisioned()
+    }
+
+    /// The same row, for units that are thin provisioned.
+    const fn thin_only(mut self) -> Self {
+        self.thin_only = true;
+        self
+    }
+}
+
+/// The command for a CDB, if any unit serves it. One load from a table of 256 and, for an operation code with service
 /// actions, a look at its few neighbours.
 pub fn find(cdb: &[u8; 16]) -> Option<&'static Command> {
     let row = FIRST_ROW[usize::from(cdb[0])];
@@ -173,6 +189,7 @@ const fn command(
         cdb_usage,
         timeout_s,
         handler,
+        thin_only: false,
         reserved_bits: !evaluated,
     }
 }
@@ -217,6 +234,10 @@ pub static COMMANDS: &[Command] = &[
         D::NoneOrOut, O::Read, R::Read, Medium(read_write::verify_10)),
     command("SYNCHRONIZE CACHE(10)", 0x35, None, &[0x06, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0],
         D::None, O::Flush, R::Write, Medium(read_write::synchronize_cache_10)),
+    command("WRITE SAME(10)", 0x41, None, &[0x08, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0],
+        D::Out, O::Write, R::Write, Medium(write_same::write_same_10)),
+    command("UNMAP", 0x42, None, &[0, 0, 0, 0, 0, 0, 0xff, 0xff, 0],
+        D::Out, O::Write, R::Write, Medium(unmap::unmap)).thin_only(),
     command("MODE SENSE(10)", 0x5a, None, &[0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0],
         D::In, O::Immediate, R::Read, Reply(mode::mode_sense_10)),
     command("READ(16)", 0x88, None,
@@ -234,8 +255,14 @@ pub static COMMANDS: &[Command] = &[
     command("SYNCHRONIZE CACHE(16)", 0x91, None,
         &[0x06, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::None, O::Flush, R::Write, Medium(read_write::synchronize_cache_16)),
+    command("WRITE SAME(16)", 0x93, None,
+        &[0x09, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        D::NoneOrOut, O::Write, R::Write, Medium(write_same::write_same_16)),
     command("READ CAPACITY(16)", 0x9e, Some(0x10), &[0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::In, O::Immediate, R::Allowed, Reply(capacity::read_capacity_16)),
+    command("GET LBA STATUS(16)", 0x9e, Some(0x12),
+        &[0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        D::In, O::Read, R::Read, Reply(lba_status::get_lba_status_16)),
     command("REPORT LUNS", 0xa0, None, &[0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::In, O::Immediate, R::Allowed, Any(report_luns::report_luns)),
     command("REPORT SUPPORTED OPERATION CODES", 0xa3, Some(0x0c),

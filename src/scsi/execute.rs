@@ -115,6 +115,32 @@ pub enum Action {
         /// IMMED: answer GOOD as soon as the flush is started.
         immed: bool,
     },
+    /// Take the parameter list as Data-Out, ask [`unmap::parse`](super::unmap::parse) for its ranges, and unmap them:
+    /// afterwards they read as zeros. Only on units that are thin provisioned.
+    Unmap {
+        /// Bytes of Data-Out, at least 8.
+        list_bytes: u16,
+    },
+    /// Write one block over and over. At most [`Unit::write_same_blocks_max`] blocks.
+    WriteSame {
+        /// The first block.
+        lba: Lba,
+        /// How many.
+        blocks: u32,
+        /// UNMAP: blocks may be unmapped instead of written when the block is all zeros, which is what they read as
+        /// afterwards. Any other block is written.
+        unmap: bool,
+        /// NDOB: there is no Data-Out, and the block is all zeros. Otherwise Data-Out is the one block.
+        no_data_out: bool,
+    },
+    /// Tell which blocks are mapped, from an address on: [`LbaStatusReply`](super::LbaStatusReply) makes Data-In of what
+    /// the medium says. Only on units that are thin provisioned.
+    GetLbaStatus {
+        /// The first block.
+        lba: Lba,
+        /// ALLOCATION LENGTH: the most bytes of Data-In.
+        allocation_length: u32,
+    },
 }
 
 impl Action {
@@ -124,18 +150,21 @@ impl Action {
             Self::Write { blocks, .. }
             | Self::WriteAndVerify { blocks, .. }
             | Self::Verify { blocks, byte_check: ByteCheck::DataOut, .. } => blocks,
-            Self::Verify { byte_check: ByteCheck::Single, .. } => 1,
+            Self::Verify { byte_check: ByteCheck::Single, .. } | Self::WriteSame { no_data_out: false, .. } => 1,
+            Self::Unmap { list_bytes } => return u64::from(list_bytes),
             Self::Verify { byte_check: ByteCheck::None, .. }
             | Self::Done(_)
             | Self::DataIn
             | Self::NeedsBuffer { .. }
             | Self::Read { .. }
-            | Self::Flush { .. } => 0,
+            | Self::Flush { .. }
+            | Self::WriteSame { no_data_out: true, .. }
+            | Self::GetLbaStatus { .. } => 0,
         };
         u64::from(blocks) << block_length.shift()
     }
 
-    /// Bytes of Data-In that the medium gives (a parameter list has its own length).
+    /// Bytes of Data-In that the medium gives (a parameter list, the LBA status among them, has its own length).
     pub fn data_in_bytes(&self, block_length: BlockLength) -> u64 {
         match *self {
             Self::Read { blocks, .. } => u64::from(blocks) << block_length.shift(),
@@ -181,7 +210,7 @@ pub fn execute(
     if let Some(attention) = nexus.attentions_mut().take_first() {
         return Sense::new(attention.sense_code()).into();
     }
-    let Some(command) = command else {
+    let Some(command) = command.filter(|command| command.is_served_on(unit)) else {
         return Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into();
     };
     if let Err(sense) = check_reserved_bits(request, command) {

@@ -14,10 +14,15 @@ pub(super) const DISK: UnitConfig<'static> = UnitConfig {
     read_only: false,
     write_cache_enabled: true,
     thin_provisioned: false,
+    unmap_granularity_blocks: 0,
     disk_uuid: *b"\x01\x23\x45\x67\x89\xab\x4d\xef\x8e\xdc\xba\x98\x76\x54\x32\x10",
     product: "VHDX disk",
     sense_format: SenseFormat::Fixed,
 };
+
+/// The same disk, with 2 MiB allocated and released at once.
+pub(super) const THIN: UnitConfig<'static> =
+    UnitConfig { thin_provisioned: true, unmap_granularity_blocks: 4096, ..DISK };
 
 pub(super) const TARGET: TargetView<'static> = TargetView {
     name: "iqn.2026-11.io.lunaring:demo",

@@ -14,6 +14,7 @@ pub mod execute;
 #[cfg(test)]
 mod fixture;
 mod inquiry;
+pub mod lba_status;
 pub mod lun;
 pub mod medium_error;
 mod mode;
@@ -24,10 +25,13 @@ mod report_luns;
 pub mod sense;
 mod supported;
 pub mod unit;
+pub mod unmap;
 mod vital_product_data;
+mod write_same;
 
 pub use attention::{Attention, Attentions};
 pub use execute::{Action, ByteCheck, CommandRequest, LogicalUnit, TargetView, execute};
+pub use lba_status::{LbaStatusReply, Provisioning};
 pub use medium_error::MediumError;
 pub use parameter_list::ParameterList;
 pub use sense::{Outcome, Sense, SenseCode, SenseData, SenseFormat, Status};

@@ -11,11 +11,11 @@ use crate::units::Lba;
 
 /// The blocks that a CDB names, as yet unchecked.
 #[derive(Clone, Copy)]
-struct Range {
-    lba: u64,
-    blocks: u32,
+pub(super) struct Range {
+    pub(super) lba: u64,
+    pub(super) blocks: u32,
     /// Where TRANSFER LENGTH stands in the CDB, for the field pointer.
-    length_byte: u8,
+    pub(super) length_byte: u8,
 }
 
 impl Range {
@@ -29,7 +29,7 @@ impl Range {
         Self { lba, blocks, length_byte: 4 }
     }
 
-    fn cdb_10(cdb: Cdb<'_>) -> Self {
+    pub(super) fn cdb_10(cdb: Cdb<'_>) -> Self {
         Self { lba: u64::from(cdb.be32(2)), blocks: u32::from(cdb.be16(7)), length_byte: 7 }
     }
 
@@ -37,7 +37,7 @@ impl Range {
         Self { lba: u64::from(cdb.be32(2)), blocks: cdb.be32(6), length_byte: 6 }
     }
 
-    fn cdb_16(cdb: Cdb<'_>) -> Self {
+    pub(super) fn cdb_16(cdb: Cdb<'_>) -> Self {
         Self { lba: cdb.be64(2), blocks: cdb.be32(10), length_byte: 10 }
     }
 
@@ -53,7 +53,7 @@ impl Range {
     }
 
     #[inline]
-    fn check_addresses(self, unit: &Unit) -> Result<(), Sense> {
+    pub(super) fn check_addresses(self, unit: &Unit) -> Result<(), Sense> {
         let capacity = unit.capacity_blocks();
         // Written so that no sum can overflow. INFORMATION names the first address that is not there.
         if self.lba >= capacity {
@@ -111,7 +111,7 @@ fn write(range: Range, hints: CacheHints, unit: &Unit) -> Action {
 }
 
 #[inline]
-fn check_writable(unit: &Unit) -> Result<(), Sense> {
+pub(super) fn check_writable(unit: &Unit) -> Result<(), Sense> {
     if unit.read_only() { Err(Sense::new(SenseCode::WRITE_PROTECTED)) } else { Ok(()) }
 }
 

@@ -10,7 +10,7 @@ use super::unit::Unit;
 /// Bytes of a command timeouts descriptor.
 const TIMEOUTS_BYTES: u16 = 12;
 
-pub(super) fn report_supported_operation_codes(cdb: Cdb<'_>, _unit: &Unit, out: &mut ParameterList<'_>) -> Action {
+pub(super) fn report_supported_operation_codes(cdb: Cdb<'_>, unit: &Unit, out: &mut ParameterList<'_>) -> Action {
     let timeouts = cdb.bit(2, 7);
     let opcode = cdb.byte(3);
     let service_action = cdb.be16(4);
@@ -18,7 +18,7 @@ pub(super) fn report_supported_operation_codes(cdb: Cdb<'_>, _unit: &Unit, out: 
     // REPORTING OPTIONS; the field pointer of a wrong request names the field that contradicts the option.
     let command = match cdb.byte(2) & 0x07 {
         0 => {
-            all_commands(timeouts, cdb.be32(6), out);
+            all_commands(unit, timeouts, cdb.be32(6), out);
             return Action::DataIn;
         }
         1 if has_service_actions == Some(true) => return Sense::invalid_field_in_cdb(3, None).into(),
@@ -29,6 +29,7 @@ pub(super) fn report_supported_operation_codes(cdb: Cdb<'_>, _unit: &Unit, out: 
         3 => served(opcode, service_action),
         _ => return Sense::invalid_field_in_cdb(2, Some(2)).into(),
     };
+    let command = command.filter(|command| command.is_served_on(unit));
     one_command(command, timeouts, cdb.be32(6), out);
     Action::DataIn
 }
@@ -42,11 +43,11 @@ fn served(opcode: u8, service_action: u16) -> Option<&'static Command> {
     command_table::find(&cdb)
 }
 
-/// The all_commands parameter data: a descriptor per row.
-fn all_commands(timeouts: bool, allocation_length: u32, out: &mut ParameterList<'_>) {
+/// The all_commands parameter data: a descriptor per row that the unit serves.
+fn all_commands(unit: &Unit, timeouts: bool, allocation_length: u32, out: &mut ParameterList<'_>) {
     out.begin(allocation_length);
     out.push_u32(0);
-    for command in COMMANDS {
+    for command in COMMANDS.iter().filter(|command| command.is_served_on(unit)) {
         out.push_u8(command.opcode);
         out.push_u8(0);
         out.push_u16(command.service_action.map_or(0, u16::from));

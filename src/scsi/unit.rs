@@ -54,8 +54,11 @@ pub struct UnitConfig<'a> {
     pub read_only: bool,
     /// WCE: a write is answered before it is durable; SYNCHRONIZE CACHE and FUA make it so.
     pub write_cache_enabled: bool,
-    /// LBPME: blocks may be unmapped.
+    /// LBPME: blocks may be unmapped, and read as zeros then.
     pub thin_provisioned: bool,
+    /// OPTIMAL UNMAP GRANULARITY: the logical blocks that the medium allocates and releases at once, from block 0 on.
+    /// At least 1 on a unit that is thin provisioned, and without meaning on another.
+    pub unmap_granularity_blocks: u32,
     /// The disk's identity (the VHDX page 83 data GUID); every designator and the serial number come from it.
     pub disk_uuid: [u8; 16],
     /// PRODUCT IDENTIFICATION: 1..=16 printable ASCII characters, for example "VHDX disk".
@@ -76,6 +79,9 @@ pub enum UnitError {
     /// Empty, longer than 16, or not printable ASCII.
     #[error("the product identification is 1 to 16 printable ASCII characters")]
     Product,
+    /// A thin provisioned unit that releases no blocks at once.
+    #[error("a thin provisioned disk releases at least one block at once")]
+    UnmapGranularity,
 }
 
 /// Description of a logical unit. Immutable.
@@ -88,6 +94,7 @@ pub struct Unit {
     read_only: bool,
     write_cache_enabled: bool,
     thin_provisioned: bool,
+    unmap_granularity_blocks: u32,
     sense_format: SenseFormat,
     disk_uuid: [u8; 16],
     product: [u8; 16],
@@ -102,6 +109,9 @@ impl Unit {
         }
         if config.physical_block_exponent > 15 {
             return Err(UnitError::PhysicalBlockExponent);
+        }
+        if config.thin_provisioned && config.unmap_granularity_blocks == 0 {
+            return Err(UnitError::UnmapGranularity);
         }
         let text = config.product.as_bytes();
         let printable = text.iter().all(|byte| (0x20..=0x7e).contains(byte));
@@ -118,6 +128,7 @@ impl Unit {
             read_only: config.read_only,
             write_cache_enabled: config.write_cache_enabled,
             thin_provisioned: config.thin_provisioned,
+            unmap_granularity_blocks: if config.thin_provisioned { config.unmap_granularity_blocks } else { 0 },
             sense_format: config.sense_format,
             disk_uuid: config.disk_uuid,
             product,
@@ -162,6 +173,22 @@ impl Unit {
     /// Blocks may be unmapped (LBPME).
     pub fn thin_provisioned(&self) -> bool {
         self.thin_provisioned
+    }
+
+    /// The logical blocks that the medium releases at once, from block 0 on; zero on a unit that is not thin
+    /// provisioned.
+    pub fn unmap_granularity_blocks(&self) -> u32 {
+        self.unmap_granularity_blocks
+    }
+
+    /// The most blocks that one UNMAP may name in all its descriptors (MAXIMUM UNMAP LBA COUNT).
+    pub fn unmap_blocks_max(&self) -> u32 {
+        (limits::UNMAP_BYTES_MAX >> self.block_length.shift()) as u32
+    }
+
+    /// The most blocks that one WRITE SAME may name (MAXIMUM WRITE SAME LENGTH).
+    pub fn write_same_blocks_max(&self) -> u32 {
+        limits::WRITE_SAME_BYTES_MAX >> self.block_length.shift()
     }
 
     /// The encoding of this unit's sense data.
@@ -275,6 +302,8 @@ mod tests {
         let long = UnitConfig { block_length: BlockLength::B4096, capacity_blocks: (1 << 51) + 1, ..DISK };
         assert_eq!(error(long), UnitError::Capacity);
         assert_eq!(error(UnitConfig { physical_block_exponent: 16, ..DISK }), UnitError::PhysicalBlockExponent);
+        let thin = UnitConfig { thin_provisioned: true, unmap_granularity_blocks: 0, ..DISK };
+        assert_eq!(error(thin), UnitError::UnmapGranularity);
         for product in ["", "seventeen letters", "tab\t", "größe"] {
             assert_eq!(error(UnitConfig { product, ..DISK }), UnitError::Product, "{product:?}");
         }

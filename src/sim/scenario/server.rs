@@ -120,7 +120,7 @@ impl Server {
 
     /// The name of a disk's file in the world, if it has one.
     pub fn file_name(&self, index: usize) -> Option<String> {
-        let has_file = matches!(self.config.disks[index].format, DiskFormat::Vhdx | DiskFormat::Raw);
+        let has_file = self.config.disks[index].format.has_file();
         has_file.then(|| format!("disk{index}.{}", self.starts))
     }
 
