@@ -20,6 +20,8 @@ mod map;
 mod pages;
 mod plan;
 mod source;
+#[cfg(test)]
+mod tests;
 
 pub use chain::{Chain, LEVELS_MAX, Level, Status};
 pub use engine::{
