@@ -7,3 +7,5 @@ mod vhdx_support;
 
 mod crash;
 mod hand;
+mod items;
+mod resize;
