@@ -5,6 +5,8 @@
 //! shards, clocks or SCSI.
 #![forbid(unsafe_code)]
 
+mod change;
+mod check;
 mod create;
 mod engine;
 mod error;
@@ -14,6 +16,8 @@ mod parent;
 mod spans;
 mod table;
 
+pub use change::{Repaired, repair, resize, set_parent};
+pub use check::{CheckReport, FINDINGS_MAX, Finding, Severity, check};
 pub use create::{CreateOptions, Created, NewKind, create};
 pub use engine::Engine;
 pub use error::{ChangeError, CreateError, OpenError, OpenErrorKind};

@@ -1,7 +1,7 @@
 //! The block allocation table: reading and checking it, and where its pages and the blocks' bitmaps come from.
 
 use super::error::OpenError;
-use super::format::{SECTOR, UNUSED, bitmap_bytes, table_bytes};
+use super::format::{SECTOR, UNUSED, bitmap_bytes};
 use super::spans::Span;
 use crate::blocks::{
     BlockMap, Entry, Fault, MapLimits, PAGE_BYTES, PageSource, Piece, PieceList, Shape, State, Storage, Table,
@@ -51,10 +51,6 @@ pub(super) struct TablePlace {
 }
 
 impl TablePlace {
-    pub fn end(&self) -> u64 {
-        self.offset_bytes + table_bytes(u64::from(self.blocks))
-    }
-
     pub fn entry_offset(&self, block: u32) -> u64 {
         self.offset_bytes + u64::from(block) * 4
     }
