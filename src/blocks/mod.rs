@@ -21,6 +21,8 @@ mod pages;
 mod plan;
 mod source;
 mod storage;
+#[cfg(test)]
+mod tests;
 
 pub use chain::{Chain, LEVELS_MAX, Level, Status};
 pub use engine::{
