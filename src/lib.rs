@@ -63,6 +63,7 @@ pub mod cli;
 pub mod control;
 pub mod crc32c;
 pub mod iscsi;
+pub mod jobs;
 pub mod limits;
 pub mod medium;
 pub mod mem;

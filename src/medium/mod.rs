@@ -11,14 +11,17 @@
 //! system cannot. Opening (validation, log replay) goes through the page cache and ends with a flush before the first
 //! direct access, so the two ways are never mixed while a disk is served.
 
+pub mod blocking;
 mod create;
+mod describe;
 mod disk;
 mod error;
 mod open;
 mod plan;
 mod storage;
 
-pub use create::{CreateSpec, create_file, preallocate};
+pub use create::{CreateSpec, NewParent, create_file, preallocate};
+pub use describe::{ImageDescription, ImageIdentity, describe, modified_ns, set_modified_ns};
 pub use disk::{Backing, Disk, FileBacking, Health};
 pub use error::FileError;
 pub use open::{OpenSpec, Opened, Probed, open, probe};
@@ -32,6 +35,8 @@ use serde::{Deserialize, Serialize};
 pub enum DiskFormat {
     /// A VHDX file (MS-VHDX).
     Vhdx,
+    /// A VHD file, the older format (Virtual Hard Disk Image Format Specification 1.0).
+    Vhd,
     /// A file whose byte n is the disk's byte n.
     Raw,
     /// Anonymous memory; gone when the server stops.
@@ -48,6 +53,8 @@ pub enum DiskKind {
     Dynamic,
     /// All space is reserved at creation.
     Fixed,
+    /// Holds what differs from a parent; space is taken when it is first written.
+    Differencing,
 }
 
 /// How a disk's file is accessed.
@@ -61,10 +68,16 @@ pub enum Cache {
 }
 
 impl DiskFormat {
+    /// Whether an image file stores it.
+    pub fn has_file(self) -> bool {
+        matches!(self, Self::Vhdx | Self::Vhd | Self::Raw)
+    }
+
     /// The word the command line uses.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Vhdx => "vhdx",
+            Self::Vhd => "vhd",
             Self::Raw => "raw",
             Self::Memory => "memory",
             Self::Null => "null",
@@ -78,6 +91,7 @@ impl DiskKind {
         match self {
             Self::Dynamic => "dynamic",
             Self::Fixed => "fixed",
+            Self::Differencing => "differencing",
         }
     }
 }

@@ -94,10 +94,7 @@ struct Parts {
 pub fn probe(path: &Path) -> Result<Probed, FileError> {
     let file = open_file(path, true)?;
     let size_bytes = file_size(&file, path)?;
-    let mut signature = [0; 8];
-    let is_vhdx = file.read_exact_at(&mut signature, 0).is_ok() && &signature == VHDX_SIGNATURE;
-    // A VHDX whose signature is damaged must be refused as one: served as a raw disk, its first write would destroy it.
-    if !is_vhdx && !is_named_vhdx(path) {
+    if !is_vhdx(&file, path) {
         if is_vhd(&file, path, size_bytes) {
             return Err(FileError::Vhd(path.to_owned()));
         }
@@ -114,8 +111,14 @@ pub fn probe(path: &Path) -> Result<Probed, FileError> {
     })
 }
 
+/// A VHDX whose signature is damaged must be refused as one: served as a raw disk, its first write would destroy it.
+pub(super) fn is_vhdx(file: &File, path: &Path) -> bool {
+    let mut signature = [0; 8];
+    (file.read_exact_at(&mut signature, 0).is_ok() && &signature == VHDX_SIGNATURE) || is_named_vhdx(path)
+}
+
 /// A VHD says so in its footer, the last 512 (once 511) bytes; a dynamic one repeats it at the start.
-fn is_vhd(file: &File, path: &Path, size_bytes: u64) -> bool {
+pub(super) fn is_vhd(file: &File, path: &Path, size_bytes: u64) -> bool {
     const COOKIE: &[u8; 8] = b"conectix";
     let mut bytes = [0; 8];
     let footers = [Some(0), size_bytes.checked_sub(512), size_bytes.checked_sub(511)];
@@ -139,6 +142,7 @@ pub fn open(spec: OpenSpec) -> Result<Opened, FileError> {
         }
         (DiskFormat::Raw, Some(path)) => open_raw_disk(&spec, path)?,
         (DiskFormat::Vhdx, Some(path)) => open_vhdx_disk(&spec, path)?,
+        (DiskFormat::Vhd, Some(path)) => return Err(FileError::Vhd(path.clone())),
         (format, Some(_)) => return Err(FileError::Spec(format.as_str(), "has no file")),
         (format, None) => return Err(FileError::Spec(format.as_str(), "needs a file")),
     };
@@ -180,11 +184,13 @@ fn unit_for(spec: &OpenSpec, parts: &Parts, read_only: bool) -> Result<Unit, Fil
         physical_block_exponent: (physical / parts.sector_size_bytes).trailing_zeros() as u8,
         capacity_blocks: parts.size_bytes / u64::from(parts.sector_size_bytes),
         read_only,
-        write_cache_enabled: matches!(spec.format, DiskFormat::Vhdx | DiskFormat::Raw),
+        write_cache_enabled: spec.format.has_file(),
         thin_provisioned: false,
+        unmap_granularity_blocks: 0,
         disk_uuid: *parts.uuid.as_bytes(),
         product: match spec.format {
             DiskFormat::Vhdx => "VHDX disk",
+            DiskFormat::Vhd => "VHD disk",
             DiskFormat::Raw => "Raw disk",
             DiskFormat::Memory => "Memory disk",
             DiskFormat::Null => "Null disk",
@@ -272,7 +278,7 @@ fn check_raw_size(path: &Path, size_bytes: u64, sector_size_bytes: u32) -> Resul
     })
 }
 
-fn open_file(path: &Path, read_only: bool) -> Result<File, FileError> {
+pub(super) fn open_file(path: &Path, read_only: bool) -> Result<File, FileError> {
     let file = OpenOptions::new()
         .read(true)
         .write(!read_only)
@@ -299,7 +305,7 @@ fn open_locked(path: &Path, read_only: bool) -> Result<File, FileError> {
 }
 
 /// The size of a regular file or a block device.
-fn file_size(file: &File, path: &Path) -> Result<u64, FileError> {
+pub(super) fn file_size(file: &File, path: &Path) -> Result<u64, FileError> {
     use std::io::{Seek, SeekFrom};
     let mut file = file;
     file.seek(SeekFrom::End(0)).map_err(|source| FileError::io("get the size of", path, source))

@@ -67,6 +67,14 @@ impl ExtentList {
         list
     }
 
+    /// Bytes of the range that the extents cover, from its start.
+    pub fn covered_bytes(&self) -> u32 {
+        let len = |extent: &Extent| match *extent {
+            Extent::Zeros { len_bytes } | Extent::File { len_bytes, .. } => len_bytes,
+        };
+        self.as_slice().iter().map(len).sum()
+    }
+
     /// The extents.
     pub fn as_slice(&self) -> &[Extent] {
         &self.extents[..usize::from(self.count)]

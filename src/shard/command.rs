@@ -61,7 +61,7 @@ impl<R: Ring> Work<'_, R> {
         if matches!(action, Action::DataIn) {
             scratch.truncate(len);
             if len > 0 {
-                self.task(task).set_piece(scratch.freeze());
+                self.task(task).set_read(scratch.freeze());
             }
             self.task(task).transfer_length = len as u64;
         } else {
@@ -104,6 +104,11 @@ impl<R: Ring> Work<'_, R> {
             }
             (Action::NeedsBuffer { .. }, _) | (_, None) => {
                 return self.complete(task, MediumError::Removed.outcome());
+            }
+            (Action::Unmap { .. } | Action::WriteSame { .. } | Action::GetLbaStatus { .. }, _)
+            | (Action::CompareAndWrite { .. } | Action::OrWrite { .. } | Action::WriteAtomic { .. }, _) => {
+                // The medium has no such operations yet.
+                return self.complete(task, Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into());
             }
             (Action::Flush { immed, .. }, _) => {
                 self.task(task).kind = Kind::Flush;
@@ -148,6 +153,8 @@ impl<R: Ring> Work<'_, R> {
                 self.start_write(task, medium_bytes, data_out, data);
             }
             Action::Done(_) | Action::DataIn | Action::NeedsBuffer { .. } | Action::Flush { .. } => {}
+            Action::Unmap { .. } | Action::WriteSame { .. } | Action::GetLbaStatus { .. } => {}
+            Action::CompareAndWrite { .. } | Action::OrWrite { .. } | Action::WriteAtomic { .. } => {}
         }
     }
 
@@ -171,10 +178,14 @@ impl<R: Ring> Work<'_, R> {
 
     /// Ask the home shard to flush the task's disk.
     pub(crate) fn ask_flush(&mut self, task: TaskId) {
+        if self.is_held(task, Resume::Flush) {
+            return;
+        }
         let slot = self.task(task).disk.expect("a flush has a unit");
         if !self.core.ask_home(slot, self.key, task.0, HomeRequest::Flush) {
             return self.starve(task, Resume::Flush);
         }
+        self.begin_work(task);
         self.set_step(task, Step::Flushing);
         self.begin_operation(task);
     }
@@ -189,12 +200,18 @@ impl<R: Ring> Work<'_, R> {
         let (step, kind, through) = (entry.step, entry.kind, entry.done == entry.total);
         match (result, step) {
             (Err(error), _) => self.fail(task, error),
-            (Ok(()), Step::Preparing) => self.write_out(task),
+            (Ok(()), Step::Preparing) => {
+                self.end_work(task);
+                self.write_out(task);
+            }
             (Ok(()), _) => match kind {
                 Kind::Flush => self.complete(task, Outcome::GOOD),
                 // FUA on a read: what was cached is durable now.
-                Kind::Read if !through => self.read_in(task),
-                _ => self.window_written(task),
+                Kind::Read if !through => {
+                    self.end_work(task);
+                    self.read_in(task);
+                }
+                _ => self.part_written(task),
             },
         }
     }
@@ -228,11 +245,12 @@ impl<R: Ring> Work<'_, R> {
 
     /// The command has ended: answer as soon as it is allowed.
     pub(crate) fn complete(&mut self, task: TaskId, outcome: Outcome) {
+        self.end_work(task);
         let entry = self.task(task);
         entry.answer = Answer::Response(outcome);
         entry.buf = None;
         entry.data = None;
-        entry.clear_pieces();
+        entry.clear_read();
         if outcome != Outcome::GOOD {
             entry.transfer_length = u64::from(entry.done);
         }
@@ -290,7 +308,7 @@ impl<R: Ring> Work<'_, R> {
             self.session.ready.pop();
             self.task(task).queued = false;
             // Its next window may be ready to be sent already; or it may want another R2T.
-            if self.task(task).step == Step::Sending && self.task(task).piece_count > 0 {
+            if self.task(task).step == Step::Sending && self.task(task).read.is_some() {
                 self.queue_ready(task);
             }
         }
@@ -351,17 +369,20 @@ impl<R: Ring> Work<'_, R> {
         self.set_step(task, Step::Idle);
         let entry = self.task(task);
         assert_eq!(entry.operations, 0, "a task ends after its last operation");
+        self.end_work(task);
+        let entry = self.task(task);
         let slot = entry.disk.take();
         let job = entry.job.take();
         entry.buf = None;
         entry.data = None;
-        entry.clear_pieces();
+        entry.clear_read();
         entry.answer = Answer::None;
         entry.kind = Kind::None;
         entry.operation = Operation::Other;
         entry.total = 0;
         entry.done = 0;
         entry.window = 0;
+        entry.through = 0;
         entry.data_total = 0;
         entry.received = 0;
         entry.transfer_length = 0;

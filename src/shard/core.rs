@@ -8,6 +8,7 @@ use super::mailbox::Senders;
 use super::management::{JOBS_MAX, Jobs};
 use super::message::Configuration;
 use super::notices::Notices;
+use super::pause::{AtWork, Pause};
 use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage};
 use crate::bounded::Queue;
 use crate::medium::Disk;
@@ -47,6 +48,12 @@ pub(crate) struct DiskSlot {
     pub(crate) tasks: u32,
     /// Present on the disk's home shard.
     pub(crate) home: Option<Box<HomeDisk>>,
+    /// Who is at work on its files.
+    pub(crate) at_work: AtWork,
+    /// Its commands are held.
+    pub(crate) pause: Option<Pause>,
+    /// How often another form of it has been put in its place.
+    pub(crate) swaps: u32,
     /// Commands of this turn, by kind, whose latency is not recorded yet.
     pub(crate) untimed: [u32; Operation::ALL.len()],
     /// A detach that waits for the tasks (and, at home, for the engine).
@@ -103,8 +110,8 @@ pub(crate) enum Mark {
     Shutdown(u32),
     /// Closing a connection.
     Close(u32),
-    /// File I/O of a task: connection, task, which piece of its window.
-    Task(u32, u16, u8),
+    /// File I/O of a task: connection, task.
+    Task(u32, u16),
     /// Metadata I/O of a disk's engine: disk slot, the engine's number.
     Engine(u32, u32),
     /// A flush of a disk's file for initiators: disk slot.
@@ -123,7 +130,7 @@ impl Mark {
             Self::Send(link) => (3, link, 0),
             Self::Shutdown(link) => (4, link, 0),
             Self::Close(link) => (5, link, 0),
-            Self::Task(link, task, piece) => (6, link, u32::from(task) << 8 | u32::from(piece)),
+            Self::Task(link, task) => (6, link, u32::from(task)),
             Self::Engine(disk, io) => (7, disk, io),
             Self::Flush(disk) => (8, disk, 0),
         };
@@ -141,7 +148,7 @@ impl Mark {
             3 => Self::Send(index),
             4 => Self::Shutdown(index),
             5 => Self::Close(index),
-            6 => Self::Task(index, (detail >> 8) as u16, detail as u8),
+            6 => Self::Task(index, detail as u16),
             7 => Self::Engine(index, detail),
             8 => Self::Flush(index),
             _ => Self::Ignore,
@@ -359,7 +366,7 @@ mod tests {
             Mark::Send(0),
             Mark::Shutdown(7),
             Mark::Close(8),
-            Mark::Task(4095, 135, 255),
+            Mark::Task(4095, 135),
             Mark::Engine(16383, u32::MAX),
             Mark::Flush(0x0fff_ffff),
         ];

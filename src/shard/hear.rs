@@ -8,6 +8,7 @@ use super::home::HomeDisk;
 use super::link::{LinkState, Phase};
 use super::login;
 use super::message::{Configuration, DetachError, Reply, SessionInfo, ToShard};
+use super::pause::AtWork;
 use super::peer::{Asker, LinkKey, PeerMessage, ResetScope};
 use super::registrar::Decision;
 use super::run::Shard;
@@ -59,6 +60,8 @@ impl<R: Ring> Shard<R> {
                 self.core.home_requests -= 1;
                 self.with_work(asker.link, |work| work.home_done(TaskId(asker.task), result));
             }
+            PeerMessage::Barrier { disk, home, mark } => self.barrier(disk, home, mark),
+            PeerMessage::BarrierPassed { disk, mark } => self.barrier_passed(disk, mark),
             PeerMessage::Reset { scope, attention, drop_sessions, asker } => {
                 self.reset_units(scope, attention, drop_sessions, asker);
             }
@@ -157,6 +160,7 @@ impl<R: Ring> Shard<R> {
             }
             ToShard::Detach { disk, reply } => match self.core.disks.find(disk) {
                 Some(slot) => {
+                    self.resume(disk);
                     if let Some(entry) = self.core.disks.at_mut(slot) {
                         entry.detaching = Some(reply);
                     }
@@ -164,6 +168,11 @@ impl<R: Ring> Shard<R> {
                 }
                 None => reply(Err(DetachError("the disk is not attached".into()))),
             },
+            ToShard::Pause { disk, patience_ms, reply } => self.pause(disk, patience_ms, reply),
+            ToShard::Resume { disk, reply } => {
+                self.resume(disk);
+                reply(());
+            }
             ToShard::ListSessions { reply } => reply(self.list_sessions()),
             ToShard::DropSession { id, reply } => {
                 let Self { core, links, .. } = self;
@@ -186,6 +195,9 @@ impl<R: Ring> Shard<R> {
         let slot = self.core.disks.insert(DiskSlot {
             disk: Arc::clone(&disk),
             tasks: 0,
+            at_work: AtWork::default(),
+            pause: None,
+            swaps: 0,
             home: None,
             untimed: [0; 4],
             detaching: None,

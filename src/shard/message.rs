@@ -70,6 +70,11 @@ pub struct SessionInfo {
 #[error("{0}")]
 pub struct DetachError(pub String);
 
+/// Why a disk could not be paused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct PauseError(pub String);
+
 /// A message to one shard.
 pub enum ToShard {
     /// Replace the configuration. Sessions whose target is gone or no longer allowed are dropped; LUN changes raise the
@@ -110,6 +115,24 @@ pub enum ToShard {
         disk: DiskId,
         /// Answered when done; an error means that the file was left to be recovered by log replay.
         reply: Reply<Result<(), DetachError>>,
+    },
+    /// Hold the commands of a disk: those that are at work on its files come to the end of their window, others wait
+    /// where they would begin one. Everything else goes on, other units of the same sessions too. Ended by `Resume` or
+    /// `Swap`.
+    Pause {
+        /// The disk.
+        disk: DiskId,
+        /// How long to wait for those that are at work. The pause is undone when they take longer.
+        patience_ms: u64,
+        /// Answered when nobody of this shard is at work on the disk's files.
+        reply: Reply<Result<(), PauseError>>,
+    },
+    /// End a pause that is or is coming to be; nothing happens when there is none.
+    Resume {
+        /// The disk.
+        disk: DiskId,
+        /// Answered when the commands go on.
+        reply: Reply<()>,
     },
     /// List this shard's sessions.
     ListSessions {

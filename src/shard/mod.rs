@@ -17,6 +17,7 @@
 //! | `command` | a SCSI command's start, and its end |
 //! | `read`, `write` | how a command's data moves between connection and medium |
 //! | `management` | aborts, resets, logout |
+//! | `pause` | who is at work on a disk's files, and keeping everybody away from them for a moment |
 //! | `home` | what a disk's home shard does for all: allocation, log, flush |
 //! | `registrar` | session identities (shard 0) |
 //! | `peer`, `message`, `mailbox` | what shards and the control plane say to each other |
@@ -38,6 +39,7 @@ mod management;
 pub mod message;
 mod notices;
 mod output;
+mod pause;
 mod peer;
 pub mod placement;
 mod read;
@@ -48,7 +50,7 @@ mod threads;
 mod write;
 
 pub(crate) use mailbox::{Senders, mailbox};
-pub use message::{Configuration, DetachError, LunMap, Mapping, Reply, SessionInfo, ToShard};
+pub use message::{Configuration, DetachError, LunMap, Mapping, PauseError, Reply, SessionInfo, ToShard};
 pub(crate) use run::Parts;
 pub use run::Shard;
 pub use threads::{Shards, ShardsConfig, StartError, portal_listeners};

@@ -67,6 +67,22 @@ pub(crate) enum PeerMessage {
         /// How it went.
         result: Result<(), MediumError>,
     },
+    /// From a disk's home, to every shard: say when all plans for it that were made before this have been carried out.
+    Barrier {
+        /// The disk.
+        disk: DiskId,
+        /// Its home.
+        home: ShardId,
+        /// Comes back.
+        mark: u64,
+    },
+    /// To a disk's home: they have been.
+    BarrierPassed {
+        /// The disk.
+        disk: DiskId,
+        /// What came with the question.
+        mark: u64,
+    },
     /// To the registrar: a login wants its session identity. An older session of the same name is ended first.
     Register {
         /// Who wants which session.

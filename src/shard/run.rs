@@ -58,6 +58,7 @@ pub struct Shard<R: Ring> {
     pub(super) policy: LoginPolicy,
     pub(super) entropy: Box<dyn Entropy>,
     pub(super) detaching: Vec<u32>,
+    pub(super) pausing: Vec<u32>,
     pub(super) quiescing: Option<(u64, Reply<()>)>,
     pub(super) sessions_started: u64,
     pub(super) zero_copy: bool,
@@ -93,6 +94,7 @@ impl<R: Ring> Shard<R> {
             policy: LoginPolicy::default(),
             entropy: Box::new(SystemEntropy),
             detaching: Vec::new(),
+            pausing: Vec::new(),
             quiescing: None,
             sessions_started: 0,
             zero_copy: parts.zero_copy,
@@ -135,6 +137,9 @@ impl<R: Ring> Shard<R> {
             self.feed_starved();
         }
         self.watch_time();
+        if !self.pausing.is_empty() {
+            self.finish_pausing();
+        }
         self.finish_detaching();
         if self.quiescing.is_some() {
             self.finish_quiescing();
@@ -214,15 +219,15 @@ impl<R: Ring> Shard<R> {
             | Mark::Send(index)
             | Mark::Shutdown(index)
             | Mark::Close(index)
-            | Mark::Task(index, _, _) => index,
+            | Mark::Task(index, _) => index,
         };
         let Some(mut link) = link_at(links, index) else { unreachable!("a connection outlives its operations") };
         let alive = match Mark::from_tag(completion.tag) {
             Mark::Receive(_) => link.received(core, completion),
             Mark::Send(_) => link.sent(core, completion),
-            Mark::Task(_, task, piece) => {
+            Mark::Task(_, task) => {
                 if let Some((mut work, _, _)) = link.work(core) {
-                    work.file_completed(TaskId(task), piece, completion);
+                    work.file_completed(TaskId(task), completion);
                 }
                 true
             }
@@ -436,6 +441,7 @@ impl<R: Ring> Shard<R> {
             (u64::MAX, _) | (_, true) => next_ms,
             _ => next_ms.next_multiple_of(DEADLINE_GRAIN_MS),
         };
+        self.core.deadline_ms = self.core.deadline_ms.min(self.pause_deadline_ms());
     }
 
     pub(super) fn close_all(&mut self) {

@@ -202,27 +202,33 @@ impl<R: Ring> Work<'_, R> {
 
     /// Write the window.
     pub(crate) fn write_out(&mut self, task: TaskId) {
+        if self.is_held(task, Resume::WriteOut) {
+            return;
+        }
         let entry = self.task(task);
-        let (offset_bytes, window) = (entry.offset_bytes + u64::from(entry.done), entry.window);
+        let offset_bytes = entry.offset_bytes + u64::from(entry.done + entry.through);
+        let len_bytes = entry.window - entry.through;
         entry.error = None;
+        entry.planned = len_bytes;
         let slot = entry.disk.expect("a write has a unit");
         let disk = self.core.disks.of_task(slot);
-        match disk.plan_write(offset_bytes, window) {
-            WritePlan::Discard => self.window_written(task),
+        match disk.plan_write(offset_bytes, len_bytes) {
+            WritePlan::Discard => self.part_written(task),
             WritePlan::Memory => {
                 let data = self.session.tasks[usize::from(task.0)].data.as_ref();
                 if let (Backing::Memory(memory), Some(data)) = (disk.backing(), data) {
                     memory.write(offset_bytes, data);
                 }
-                self.window_written(task);
+                self.part_written(task);
             }
             WritePlan::Poisoned => self.fail(task, MediumError::Poisoned),
             WritePlan::Prepare => {
-                let request = HomeRequest::Prepare { offset_bytes, len_bytes: u64::from(window) };
+                let request = HomeRequest::Prepare { offset_bytes, len_bytes: u64::from(len_bytes) };
                 if !self.core.ask_home(slot, self.key, task.0, request) {
                     return self.starve(task, Resume::WriteOut);
                 }
                 self.set_step(task, Step::Preparing);
+                self.begin_work(task);
                 self.begin_operation(task);
             }
             WritePlan::File(file, extents) => self.write_extents(task, file, &extents),
@@ -230,15 +236,17 @@ impl<R: Ring> Work<'_, R> {
     }
 
     fn write_extents(&mut self, task: TaskId, file: Fd, extents: &ExtentList) {
+        self.begin_plan(task);
         self.set_step(task, Step::Writing);
-        let durable = self.task(task).durable;
-        let mut at = 0usize;
-        for (index, extent) in extents.as_slice().iter().enumerate() {
+        let entry = self.task(task);
+        entry.planned = extents.covered_bytes();
+        let (durable, mut at) = (entry.durable, entry.through as usize);
+        for extent in extents.as_slice() {
             let (Extent::File { len_bytes, .. } | Extent::Zeros { len_bytes }) = *extent;
             if let Extent::File { offset_bytes, .. } = *extent {
                 let data = self.task(task).data.as_ref().expect("a window that is written has its data");
                 let from = data.slice(at..at + len_bytes as usize);
-                self.submit_write(task, index as u8, Op::Write { file, offset_bytes, from, durable });
+                self.submit_write(task, Op::Write { file, offset_bytes, from, durable });
             }
             at += len_bytes as usize;
         }
@@ -247,8 +255,8 @@ impl<R: Ring> Work<'_, R> {
         }
     }
 
-    fn submit_write(&mut self, task: TaskId, piece: u8, op: Op) {
-        let mark = Mark::Task(self.key.index, task.0, piece);
+    fn submit_write(&mut self, task: TaskId, op: Op) {
+        let mark = Mark::Task(self.key.index, task.0);
         match self.core.io.submit(mark, op) {
             Ok(()) => self.begin_operation(task),
             Err(_) => {
@@ -258,14 +266,14 @@ impl<R: Ring> Work<'_, R> {
     }
 
     /// One extent of the window has been written, or part of it.
-    pub(crate) fn write_completed(&mut self, task: TaskId, piece: u8, op: Op, result: Result<u32, Errno>) {
+    pub(crate) fn write_completed(&mut self, task: TaskId, op: Op, result: Result<u32, Errno>) {
         let Op::Write { file, offset_bytes, from, durable } = op else { return };
         match result {
             Ok(written) if written as usize == from.len() => {}
             Ok(written) if written > 0 => {
                 let from = from.slice(written as usize..from.len());
                 let offset_bytes = offset_bytes + u64::from(written);
-                self.submit_write(task, piece, Op::Write { file, offset_bytes, from, durable });
+                self.submit_write(task, Op::Write { file, offset_bytes, from, durable });
             }
             Err(Errno(libc::ENOSPC | libc::EDQUOT | libc::EFBIG)) => {
                 self.task(task).error = Some(MediumError::OutOfSpace);
@@ -283,6 +291,7 @@ impl<R: Ring> Work<'_, R> {
 
     /// Every extent has been written, or has failed.
     pub(crate) fn writes_ended(&mut self, task: TaskId) {
+        self.end_plan(task);
         match self.task(task).error {
             Some(MediumError::Busy) => return self.starve(task, Resume::WriteOut),
             Some(error) => return self.fail(task, error),
@@ -292,12 +301,19 @@ impl<R: Ring> Work<'_, R> {
         if self.task(task).durable && self.core.disks.of_task(slot).needs_flush_after_durable_write() {
             return self.ask_flush(task);
         }
-        self.window_written(task);
+        self.part_written(task);
     }
 
-    /// The window is on the medium.
-    pub(crate) fn window_written(&mut self, task: TaskId) {
-        match self.task(task).kind {
+    /// What was planned of the window is on the medium.
+    pub(crate) fn part_written(&mut self, task: TaskId) {
+        self.end_work(task);
+        let entry = self.task(task);
+        entry.through += entry.planned;
+        if entry.through < entry.window {
+            return self.write_out(task);
+        }
+        entry.through = 0;
+        match entry.kind {
             Kind::WriteAndVerify { .. } => self.read_in(task),
             _ => self.window_done(task),
         }

@@ -4,9 +4,10 @@ use std::sync::atomic::AtomicU64;
 
 use super::error::OpenError;
 use super::format::{BatEntry, BlockState, MIB, PAGE};
+use super::geometry::Geometry;
 use super::region::{Place, Span};
 use super::storage::Storage;
-use super::view::{BatView, Geometry};
+use super::view::BatView;
 
 /// Entries in a 4 KiB page of the table: what one data descriptor of the log carries.
 pub(super) const ENTRIES_PER_PAGE: u64 = (PAGE / 8) as u64;
@@ -62,7 +63,11 @@ pub(super) fn read_table(
                     }
                     entries.push(AtomicU64::new(entry.0));
                 }
-                None if entry.0 & 7 != 0 => return Err(OpenError::Bitmap { entry: entry.0, offset_bytes }),
+                None if entry.0 & 7 != 0 => {
+                    let chunk = (index / (u64::from(geometry.chunk_ratio) + 1)) as u32;
+                    let rule = "a disk without a parent has no sector bitmaps";
+                    return Err(OpenError::Bitmap { chunk, entry: entry.0, offset_bytes, rule });
+                }
                 None => {}
             }
             index += 1;

@@ -7,12 +7,14 @@ use super::bat::{Table, read_table, visible_len};
 use super::engine::{Engine, FileState};
 use super::error::OpenError;
 use super::format::{BatEntry, Guid, HEADER_SECTION_LEN};
+use super::geometry::Geometry;
 use super::header::{CurrentHeader, read_headers, read_identifier};
+use super::locator::ParentLocator;
 use super::metadata::{Metadata, read_metadata};
 use super::region::{Regions, Span, TableRepair, read_regions, sort_disjoint};
 use super::replay::Overlay;
 use super::storage::Storage;
-use super::view::{BatView, Geometry};
+use super::view::BatView;
 
 /// What will be done with the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +69,9 @@ pub struct OpenDisk {
     pub virtual_disk_id: Guid,
     /// DataWriteGuid at open: what children of this disk refer to.
     pub data_write_guid: Guid,
+    /// Where the parent of a differencing disk is found, and how it is recognised. Whoever opens the disk has to hold
+    /// the parent's DataWriteGuid against it.
+    pub parent: Option<ParentLocator>,
     /// Who made the file; for people only (section 2.2.1).
     pub creator: String,
     /// What was replayed, if the log was not empty.
@@ -81,8 +86,10 @@ pub(super) struct Loaded<'a> {
     pub current: CurrentHeader,
     pub geometry: Geometry,
     pub virtual_disk_id: Guid,
+    pub parent: Option<ParentLocator>,
     pub table: Table,
     /// Header section, log and regions, in the order of the file.
+    #[allow(dead_code, reason = "the engine maps free space from it")]
     pub spans: Vec<Span>,
     pub repair: Option<TableRepair>,
     pub creator: String,
@@ -106,15 +113,20 @@ pub(super) fn load(storage: &mut dyn Storage) -> Result<Loaded<'_>, OpenError> {
     spans.push(Span { start: 0, end: HEADER_SECTION_LEN, name: "the header section".to_owned() });
     spans.push(Span { start: log.start, end: log.end, name: "the log".to_owned() });
     sort_disjoint(&mut spans)?;
-    let Metadata { geometry, virtual_disk_id } = read_metadata(&mut overlay, metadata, bat.offset_bytes)?;
+    let Metadata { geometry, virtual_disk_id, parent, .. } = read_metadata(&mut overlay, metadata, bat.offset_bytes)?;
+    if let Some(parent) = parent {
+        return Err(OpenError::Differencing { parent: parent.to_string() });
+    }
     let table = read_table(&mut overlay, &geometry, bat, &spans)?;
-    Ok(Loaded { overlay, current, geometry, virtual_disk_id, table, spans, repair, creator, warnings })
+    Ok(Loaded { overlay, current, geometry, virtual_disk_id, parent, table, spans, repair, creator, warnings })
 }
 
 /// Open a disk. A file that was closed cleanly is not modified, and neither is one that is refused.
 pub fn open(storage: &mut dyn Storage, mut options: OpenOptions) -> Result<OpenDisk, OpenError> {
     let loaded = load(storage)?;
-    let Loaded { mut overlay, mut current, geometry, virtual_disk_id, table, repair, creator, warnings, .. } = loaded;
+    let Loaded {
+        mut overlay, mut current, geometry, virtual_disk_id, parent, table, repair, creator, warnings, ..
+    } = loaded;
     let (blocks_present, objects_end_bytes) = (table.present, table.objects_end);
     let view = Arc::new(BatView::new(table.entries));
     let replay = overlay.summary;
@@ -134,7 +146,7 @@ pub fn open(storage: &mut dyn Storage, mut options: OpenOptions) -> Result<OpenD
             Some(Engine::new(geometry, Arc::clone(&view), current, replay.is_some(), file, options.guids))
         }
     };
-    Ok(OpenDisk { geometry, view, engine, virtual_disk_id, data_write_guid, creator, replay, warnings })
+    Ok(OpenDisk { geometry, view, engine, virtual_disk_id, data_write_guid, parent, creator, replay, warnings })
 }
 
 /// Write a replay to the file (section 2.3.3): a new FileWriteGuid first, the LogGuid cleared last.

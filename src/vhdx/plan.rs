@@ -1,6 +1,7 @@
 //! From a byte range of the virtual disk to ranges of the file: a few nanoseconds, no allocation, on any shard.
 
-use super::view::{BatView, Geometry};
+use super::geometry::Geometry;
+use super::view::BatView;
 
 /// Where a part of a range is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

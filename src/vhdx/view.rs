@@ -1,4 +1,4 @@
-//! What every shard of a disk shares: its immutable geometry and the lock-free view of its block allocation table.
+//! What every shard of a disk shares besides its geometry: the lock-free view of its block allocation table.
 //!
 //! The engine on the home shard is the only writer of BAT entries; every shard reads them. A reader that sees an
 //! entry also sees everything that was stored before it (release/acquire), in particular that its log entry is not
@@ -7,51 +7,6 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::format::{BatEntry, MIB};
-
-/// The shape of an open disk. Never changes while it is open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Geometry {
-    /// The virtual disk's size in bytes: a multiple of the logical sector, 1 sector to 64 TiB (section 2.6.2.2).
-    pub disk_size_bytes: u64,
-    /// Payload block size in bytes: a power of two, 1 to 256 MiB (section 2.6.2.1).
-    pub block_size_bytes: u32,
-    /// Base-two logarithm of `block_size_bytes`.
-    pub block_shift: u8,
-    /// 512 or 4096 (section 2.6.2.4).
-    pub logical_sector_bytes: u32,
-    /// 512 or 4096 (section 2.6.2.5).
-    pub physical_sector_bytes: u32,
-    /// Payload blocks of the disk: `disk_size_bytes` in blocks, rounded up; at most 2^26.
-    pub block_count: u32,
-    /// LeaveBlocksAllocated: the disk is meant to stay fully allocated ("fixed", section 2.6.2.1).
-    pub fixed: bool,
-    /// Where the BAT region starts in the file.
-    pub bat_offset_bytes: u64,
-    /// Payload entries between two sector bitmap entries (chunk ratio, section 2.5).
-    pub chunk_ratio: u32,
-}
-
-impl Geometry {
-    /// The index in the BAT of a payload block's entry (section 2.5: a bitmap entry follows every chunk).
-    pub fn bat_index(&self, block: u32) -> u64 {
-        u64::from(block) + u64::from(block / self.chunk_ratio)
-    }
-
-    /// The payload block whose entry is at `index` of the BAT; `None` for bitmap entries and past the last block.
-    pub fn block_at(&self, index: u64) -> Option<u32> {
-        let period = u64::from(self.chunk_ratio) + 1;
-        let block = index / period * u64::from(self.chunk_ratio) + index % period;
-        (index % period < u64::from(self.chunk_ratio) && block < u64::from(self.block_count)).then_some(block as u32)
-    }
-
-    /// BAT entries that the disk needs (without a parent: the bitmap entry after the last chunk is not needed).
-    pub fn bat_entries(&self) -> u64 {
-        match self.block_count.checked_sub(1) {
-            Some(last) => self.bat_index(last) + 1,
-            None => 0,
-        }
-    }
-}
 
 /// A moment in the history of published log entries: what a file sync that starts now will make durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -311,6 +311,7 @@ pub fn create_options(size_bytes: u64, kind: DiskKind, block_size_bytes: u64) ->
         virtual_disk_id: next(),
         file_write_guid: next(),
         data_write_guid: next(),
+        parent: None,
     }
 }
 

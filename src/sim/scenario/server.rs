@@ -120,7 +120,7 @@ impl Server {
 
     /// The name of a disk's file in the world, if it has one.
     pub fn file_name(&self, index: usize) -> Option<String> {
-        let has_file = matches!(self.config.disks[index].format, DiskFormat::Vhdx | DiskFormat::Raw);
+        let has_file = self.config.disks[index].format.has_file();
         has_file.then(|| format!("disk{index}.{}", self.starts))
     }
 
@@ -182,6 +182,8 @@ impl Server {
             size_bytes: plan.size_bytes,
             block_size_bytes: (plan.format == DiskFormat::Vhdx).then_some(1 << 20),
             sector_size_bytes: plan.sector_size_bytes,
+            parent: None,
+            disk_id: None,
         };
         medium::create_file(&spec).map_err(|error| format!("disk {index}: {error}"))
     }

@@ -17,9 +17,10 @@ use steps::{GROUP_PAGES_MAX, STAGING_LEN, Step};
 
 use super::GuidSource;
 use super::format::{Guid, MIB};
+use super::geometry::Geometry;
 use super::header::CurrentHeader;
 use super::region::TableRepair;
-use super::view::{BatView, FlushMark, Geometry};
+use super::view::{BatView, FlushMark};
 
 /// Longest [`MetadataIoKind::Write`].
 pub const METADATA_WRITE_BYTES_MAX: usize = STAGING_LEN;
