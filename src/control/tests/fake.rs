@@ -108,6 +108,8 @@ impl DataPlane for FakePlane {
                 assert!(told.disks.remove(&disk), "only what is attached is detached");
                 reply(Ok(()));
             }
+            ToShard::Pause { reply, .. } => reply(Ok(())),
+            ToShard::Resume { reply, .. } => reply(()),
             ToShard::ListSessions { reply } => reply(told.sessions.clone()),
             ToShard::DropSession { id, reply } => {
                 let before = told.sessions.len();
