@@ -108,6 +108,8 @@ impl DataPlane for FakePlane {
                 assert!(told.disks.remove(&disk), "only what is attached is detached");
                 reply(Ok(()));
             }
+            ToShard::Pause { reply, .. } => reply(Ok(())),
+            ToShard::Resume { reply, .. } => reply(()),
             ToShard::ListSessions { reply } => reply(told.sessions.clone()),
             ToShard::DropSession { id, reply } => {
                 let before = told.sessions.len();
@@ -119,8 +121,6 @@ impl DataPlane for FakePlane {
                 told.listeners.clear();
                 reply(());
             }
-            ToShard::Pause { reply, .. } => reply(Ok(())),
-            ToShard::Resume { reply, .. } => reply(()),
             ToShard::Swap { reply, .. } | ToShard::CloseEngine { reply, .. } => reply(Ok(())),
             ToShard::BeginSession { reply, .. } => reply(Ok(None)),
             ToShard::Relocate { reply, .. } => reply(Ok(false)),
