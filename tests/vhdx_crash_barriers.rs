@@ -308,8 +308,8 @@ fn a_block_is_copied_when_nobody_writes_it_any_more() {
             guest.unmap(&mut host, 0, 2);
             host.settle();
             host.misdeed = misdeed;
-            // One write is on its way into each block that may move.
-            let late: Vec<_> = (2..6).map(|block| guest.begin(&mut host, block * BLOCK + 40, 2)).collect();
+            // One write is on its way into each block that may move: over what is visible, so that no commit follows.
+            let late: Vec<_> = (2..6).map(|block| guest.begin(&mut host, block * BLOCK, 1)).collect();
             for _ in 0..60 {
                 host.begin_relocate();
                 host.settle();
