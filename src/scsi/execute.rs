@@ -4,7 +4,8 @@
 use super::cdb::Cdb;
 use super::command_table::{self, Command, Handler};
 use super::parameter_list::ParameterList;
-use super::sense::{Outcome, Sense, SenseCode, SenseFormat};
+use super::reservations::{ReserveIn, ReserveOut};
+use super::sense::{Outcome, Sense, SenseCode, SenseFormat, Status};
 use super::unit::{BlockLength, NexusUnit, Unit};
 use crate::units::{Lba, Lun};
 
@@ -170,6 +171,29 @@ pub enum Action {
         /// NDOB: there is no Data-Out, and the block is all zeros. Otherwise Data-Out is the one block.
         no_data_out: bool,
     },
+    /// Answer from the unit's [`Reservations`](super::reservations::Reservations) with its `report`.
+    ReserveIn {
+        /// Which reply.
+        what: ReserveIn,
+        /// ALLOCATION LENGTH: the most bytes of Data-In.
+        allocation_length: u16,
+    },
+    /// Take the parameter list as Data-Out and `apply` it to the unit's
+    /// [`Reservations`](super::reservations::Reservations), at home; then all shards learn of it; then answer.
+    ReserveOut {
+        /// What it asks for.
+        service_action: ReserveOut,
+        /// SCOPE and TYPE.
+        scope_type: u8,
+        /// Bytes of Data-Out, 24 to 64 KiB.
+        list_bytes: u32,
+    },
+    /// RESERVE or RELEASE of the unit: `reserve` or `release` of its
+    /// [`Reservations`](super::reservations::Reservations), as with `ReserveOut`.
+    ReserveUnit {
+        /// RELEASE.
+        release: bool,
+    },
     /// Tell which blocks are mapped, from an address on: [`LbaStatusReply`](super::LbaStatusReply) makes Data-In of
     /// what the medium says. Only on units that are thin provisioned.
     GetLbaStatus {
@@ -192,6 +216,7 @@ impl Action {
             Self::Verify { byte_check: ByteCheck::Single, .. } | Self::WriteSame { no_data_out: false, .. } => 1,
             Self::CompareAndWrite { blocks, .. } => 2 * u32::from(blocks),
             Self::Unmap { list_bytes } => return u64::from(list_bytes),
+            Self::ReserveOut { list_bytes, .. } => return u64::from(list_bytes),
             Self::Verify { byte_check: ByteCheck::None, .. }
             | Self::Done(_)
             | Self::DataIn
@@ -199,6 +224,8 @@ impl Action {
             | Self::Read { .. }
             | Self::Flush { .. }
             | Self::WriteSame { no_data_out: true, .. }
+            | Self::ReserveIn { .. }
+            | Self::ReserveUnit { .. }
             | Self::GetLbaStatus { .. } => 0,
         };
         u64::from(blocks) << block_length.shift()
@@ -253,6 +280,9 @@ pub fn execute(
     let Some(command) = command.filter(|command| command.is_served_on(unit)) else {
         return Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into();
     };
+    if nexus.standing().conflicts(command.reservation, request.cdb[4]) {
+        return Action::Done(Outcome::status(Status::RESERVATION_CONFLICT));
+    }
     if let Err(sense) = check_reserved_bits(request, command) {
         return sense.into();
     }
@@ -288,7 +318,7 @@ fn with_whole_reply(action: Action, out: &ParameterList<'_>) -> Action {
 mod tests {
     use super::*;
     use crate::scsi::fixture::{DISK, TARGET, THIN, cdb, invalid_field, refused, run, run_on, unit};
-    use crate::scsi::{Attention, Attentions, Status, UnitConfig};
+    use crate::scsi::{Attention, Attentions, UnitConfig};
 
     #[test]
     fn an_action_stays_small() {
@@ -436,6 +466,11 @@ mod tests {
                 Some((lba, u64::from(blocks)))
             }
             Action::GetLbaStatus { lba, .. } => Some((lba, 1)),
+            Action::ReserveOut { list_bytes, .. } => {
+                assert!((24..=65_536).contains(&list_bytes), "{cdb:02x?}");
+                None
+            }
+            Action::ReserveIn { .. } | Action::ReserveUnit { .. } => None,
             Action::Done(_) | Action::DataIn | Action::NeedsBuffer { .. } => None,
         };
         let Some((lba, blocks)) = range else { return };

@@ -23,6 +23,7 @@ pub mod parameter_list;
 mod read_write;
 mod readiness;
 mod report_luns;
+pub mod reservations;
 pub mod sense;
 mod supported;
 mod uninterrupted;

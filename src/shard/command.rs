@@ -106,7 +106,8 @@ impl<R: Ring> Work<'_, R> {
                 return self.complete(task, MediumError::Removed.outcome());
             }
             (Action::Unmap { .. } | Action::WriteSame { .. } | Action::GetLbaStatus { .. }, _)
-            | (Action::CompareAndWrite { .. } | Action::OrWrite { .. } | Action::WriteAtomic { .. }, _) => {
+            | (Action::CompareAndWrite { .. } | Action::OrWrite { .. } | Action::WriteAtomic { .. }, _)
+            | (Action::ReserveIn { .. } | Action::ReserveOut { .. } | Action::ReserveUnit { .. }, _) => {
                 // The medium has no such operations yet.
                 return self.complete(task, Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into());
             }
@@ -155,6 +156,7 @@ impl<R: Ring> Work<'_, R> {
             Action::Done(_) | Action::DataIn | Action::NeedsBuffer { .. } | Action::Flush { .. } => {}
             Action::Unmap { .. } | Action::WriteSame { .. } | Action::GetLbaStatus { .. } => {}
             Action::CompareAndWrite { .. } | Action::OrWrite { .. } | Action::WriteAtomic { .. } => {}
+            Action::ReserveIn { .. } | Action::ReserveOut { .. } | Action::ReserveUnit { .. } => {}
         }
     }
 
