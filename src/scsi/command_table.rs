@@ -6,8 +6,8 @@ use super::execute::{Action, LogicalUnit, TargetView};
 use super::parameter_list::ParameterList;
 use super::unit::{Features, Unit};
 use super::{
-    capacity, defects, inquiry, lba_status, mode, read_write, readiness, report_luns, reservations, supported,
-    uninterrupted, unmap, write_same,
+    capacity, defects, format, inquiry, lba_status, mode, read_write, readiness, report_luns, reservations, sanitize,
+    supported, uninterrupted, unmap, write_same,
 };
 
 /// Which way a command's data goes.
@@ -19,7 +19,7 @@ pub enum DataDirection {
     In,
     /// From the initiator.
     Out,
-    /// None or from the initiator, as a field of the CDB says (BYTCHK, NDOB).
+    /// None or from the initiator, as a field of the CDB says (BYTCHK, NDOB, FMTDATA).
     NoneOrOut,
 }
 
@@ -34,6 +34,8 @@ pub enum Ordering {
     Write,
     /// Covers the writes that were answered before it.
     Flush,
+    /// Writes all of the medium, alone, for as long as it takes.
+    Long,
 }
 
 /// How the command meets a persistent reservation that another I_T nexus holds (SPC-5 and SBC-4 tables of allowed
@@ -184,6 +186,7 @@ const fn command(
         Ordering::Immediate => 10,
         Ordering::Read | Ordering::Write => 30,
         Ordering::Flush => 60,
+        Ordering::Long => 24 * 60 * 60,
     };
     Command {
         name,
@@ -221,6 +224,8 @@ pub static COMMANDS: &[Command] = &[
         D::None, O::Immediate, R::Allowed, Medium(readiness::test_unit_ready)),
     command("REQUEST SENSE", 0x03, None, &[0x01, 0, 0, 0xff, 0],
         D::In, O::Immediate, R::Always, Any(readiness::request_sense)),
+    command("FORMAT UNIT", 0x04, None, &[0x3f, 0, 0, 0, 0],
+        D::NoneOrOut, O::Long, R::Write, Medium(format::format_unit)).needs(Features::FORMAT),
     command("READ(6)", 0x08, None, &[0x1f, 0xff, 0xff, 0xff, 0],
         D::In, O::Read, R::Read, Medium(read_write::read_6)),
     command("WRITE(6)", 0x0a, None, &[0x1f, 0xff, 0xff, 0xff, 0],
@@ -257,6 +262,12 @@ pub static COMMANDS: &[Command] = &[
         D::Out, O::Write, R::Write, Medium(write_same::write_same_10)),
     command("UNMAP", 0x42, None, &[0, 0, 0, 0, 0, 0, 0xff, 0xff, 0],
         D::Out, O::Write, R::Write, Medium(unmap::unmap)).needs(Features::UNMAP),
+    command("SANITIZE, OVERWRITE", 0x48, Some(0x01), &[0xbf, 0, 0, 0, 0, 0, 0xff, 0xff, 0],
+        D::Out, O::Long, R::Write, Medium(sanitize::overwrite)).needs(Features::SANITIZE),
+    command("SANITIZE, BLOCK ERASE", 0x48, Some(0x02), &[0xbf, 0, 0, 0, 0, 0, 0, 0, 0],
+        D::None, O::Long, R::Write, Medium(sanitize::block_erase)).needs(Features::SANITIZE),
+    command("SANITIZE, EXIT FAILURE MODE", 0x48, Some(0x1f), &[0xbf, 0, 0, 0, 0, 0, 0, 0, 0],
+        D::None, O::Immediate, R::Write, Medium(sanitize::exit_failure_mode)).needs(Features::SANITIZE),
     command("RESERVE(10)", 0x56, None, &[0, 0, 0, 0, 0, 0, 0, 0, 0],
         D::None, O::Immediate, R::Always, Medium(reservations::reserve_unit)).needs(Features::RESERVATIONS),
     command("RELEASE(10)", 0x57, None, &[0, 0, 0, 0, 0, 0, 0, 0, 0],
@@ -387,7 +398,7 @@ mod tests {
             assert_eq!(reserved[0], 0);
             for (byte, (reserved, usage)) in reserved.into_iter().zip(command.cdb_usage).enumerate().skip(1) {
                 let expected = match byte {
-                    1 if command.service_action.is_some() => 0xe0,
+                    1 if command.service_action.is_some() => !usage & 0xe0,
                     _ if byte < usize::from(command.cdb_length) => !usage,
                     _ => 0,
                 };

@@ -125,6 +125,9 @@ sense_codes! {
     NO_ADDITIONAL_SENSE_INFORMATION = NO_SENSE, 0x00, 0x00, "NO ADDITIONAL SENSE INFORMATION";
     LOGICAL_UNIT_NOT_READY_MANUAL_INTERVENTION_REQUIRED =
         NOT_READY, 0x04, 0x03, "LOGICAL UNIT NOT READY, MANUAL INTERVENTION REQUIRED";
+    LOGICAL_UNIT_NOT_READY_FORMAT_IN_PROGRESS = NOT_READY, 0x04, 0x04, "LOGICAL UNIT NOT READY, FORMAT IN PROGRESS";
+    LOGICAL_UNIT_NOT_READY_SANITIZE_IN_PROGRESS =
+        NOT_READY, 0x04, 0x1b, "LOGICAL UNIT NOT READY, SANITIZE IN PROGRESS";
     LOGICAL_UNIT_COMMUNICATION_TIME_OUT = ABORTED_COMMAND, 0x08, 0x01, "LOGICAL UNIT COMMUNICATION TIME-OUT";
     WRITE_ERROR = MEDIUM_ERROR, 0x0c, 0x00, "WRITE ERROR";
     WRITE_ERROR_UNEXPECTED_UNSOLICITED_DATA = ABORTED_COMMAND, 0x0c, 0x0c, "WRITE ERROR - UNEXPECTED UNSOLICITED DATA";
@@ -151,6 +154,8 @@ sense_codes! {
     CAPACITY_DATA_HAS_CHANGED = UNIT_ATTENTION, 0x2a, 0x09, "CAPACITY DATA HAS CHANGED";
     COMMANDS_CLEARED_BY_ANOTHER_INITIATOR = UNIT_ATTENTION, 0x2f, 0x00, "COMMANDS CLEARED BY ANOTHER INITIATOR";
     MEDIUM_FORMAT_CORRUPTED = MEDIUM_ERROR, 0x31, 0x00, "MEDIUM FORMAT CORRUPTED";
+    FORMAT_COMMAND_FAILED = MEDIUM_ERROR, 0x31, 0x01, "FORMAT COMMAND FAILED";
+    SANITIZE_COMMAND_FAILED = MEDIUM_ERROR, 0x31, 0x03, "SANITIZE COMMAND FAILED";
     SAVING_PARAMETERS_NOT_SUPPORTED = ILLEGAL_REQUEST, 0x39, 0x00, "SAVING PARAMETERS NOT SUPPORTED";
     LOGICAL_UNIT_FAILURE = MEDIUM_ERROR, 0x3e, 0x01, "LOGICAL UNIT FAILURE";
     INQUIRY_DATA_HAS_CHANGED = UNIT_ATTENTION, 0x3f, 0x03, "INQUIRY DATA HAS CHANGED";
@@ -198,6 +203,8 @@ enum Detail {
         byte: u16,
         bit: Option<u8>,
     },
+    /// PROGRESS INDICATION, with NOT READY.
+    Progress(u16),
 }
 
 impl Sense {
@@ -223,6 +230,11 @@ impl Sense {
         Self { code: self.code, detail: Detail::Information(information) }
     }
 
+    /// With how much of what the unit is busy with is done, in 65,536ths. Only with NOT READY.
+    pub const fn with_progress(self, progress: u16) -> Self {
+        Self { code: self.code, detail: Detail::Progress(progress) }
+    }
+
     /// The named condition.
     pub const fn code(self) -> SenseCode {
         self.code
@@ -232,7 +244,7 @@ impl Sense {
     pub const fn information(self) -> Option<u64> {
         match self.detail {
             Detail::Information(information) => Some(information),
-            Detail::None | Detail::CdbField { .. } | Detail::ListField { .. } => None,
+            Detail::None | Detail::CdbField { .. } | Detail::ListField { .. } | Detail::Progress(_) => None,
         }
     }
 
@@ -266,6 +278,7 @@ impl Sense {
                 bytes[15..18].copy_from_slice(&field_pointer(IN_CDB, u16::from(byte), bit));
             }
             Detail::ListField { byte, bit } => bytes[15..18].copy_from_slice(&field_pointer(IN_LIST, byte, bit)),
+            Detail::Progress(progress) => bytes[15..18].copy_from_slice(&progress_indication(progress)),
         }
         data
     }
@@ -286,9 +299,10 @@ impl Sense {
                 data.len = 20;
             }
             Detail::CdbField { byte, bit } => {
-                data.push_field_pointer(field_pointer(IN_CDB, u16::from(byte), bit));
+                data.push_key_specific(field_pointer(IN_CDB, u16::from(byte), bit));
             }
-            Detail::ListField { byte, bit } => data.push_field_pointer(field_pointer(IN_LIST, byte, bit)),
+            Detail::ListField { byte, bit } => data.push_key_specific(field_pointer(IN_LIST, byte, bit)),
+            Detail::Progress(progress) => data.push_key_specific(progress_indication(progress)),
         }
         data.bytes[7] = data.len - 8;
         data
@@ -312,6 +326,12 @@ fn field_pointer(flags: u8, byte: u16, bit: Option<u8>) -> [u8; 3] {
     [flags | bit_pointer, high, low]
 }
 
+/// Sense-key-specific bytes of NOT READY (SPC-5 clause 4.4.2.4.4): SKSV, and PROGRESS INDICATION.
+fn progress_indication(progress: u16) -> [u8; 3] {
+    let [high, low] = progress.to_be_bytes();
+    [0x80, high, low]
+}
+
 /// Encoded sense data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SenseData {
@@ -324,9 +344,9 @@ impl SenseData {
     pub const BYTES_MAX: usize = 20;
 
     /// The sense-key-specific descriptor, the only one.
-    fn push_field_pointer(&mut self, pointer: [u8; 3]) {
+    fn push_key_specific(&mut self, bytes: [u8; 3]) {
         self.bytes[8..12].copy_from_slice(&[0x02, 0x06, 0, 0]);
-        self.bytes[12..15].copy_from_slice(&pointer);
+        self.bytes[12..15].copy_from_slice(&bytes);
         self.len = 16;
     }
 }
@@ -350,6 +370,8 @@ mod tests {
         (0x04, 0x01, "LOGICAL UNIT IS IN PROCESS OF BECOMING READY"),
         (0x04, 0x02, "LOGICAL UNIT NOT READY, INITIALIZING COMMAND REQUIRED"),
         (0x04, 0x03, "LOGICAL UNIT NOT READY, MANUAL INTERVENTION REQUIRED"),
+        (0x04, 0x04, "LOGICAL UNIT NOT READY, FORMAT IN PROGRESS"),
+        (0x04, 0x1b, "LOGICAL UNIT NOT READY, SANITIZE IN PROGRESS"),
         (0x08, 0x00, "LOGICAL UNIT COMMUNICATION FAILURE"),
         (0x08, 0x01, "LOGICAL UNIT COMMUNICATION TIME-OUT"),
         (0x0c, 0x00, "WRITE ERROR"),
@@ -377,6 +399,8 @@ mod tests {
         (0x2a, 0x09, "CAPACITY DATA HAS CHANGED"),
         (0x2f, 0x00, "COMMANDS CLEARED BY ANOTHER INITIATOR"),
         (0x31, 0x00, "MEDIUM FORMAT CORRUPTED"),
+        (0x31, 0x01, "FORMAT COMMAND FAILED"),
+        (0x31, 0x03, "SANITIZE COMMAND FAILED"),
         (0x39, 0x00, "SAVING PARAMETERS NOT SUPPORTED"),
         (0x3e, 0x01, "LOGICAL UNIT FAILURE"),
         (0x3f, 0x03, "INQUIRY DATA HAS CHANGED"),

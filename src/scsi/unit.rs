@@ -57,8 +57,14 @@ impl Features {
     /// [`Action::ReserveIn`](super::Action::ReserveIn), [`Action::ReserveOut`](super::Action::ReserveOut) and
     /// [`Action::ReserveUnit`](super::Action::ReserveUnit).
     pub const RESERVATIONS: Self = Self(1 << 2);
+    /// [`Action::Format`](super::Action::Format).
+    pub const FORMAT: Self = Self(1 << 3);
+    /// [`Action::Sanitize`](super::Action::Sanitize) and
+    /// [`Action::ExitSanitizeFailure`](super::Action::ExitSanitizeFailure). Not where other files hold some of what the
+    /// unit's blocks read as.
+    pub const SANITIZE: Self = Self(1 << 4);
     /// All of them.
-    pub const ALL: Self = Self((1 << 3) - 1);
+    pub const ALL: Self = Self((1 << 5) - 1);
     /// Blocks can be unmapped: [`UnitConfig::thin_provisioned`] says so.
     pub(super) const UNMAP: Self = Self(1 << 30);
     /// [`Unit::with_atomic_writes`] says so.

@@ -10,8 +10,8 @@ use crate::observe::Operation;
 use crate::ring::Ring;
 use crate::scsi::sense::SenseKey;
 use crate::scsi::{
-    self, Action, ByteCheck, CommandRequest, LogicalUnit, MediumError, Outcome, ParameterList, Sense, SenseCode,
-    SenseFormat, TargetView,
+    self, Action, ByteCheck, CommandRequest, Condition, LogicalUnit, MediumError, Outcome, ParameterList, Sense,
+    SenseCode, SenseFormat, TargetView,
 };
 
 impl<R: Ring> Work<'_, R> {
@@ -83,7 +83,11 @@ impl<R: Ring> Work<'_, R> {
             Some(index) => {
                 let entry = &mut session.luns[index];
                 let disk = self.core.disks.of_task(entry.disk);
-                Some(LogicalUnit { unit: disk.unit(entry.read_only), nexus: &mut entry.nexus })
+                Some(LogicalUnit {
+                    unit: disk.unit(entry.read_only),
+                    nexus: &mut entry.nexus,
+                    condition: Condition::Ready,
+                })
             }
             None => None,
         };
@@ -107,7 +111,8 @@ impl<R: Ring> Work<'_, R> {
             }
             (Action::Unmap { .. } | Action::WriteSame { .. } | Action::GetLbaStatus { .. }, _)
             | (Action::CompareAndWrite { .. } | Action::OrWrite { .. } | Action::WriteAtomic { .. }, _)
-            | (Action::ReserveIn { .. } | Action::ReserveOut { .. } | Action::ReserveUnit { .. }, _) => {
+            | (Action::ReserveIn { .. } | Action::ReserveOut { .. } | Action::ReserveUnit { .. }, _)
+            | (Action::Format { .. } | Action::Sanitize { .. } | Action::ExitSanitizeFailure, _) => {
                 // The medium has no such operations yet.
                 return self.complete(task, Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into());
             }
@@ -157,6 +162,7 @@ impl<R: Ring> Work<'_, R> {
             Action::Unmap { .. } | Action::WriteSame { .. } | Action::GetLbaStatus { .. } => {}
             Action::CompareAndWrite { .. } | Action::OrWrite { .. } | Action::WriteAtomic { .. } => {}
             Action::ReserveIn { .. } | Action::ReserveOut { .. } | Action::ReserveUnit { .. } => {}
+            Action::Format { .. } | Action::Sanitize { .. } | Action::ExitSanitizeFailure => {}
         }
     }
 
