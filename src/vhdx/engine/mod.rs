@@ -142,10 +142,11 @@ enum Operation {
         offset_bytes: u64,
         len: u32,
     },
-    /// With what it makes durable.
+    /// With what it makes durable, and how often the file had been cut.
     Sync {
         mark: FlushMark,
         file_len_bytes: u64,
+        cuts: u32,
     },
     Extend {
         to_bytes: u64,
@@ -216,6 +217,8 @@ pub struct Engine {
     file_len_bytes: u64,
     /// A file size that is known to be on stable storage.
     file_len_durable_bytes: u64,
+    /// How often the file was cut.
+    cuts: u32,
     space: Space,
     bitmaps: u32,
     repair: Option<TableRepair>,
@@ -273,6 +276,7 @@ impl Engine {
             file_len_bytes: file.file_len_bytes,
             // A file that was closed or replayed has been flushed; nothing else is known to be.
             file_len_durable_bytes: 0,
+            cuts: 0,
             space: file.space,
             bitmaps: file.bitmaps,
             repair: file.repair,
@@ -336,7 +340,7 @@ impl Engine {
     }
 
     fn sync(&self) -> Operation {
-        Operation::Sync { mark: self.map.flush_started(), file_len_bytes: self.file_len_bytes }
+        Operation::Sync { mark: self.map.flush_started(), file_len_bytes: self.file_len_bytes, cuts: self.cuts }
     }
 
     fn push_event(&mut self, event: Event) {
@@ -358,12 +362,16 @@ impl Engine {
     /// What every operation that has gone well changes.
     fn account(&mut self, operation: Operation) {
         match operation {
-            Operation::Sync { mark, file_len_bytes } => {
+            Operation::Sync { mark, file_len_bytes, cuts } => {
                 self.map.flush_done(mark);
-                self.file_len_durable_bytes = file_len_bytes.min(self.file_len_bytes);
+                // A file that was cut while it ran, and has grown again, is not known to have this size.
+                if cuts == self.cuts {
+                    self.file_len_durable_bytes = file_len_bytes;
+                }
             }
             Operation::Extend { to_bytes } => self.file_len_bytes = to_bytes,
             Operation::Truncate { len_bytes } => {
+                self.cuts = self.cuts.wrapping_add(1);
                 self.file_len_bytes = len_bytes;
                 self.file_len_durable_bytes = self.file_len_durable_bytes.min(len_bytes);
             }
