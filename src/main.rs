@@ -14,7 +14,10 @@ fn main() -> ExitCode {
     let outcome = match cli::parse().command {
         Command::Serve(arguments) => serve(arguments).map_err(|refused| refused.message),
         Command::Demo(arguments) => run_demo(arguments).map_err(|refused| refused.message),
-        command => cli::run(command).map(|text| print(&text)).map_err(|error| error.to_string()),
+        command => cli::run(command).map(|text| print(&text)).map_err(|error| {
+            error.printed.iter().for_each(|text| print(text));
+            error.to_string()
+        }),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -90,6 +93,9 @@ fn log_to_stderr() {
 
 /// To standard output; a reader that has gone does not need it.
 fn print(text: &str) {
+    if text.is_empty() {
+        return;
+    }
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{text}").and_then(|()| out.flush());
 }

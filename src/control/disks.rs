@@ -1,5 +1,6 @@
 //! Commands on disks.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
@@ -55,6 +56,10 @@ impl Controller {
             cache: new.cache.unwrap_or(Cache::Direct),
             read_only: new.read_only,
             added: true,
+            parent: None,
+            base: None,
+            snapshots: BTreeMap::new(),
+            export: None,
         };
         if disk.format == DiskFormat::Vhdx && disk.sector_size_bytes != probed.sector_size_bytes {
             return Err(Refused::invalid(format!("this VHDX has {} byte sectors", probed.sector_size_bytes)));
@@ -76,6 +81,8 @@ impl Controller {
             size_bytes: disk.size_bytes,
             block_size_bytes,
             sector_size_bytes: disk.sector_size_bytes,
+            parent: None,
+            disk_id: None,
         };
         let identity = self.create_file(spec, &file).await?;
         step("disk create: named");
@@ -123,6 +130,10 @@ impl Controller {
             cache: new.cache.unwrap_or(Cache::Direct),
             read_only: new.read_only,
             added: false,
+            parent: None,
+            base: None,
+            snapshots: BTreeMap::new(),
+            export: None,
         };
         Ok((disk, new.block_size_bytes))
     }
@@ -217,6 +228,10 @@ impl Controller {
             name: name.to_owned(),
             uuid: disk.uuid,
             format: disk.format,
+            kind: disk.kind,
+            parent: None,
+            parents: Arc::clone(&self.parents),
+            predecessor: None,
             path: disk.file.as_deref().map(|file| self.state.absolute(file)),
             size_bytes: disk.size_bytes,
             sector_size_bytes: disk.sector_size_bytes,

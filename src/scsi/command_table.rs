@@ -4,8 +4,11 @@
 use super::cdb::Cdb;
 use super::execute::{Action, LogicalUnit, TargetView};
 use super::parameter_list::ParameterList;
-use super::unit::Unit;
-use super::{capacity, inquiry, mode, read_write, readiness, report_luns, supported};
+use super::unit::{Features, Unit};
+use super::{
+    capacity, defects, inquiry, lba_status, mode, read_write, readiness, report_luns, supported, uninterrupted, unmap,
+    write_same,
+};
 
 /// Which way a command's data goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +19,7 @@ pub enum DataDirection {
     In,
     /// From the initiator.
     Out,
-    /// None or from the initiator, as a field of the CDB says (BYTCHK).
+    /// None or from the initiator, as a field of the CDB says (BYTCHK, NDOB).
     NoneOrOut,
 }
 
@@ -81,11 +84,27 @@ pub struct Command {
     /// RECOMMENDED COMMAND TIMEOUT in seconds.
     pub timeout_s: u32,
     pub(super) handler: Handler,
+    /// Served only on units that have these features.
+    needs: Features,
     /// The bits of the CDB, as a big-endian number, that must be zero.
     pub(super) reserved_bits: u128,
 }
 
-/// The command for a CDB, if it is served. One load from a table of 256 and, for an operation code with service
+impl Command {
+    /// Whether this unit serves the command; on another it is as if there were no such operation code.
+    #[inline]
+    pub fn is_served_on(&self, unit: &Unit) -> bool {
+        unit.features().contains(self.needs)
+    }
+
+    /// The same row, for units that have these features.
+    const fn needs(mut self, features: Features) -> Self {
+        self.needs = features;
+        self
+    }
+}
+
+/// The command for a CDB, if any unit serves it. One load from a table of 256 and, for an operation code with service
 /// actions, a look at its few neighbours.
 pub fn find(cdb: &[u8; 16]) -> Option<&'static Command> {
     let row = FIRST_ROW[usize::from(cdb[0])];
@@ -173,6 +192,7 @@ const fn command(
         cdb_usage,
         timeout_s,
         handler,
+        needs: Features::NONE,
         reserved_bits: !evaluated,
     }
 }
@@ -215,27 +235,53 @@ pub static COMMANDS: &[Command] = &[
         D::Out, O::Write, R::Write, Medium(read_write::write_and_verify_10)),
     command("VERIFY(10)", 0x2f, None, &[0x16, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0],
         D::NoneOrOut, O::Read, R::Read, Medium(read_write::verify_10)),
+    command("PRE-FETCH(10)", 0x34, None, &[0x02, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0],
+        D::None, O::Immediate, R::Read, Medium(read_write::pre_fetch_10)),
     command("SYNCHRONIZE CACHE(10)", 0x35, None, &[0x06, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0],
         D::None, O::Flush, R::Write, Medium(read_write::synchronize_cache_10)),
+    command("READ DEFECT DATA(10)", 0x37, None, &[0, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0],
+        D::In, O::Immediate, R::Read, Reply(defects::read_defect_data_10)),
+    command("WRITE SAME(10)", 0x41, None, &[0x08, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0],
+        D::Out, O::Write, R::Write, Medium(write_same::write_same_10)),
+    command("UNMAP", 0x42, None, &[0, 0, 0, 0, 0, 0, 0xff, 0xff, 0],
+        D::Out, O::Write, R::Write, Medium(unmap::unmap)).needs(Features::UNMAP),
     command("MODE SENSE(10)", 0x5a, None, &[0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0],
         D::In, O::Immediate, R::Read, Reply(mode::mode_sense_10)),
     command("READ(16)", 0x88, None,
         &[0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::In, O::Read, R::Read, Medium(read_write::read_16)),
+    command("COMPARE AND WRITE", 0x89, None,
+        &[0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0xff, 0, 0],
+        D::Out, O::Write, R::Write, Medium(uninterrupted::compare_and_write)).needs(Features::COMPARE_AND_WRITE),
     command("WRITE(16)", 0x8a, None,
         &[0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::Out, O::Write, R::Write, Medium(read_write::write_16)),
+    command("ORWRITE(16)", 0x8b, None,
+        &[0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        D::Out, O::Write, R::Write, Medium(uninterrupted::or_write)).needs(Features::OR_WRITE),
     command("WRITE AND VERIFY(16)", 0x8e, None,
         &[0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::Out, O::Write, R::Write, Medium(read_write::write_and_verify_16)),
     command("VERIFY(16)", 0x8f, None,
         &[0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::NoneOrOut, O::Read, R::Read, Medium(read_write::verify_16)),
+    command("PRE-FETCH(16)", 0x90, None,
+        &[0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        D::None, O::Immediate, R::Read, Medium(read_write::pre_fetch_16)),
     command("SYNCHRONIZE CACHE(16)", 0x91, None,
         &[0x06, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::None, O::Flush, R::Write, Medium(read_write::synchronize_cache_16)),
+    command("WRITE SAME(16)", 0x93, None,
+        &[0x09, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        D::NoneOrOut, O::Write, R::Write, Medium(write_same::write_same_16)),
+    command("WRITE ATOMIC(16)", 0x9c, None,
+        &[0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        D::Out, O::Write, R::Write, Medium(uninterrupted::write_atomic)).needs(Features::WRITE_ATOMIC),
     command("READ CAPACITY(16)", 0x9e, Some(0x10), &[0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::In, O::Immediate, R::Allowed, Reply(capacity::read_capacity_16)),
+    command("GET LBA STATUS(16)", 0x9e, Some(0x12),
+        &[0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        D::In, O::Read, R::Read, Reply(lba_status::get_lba_status_16)),
     command("REPORT LUNS", 0xa0, None, &[0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::In, O::Immediate, R::Allowed, Any(report_luns::report_luns)),
     command("REPORT SUPPORTED OPERATION CODES", 0xa3, Some(0x0c),
@@ -252,6 +298,8 @@ pub static COMMANDS: &[Command] = &[
         D::Out, O::Write, R::Write, Medium(read_write::write_and_verify_12)),
     command("VERIFY(12)", 0xaf, None, &[0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::NoneOrOut, O::Read, R::Read, Medium(read_write::verify_12)),
+    command("READ DEFECT DATA(12)", 0xb7, None, &[0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        D::In, O::Immediate, R::Read, Reply(defects::read_defect_data_12)),
 ];
 
 #[cfg(test)]
@@ -265,8 +313,8 @@ mod tests {
             let found = find(&cdb(&[command.opcode, command.service_action.unwrap_or(0)]));
             assert_eq!(found.map(|found| found.name), Some(command.name));
         }
-        assert!(find(&cdb(&[0x9e, 0x12])).is_none(), "a service action that is not served");
-        assert!(find(&cdb(&[0x42])).is_none());
+        assert!(find(&cdb(&[0x9e, 0x13])).is_none(), "a service action that is not served");
+        assert!(find(&cdb(&[0x43])).is_none());
         assert!(find(&cdb(&[0xff])).is_none());
     }
 

@@ -115,6 +115,69 @@ pub enum Action {
         /// IMMED: answer GOOD as soon as the flush is started.
         immed: bool,
     },
+    /// Compare the blocks with the first half of Data-Out; if they are equal, write the second half, otherwise the
+    /// answer is [`MediumError::Miscompare`](super::MediumError::Miscompare) and nothing is written. No other command
+    /// reads or writes any of the blocks in between (SBC-4 clause 5.3), on any shard.
+    CompareAndWrite {
+        /// The first block.
+        lba: Lba,
+        /// How many; Data-Out has twice as many.
+        blocks: u8,
+        /// DPO.
+        dpo: bool,
+        /// FUA.
+        fua: bool,
+    },
+    /// Replace the blocks with the bitwise OR of themselves and Data-Out. No other command reads or writes any of the
+    /// blocks in between (SBC-4 clause 5.8), on any shard.
+    OrWrite {
+        /// The first block.
+        lba: Lba,
+        /// How many.
+        blocks: u32,
+        /// DPO.
+        dpo: bool,
+        /// FUA.
+        fua: bool,
+    },
+    /// Write blocks from Data-Out so that after any failure, a power cut among them, all of them are there or none. At
+    /// most [`Unit::atomic_write_blocks_max`].
+    WriteAtomic {
+        /// The first block.
+        lba: Lba,
+        /// How many.
+        blocks: u32,
+        /// DPO.
+        dpo: bool,
+        /// FUA.
+        fua: bool,
+    },
+    /// Take the parameter list as Data-Out, ask [`unmap::parse`](super::unmap::parse) for its ranges, and unmap them:
+    /// afterwards they read as zeros. Only on units that are thin provisioned.
+    Unmap {
+        /// Bytes of Data-Out, at least 8.
+        list_bytes: u16,
+    },
+    /// Write one block over and over. At most [`Unit::write_same_blocks_max`] blocks.
+    WriteSame {
+        /// The first block.
+        lba: Lba,
+        /// How many.
+        blocks: u32,
+        /// UNMAP: blocks may be unmapped instead of written when the block is all zeros, which is what they read as
+        /// afterwards. Any other block is written.
+        unmap: bool,
+        /// NDOB: there is no Data-Out, and the block is all zeros. Otherwise Data-Out is the one block.
+        no_data_out: bool,
+    },
+    /// Tell which blocks are mapped, from an address on: [`LbaStatusReply`](super::LbaStatusReply) makes Data-In of
+    /// what the medium says. Only on units that are thin provisioned.
+    GetLbaStatus {
+        /// The first block.
+        lba: Lba,
+        /// ALLOCATION LENGTH: the most bytes of Data-In.
+        allocation_length: u32,
+    },
 }
 
 impl Action {
@@ -123,19 +186,25 @@ impl Action {
         let blocks = match *self {
             Self::Write { blocks, .. }
             | Self::WriteAndVerify { blocks, .. }
+            | Self::OrWrite { blocks, .. }
+            | Self::WriteAtomic { blocks, .. }
             | Self::Verify { blocks, byte_check: ByteCheck::DataOut, .. } => blocks,
-            Self::Verify { byte_check: ByteCheck::Single, .. } => 1,
+            Self::Verify { byte_check: ByteCheck::Single, .. } | Self::WriteSame { no_data_out: false, .. } => 1,
+            Self::CompareAndWrite { blocks, .. } => 2 * u32::from(blocks),
+            Self::Unmap { list_bytes } => return u64::from(list_bytes),
             Self::Verify { byte_check: ByteCheck::None, .. }
             | Self::Done(_)
             | Self::DataIn
             | Self::NeedsBuffer { .. }
             | Self::Read { .. }
-            | Self::Flush { .. } => 0,
+            | Self::Flush { .. }
+            | Self::WriteSame { no_data_out: true, .. }
+            | Self::GetLbaStatus { .. } => 0,
         };
         u64::from(blocks) << block_length.shift()
     }
 
-    /// Bytes of Data-In that the medium gives (a parameter list has its own length).
+    /// Bytes of Data-In that the medium gives (a parameter list, the LBA status among them, has its own length).
     pub fn data_in_bytes(&self, block_length: BlockLength) -> u64 {
         match *self {
             Self::Read { blocks, .. } => u64::from(blocks) << block_length.shift(),
@@ -181,7 +250,7 @@ pub fn execute(
     if let Some(attention) = nexus.attentions_mut().take_first() {
         return Sense::new(attention.sense_code()).into();
     }
-    let Some(command) = command else {
+    let Some(command) = command.filter(|command| command.is_served_on(unit)) else {
         return Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into();
     };
     if let Err(sense) = check_reserved_bits(request, command) {
@@ -218,7 +287,7 @@ fn with_whole_reply(action: Action, out: &ParameterList<'_>) -> Action {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scsi::fixture::{DISK, TARGET, cdb, invalid_field, refused, run, run_on, unit};
+    use crate::scsi::fixture::{DISK, TARGET, THIN, cdb, invalid_field, refused, run, run_on, unit};
     use crate::scsi::{Attention, Attentions, Status, UnitConfig};
 
     #[test]
@@ -228,7 +297,7 @@ mod tests {
 
     #[test]
     fn unknown_operation_codes_and_service_actions() {
-        for bytes in [&[0x42][..], &[0xff], &[0x04], &[0x9e, 0x12], &[0xa3, 0x0a], &[0x7f]] {
+        for bytes in [&[0x43][..], &[0xff], &[0x3f], &[0x9f, 0x11], &[0x9e, 0x13], &[0xa3, 0x0a], &[0x7f]] {
             assert_eq!(run(&DISK, bytes), refused(SenseCode::INVALID_COMMAND_OPERATION_CODE), "{bytes:02x?}");
         }
     }
@@ -312,7 +381,7 @@ mod tests {
         fn cdb(&mut self) -> [u8; 16] {
             let (high, low) = (u128::from(self.next()), u128::from(self.next()));
             let mut bytes = (high << 64 | low).to_be_bytes();
-            let style = self.below(4);
+            let style = self.below(5);
             if style == 0 {
                 return bytes;
             }
@@ -321,7 +390,8 @@ mod tests {
                 match style {
                     1 => {}
                     2 => *byte &= usage,
-                    _ if self.0 >> (*byte & 31) & 3 == 0 => *byte &= usage,
+                    3 if self.0 >> (*byte & 31) & 3 == 0 => *byte &= usage,
+                    4 if self.0 >> (*byte & 31) & 3 == 0 => *byte = 1 << (*byte & 7) & usage,
                     _ => *byte = 0,
                 }
             }
@@ -344,12 +414,34 @@ mod tests {
                 Some((lba, u64::from(blocks)))
             }
             Action::Flush { lba, blocks, .. } => Some((lba, blocks)),
+            Action::OrWrite { lba, blocks, .. } => {
+                assert!(!unit.read_only(), "{cdb:02x?}");
+                Some((lba, u64::from(blocks)))
+            }
+            Action::CompareAndWrite { lba, blocks, .. } => {
+                assert!(!unit.read_only(), "{cdb:02x?}");
+                Some((lba, u64::from(blocks)))
+            }
+            Action::WriteAtomic { lba, blocks, .. } => {
+                assert!(!unit.read_only() && blocks <= unit.atomic_write_blocks_max(), "{cdb:02x?}");
+                Some((lba, u64::from(blocks)))
+            }
+            Action::Unmap { list_bytes } => {
+                assert!(list_bytes >= 8 && unit.thin_provisioned() && !unit.read_only(), "{cdb:02x?}");
+                None
+            }
+            Action::WriteSame { lba, blocks, unmap, .. } => {
+                assert!(!unit.read_only() && (unit.thin_provisioned() || !unmap), "{cdb:02x?}");
+                assert!(blocks <= unit.write_same_blocks_max(), "{cdb:02x?}");
+                Some((lba, u64::from(blocks)))
+            }
+            Action::GetLbaStatus { lba, .. } => Some((lba, 1)),
             Action::Done(_) | Action::DataIn | Action::NeedsBuffer { .. } => None,
         };
         let Some((lba, blocks)) = range else { return };
         assert!(blocks > 0, "{cdb:02x?}");
         assert!(lba.0.checked_add(blocks).is_some_and(|end| end <= unit.capacity_blocks()), "{cdb:02x?}");
-        if !matches!(action, Action::Flush { .. }) {
+        if !matches!(action, Action::Flush { .. } | Action::WriteSame { .. }) {
             assert!(blocks <= u64::from(unit.transfer_blocks_max()), "{cdb:02x?}");
         }
         let bytes = action.data_in_bytes(unit.block_length()) + action.data_out_bytes(unit.block_length());
@@ -361,7 +453,7 @@ mod tests {
         [
             DISK,
             UnitConfig { capacity_blocks: 1, read_only: true, ..DISK },
-            UnitConfig { capacity_blocks: 1 << 54, thin_provisioned: true, ..DISK },
+            UnitConfig { capacity_blocks: 1 << 54, ..THIN },
             UnitConfig { capacity_blocks: 1 << 51, sense_format: SenseFormat::Descriptor, ..long },
         ]
         .map(|config| unit(&config))

@@ -130,11 +130,13 @@ sense_codes! {
     WRITE_ERROR_UNEXPECTED_UNSOLICITED_DATA = ABORTED_COMMAND, 0x0c, 0x0c, "WRITE ERROR - UNEXPECTED UNSOLICITED DATA";
     WRITE_ERROR_NOT_ENOUGH_UNSOLICITED_DATA = ABORTED_COMMAND, 0x0c, 0x0d, "WRITE ERROR - NOT ENOUGH UNSOLICITED DATA";
     UNRECOVERED_READ_ERROR = MEDIUM_ERROR, 0x11, 0x00, "UNRECOVERED READ ERROR";
+    PARAMETER_LIST_LENGTH_ERROR = ILLEGAL_REQUEST, 0x1a, 0x00, "PARAMETER LIST LENGTH ERROR";
     MISCOMPARE_DURING_VERIFY_OPERATION = MISCOMPARE, 0x1d, 0x00, "MISCOMPARE DURING VERIFY OPERATION";
     INVALID_COMMAND_OPERATION_CODE = ILLEGAL_REQUEST, 0x20, 0x00, "INVALID COMMAND OPERATION CODE";
     LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE = ILLEGAL_REQUEST, 0x21, 0x00, "LOGICAL BLOCK ADDRESS OUT OF RANGE";
     INVALID_FIELD_IN_CDB = ILLEGAL_REQUEST, 0x24, 0x00, "INVALID FIELD IN CDB";
     LOGICAL_UNIT_NOT_SUPPORTED = ILLEGAL_REQUEST, 0x25, 0x00, "LOGICAL UNIT NOT SUPPORTED";
+    INVALID_FIELD_IN_PARAMETER_LIST = ILLEGAL_REQUEST, 0x26, 0x00, "INVALID FIELD IN PARAMETER LIST";
     WRITE_PROTECTED = DATA_PROTECT, 0x27, 0x00, "WRITE PROTECTED";
     SPACE_ALLOCATION_FAILED_WRITE_PROTECT = DATA_PROTECT, 0x27, 0x07, "SPACE ALLOCATION FAILED WRITE PROTECT";
     POWER_ON_OR_RESET_OCCURRED = UNIT_ATTENTION, 0x29, 0x00, "POWER ON, RESET, OR BUS DEVICE RESET OCCURRED";
@@ -185,6 +187,11 @@ enum Detail {
         byte: u8,
         bit: Option<u8>,
     },
+    /// The same of an INVALID FIELD IN PARAMETER LIST: it points into Data-Out.
+    ListField {
+        byte: u16,
+        bit: Option<u8>,
+    },
 }
 
 impl Sense {
@@ -197,6 +204,12 @@ impl Sense {
     /// byte.
     pub const fn invalid_field_in_cdb(byte: u8, bit: Option<u8>) -> Self {
         Self { code: SenseCode::INVALID_FIELD_IN_CDB, detail: Detail::CdbField { byte, bit } }
+    }
+
+    /// INVALID FIELD IN PARAMETER LIST for the field of Data-Out that starts at `byte`; `bit` is its most significant
+    /// bit if it is not whole bytes.
+    pub const fn invalid_field_in_list(byte: u16, bit: Option<u8>) -> Self {
+        Self { code: SenseCode::INVALID_FIELD_IN_PARAMETER_LIST, detail: Detail::ListField { byte, bit } }
     }
 
     /// With the INFORMATION field: the block address, or the byte offset of a miscompare.
@@ -213,7 +226,7 @@ impl Sense {
     pub const fn information(self) -> Option<u64> {
         match self.detail {
             Detail::Information(information) => Some(information),
-            Detail::None | Detail::CdbField { .. } => None,
+            Detail::None | Detail::CdbField { .. } | Detail::ListField { .. } => None,
         }
     }
 
@@ -243,7 +256,10 @@ impl Sense {
                     bytes[3..7].copy_from_slice(&short.to_be_bytes());
                 }
             }
-            Detail::CdbField { byte, bit } => bytes[15..18].copy_from_slice(&field_pointer(byte, bit)),
+            Detail::CdbField { byte, bit } => {
+                bytes[15..18].copy_from_slice(&field_pointer(IN_CDB, u16::from(byte), bit));
+            }
+            Detail::ListField { byte, bit } => bytes[15..18].copy_from_slice(&field_pointer(IN_LIST, byte, bit)),
         }
         data
     }
@@ -264,10 +280,9 @@ impl Sense {
                 data.len = 20;
             }
             Detail::CdbField { byte, bit } => {
-                bytes[8..12].copy_from_slice(&[0x02, 0x06, 0, 0]);
-                bytes[12..15].copy_from_slice(&field_pointer(byte, bit));
-                data.len = 16;
+                data.push_field_pointer(field_pointer(IN_CDB, u16::from(byte), bit));
             }
+            Detail::ListField { byte, bit } => data.push_field_pointer(field_pointer(IN_LIST, byte, bit)),
         }
         data.bytes[7] = data.len - 8;
         data
@@ -280,11 +295,15 @@ impl From<SenseCode> for Sense {
     }
 }
 
-/// Sense-key-specific bytes of ILLEGAL REQUEST (SPC-5 clause 4.4.2.4.2): SKSV, C/D one for the CDB, BPV, bit and field
-/// pointer.
-fn field_pointer(byte: u8, bit: Option<u8>) -> [u8; 3] {
+/// SKSV, with C/D one (the pointer is into the CDB) and zero (into the parameter list).
+const IN_CDB: u8 = 0xc0;
+const IN_LIST: u8 = 0x80;
+
+/// Sense-key-specific bytes of ILLEGAL REQUEST (SPC-5 clause 4.4.2.4.2): SKSV and C/D, BPV, bit and field pointer.
+fn field_pointer(flags: u8, byte: u16, bit: Option<u8>) -> [u8; 3] {
     let bit_pointer = bit.map_or(0, |bit| 0x08 | (bit & 0x07));
-    [0xc0 | bit_pointer, 0, byte]
+    let [high, low] = byte.to_be_bytes();
+    [flags | bit_pointer, high, low]
 }
 
 /// Encoded sense data.
@@ -297,6 +316,13 @@ pub struct SenseData {
 impl SenseData {
     /// The longest sense data that is ever made.
     pub const BYTES_MAX: usize = 20;
+
+    /// The sense-key-specific descriptor, the only one.
+    fn push_field_pointer(&mut self, pointer: [u8; 3]) {
+        self.bytes[8..12].copy_from_slice(&[0x02, 0x06, 0, 0]);
+        self.bytes[12..15].copy_from_slice(&pointer);
+        self.len = 16;
+    }
 }
 
 impl Deref for SenseData {
@@ -324,6 +350,7 @@ mod tests {
         (0x0c, 0x0c, "WRITE ERROR - UNEXPECTED UNSOLICITED DATA"),
         (0x0c, 0x0d, "WRITE ERROR - NOT ENOUGH UNSOLICITED DATA"),
         (0x11, 0x00, "UNRECOVERED READ ERROR"),
+        (0x1a, 0x00, "PARAMETER LIST LENGTH ERROR"),
         (0x1d, 0x00, "MISCOMPARE DURING VERIFY OPERATION"),
         (0x20, 0x00, "INVALID COMMAND OPERATION CODE"),
         (0x21, 0x00, "LOGICAL BLOCK ADDRESS OUT OF RANGE"),
@@ -376,6 +403,9 @@ mod tests {
 
         let expected = [0x70, 0, 5, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x24, 0, 0, 0xcf, 0, 1];
         assert_eq!(*Sense::invalid_field_in_cdb(1, Some(7)).encode(SenseFormat::Fixed), expected);
+
+        let expected = [0x70, 0, 5, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x26, 0, 0, 0x80, 0x10, 0x08];
+        assert_eq!(*Sense::invalid_field_in_list(0x1008, None).encode(SenseFormat::Fixed), expected);
     }
 
     #[test]
@@ -396,6 +426,9 @@ mod tests {
 
         let expected = [0x72, 5, 0x24, 0, 0, 0, 0, 8, 2, 6, 0, 0, 0xc0, 0, 7, 0];
         assert_eq!(*Sense::invalid_field_in_cdb(7, None).encode(SenseFormat::Descriptor), expected);
+
+        let expected = [0x72, 5, 0x26, 0, 0, 0, 0, 8, 2, 6, 0, 0, 0x8b, 0x01, 0x18, 0];
+        assert_eq!(*Sense::invalid_field_in_list(0x118, Some(3)).encode(SenseFormat::Descriptor), expected);
     }
 
     #[test]

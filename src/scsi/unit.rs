@@ -41,6 +41,36 @@ impl BlockLength {
     }
 }
 
+/// What whoever owns the medium carries out beyond reading, writing, flushing and WRITE SAME. A command that needs a
+/// feature which a unit does not have is not served there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features(u32);
+
+impl Features {
+    /// None of them.
+    pub const NONE: Self = Self(0);
+    /// [`Action::CompareAndWrite`](super::Action::CompareAndWrite).
+    pub const COMPARE_AND_WRITE: Self = Self(1 << 0);
+    /// [`Action::OrWrite`](super::Action::OrWrite).
+    pub const OR_WRITE: Self = Self(1 << 1);
+    /// All of them.
+    pub const ALL: Self = Self((1 << 2) - 1);
+    /// Blocks can be unmapped: [`UnitConfig::thin_provisioned`] says so.
+    pub(super) const UNMAP: Self = Self(1 << 30);
+    /// [`Unit::with_atomic_writes`] says so.
+    pub(super) const WRITE_ATOMIC: Self = Self(1 << 31);
+
+    /// Both.
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// All of the other's features are among these.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
 /// What a [`Unit`] is made from.
 #[derive(Clone, Debug)]
 pub struct UnitConfig<'a> {
@@ -54,8 +84,11 @@ pub struct UnitConfig<'a> {
     pub read_only: bool,
     /// WCE: a write is answered before it is durable; SYNCHRONIZE CACHE and FUA make it so.
     pub write_cache_enabled: bool,
-    /// LBPME: blocks may be unmapped.
+    /// LBPME: blocks may be unmapped, and read as zeros then.
     pub thin_provisioned: bool,
+    /// OPTIMAL UNMAP GRANULARITY: the logical blocks that the medium allocates and releases at once, from block 0 on.
+    /// At least 1 on a unit that is thin provisioned, and without meaning on another.
+    pub unmap_granularity_blocks: u32,
     /// The disk's identity (the VHDX page 83 data GUID); every designator and the serial number come from it.
     pub disk_uuid: [u8; 16],
     /// PRODUCT IDENTIFICATION: 1..=16 printable ASCII characters, for example "VHDX disk".
@@ -76,6 +109,9 @@ pub enum UnitError {
     /// Empty, longer than 16, or not printable ASCII.
     #[error("the product identification is 1 to 16 printable ASCII characters")]
     Product,
+    /// A thin provisioned unit that releases no blocks at once.
+    #[error("a thin provisioned disk releases at least one block at once")]
+    UnmapGranularity,
 }
 
 /// Description of a logical unit. Immutable.
@@ -88,6 +124,9 @@ pub struct Unit {
     read_only: bool,
     write_cache_enabled: bool,
     thin_provisioned: bool,
+    unmap_granularity_blocks: u32,
+    atomic_write_blocks_max: u32,
+    features: Features,
     sense_format: SenseFormat,
     disk_uuid: [u8; 16],
     product: [u8; 16],
@@ -102,6 +141,9 @@ impl Unit {
         }
         if config.physical_block_exponent > 15 {
             return Err(UnitError::PhysicalBlockExponent);
+        }
+        if config.thin_provisioned && config.unmap_granularity_blocks == 0 {
+            return Err(UnitError::UnmapGranularity);
         }
         let text = config.product.as_bytes();
         let printable = text.iter().all(|byte| (0x20..=0x7e).contains(byte));
@@ -118,10 +160,39 @@ impl Unit {
             read_only: config.read_only,
             write_cache_enabled: config.write_cache_enabled,
             thin_provisioned: config.thin_provisioned,
+            unmap_granularity_blocks: if config.thin_provisioned { config.unmap_granularity_blocks } else { 0 },
+            atomic_write_blocks_max: 0,
+            features: if config.thin_provisioned { Features::UNMAP } else { Features::NONE },
             sense_format: config.sense_format,
             disk_uuid: config.disk_uuid,
             product,
         })
+    }
+
+    /// The same unit, whose owner carries out these features too.
+    pub fn with_features(mut self, features: Features) -> Self {
+        self.features = self.features.and(features);
+        self
+    }
+
+    /// The same unit, where WRITE ATOMIC writes up to `blocks` blocks at any address so that even a power cut leaves
+    /// all of them or none. Zero: nothing of the kind is promised.
+    pub fn with_atomic_writes(mut self, blocks: u32) -> Self {
+        self.atomic_write_blocks_max = blocks.min(self.transfer_blocks_max);
+        if self.atomic_write_blocks_max > 0 {
+            self.features = self.features.and(Features::WRITE_ATOMIC);
+        }
+        self
+    }
+
+    /// What can be done on the unit beyond the basic commands.
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
+    /// The most blocks of one WRITE ATOMIC, zero if it is not served.
+    pub fn atomic_write_blocks_max(&self) -> u32 {
+        self.atomic_write_blocks_max
     }
 
     /// Bytes of a logical block.
@@ -162,6 +233,22 @@ impl Unit {
     /// Blocks may be unmapped (LBPME).
     pub fn thin_provisioned(&self) -> bool {
         self.thin_provisioned
+    }
+
+    /// The logical blocks that the medium releases at once, from block 0 on; zero on a unit that is not thin
+    /// provisioned.
+    pub fn unmap_granularity_blocks(&self) -> u32 {
+        self.unmap_granularity_blocks
+    }
+
+    /// The most blocks that one UNMAP may name in all its descriptors (MAXIMUM UNMAP LBA COUNT).
+    pub fn unmap_blocks_max(&self) -> u32 {
+        (limits::UNMAP_BYTES_MAX >> self.block_length.shift()) as u32
+    }
+
+    /// The most blocks that one WRITE SAME may name (MAXIMUM WRITE SAME LENGTH).
+    pub fn write_same_blocks_max(&self) -> u32 {
+        limits::WRITE_SAME_BYTES_MAX >> self.block_length.shift()
     }
 
     /// The encoding of this unit's sense data.
@@ -275,6 +362,8 @@ mod tests {
         let long = UnitConfig { block_length: BlockLength::B4096, capacity_blocks: (1 << 51) + 1, ..DISK };
         assert_eq!(error(long), UnitError::Capacity);
         assert_eq!(error(UnitConfig { physical_block_exponent: 16, ..DISK }), UnitError::PhysicalBlockExponent);
+        let thin = UnitConfig { thin_provisioned: true, unmap_granularity_blocks: 0, ..DISK };
+        assert_eq!(error(thin), UnitError::UnmapGranularity);
         for product in ["", "seventeen letters", "tab\t", "größe"] {
             assert_eq!(error(UnitConfig { product, ..DISK }), UnitError::Product, "{product:?}");
         }
