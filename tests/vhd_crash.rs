@@ -117,7 +117,13 @@ impl Guest {
         std::iter::once(older).chain(later).collect()
     }
 
-    fn compare(&self, file: &mut SparseFile, parent: Option<&SparseFile>, cut: usize, killed: bool) -> Result<(), String> {
+    fn compare(
+        &self,
+        file: &mut SparseFile,
+        parent: Option<&SparseFile>,
+        cut: usize,
+        killed: bool,
+    ) -> Result<(), String> {
         let disk = open_with(file, Access::ReadOnly).map_err(|error| format!("open: {error}"))?;
         let chain = chain_of(&disk, parent);
         for (sector, history) in &self.sectors {
@@ -139,7 +145,8 @@ impl Guest {
             return Err(format!("{:?}", report.findings));
         }
         self.compare(&mut file, parent, cut, killed)?;
-        let mut host = Host::try_open(RecordedFile::new(file), parent.cloned(), cut as u64).map_err(|e| e.to_string())?;
+        let mut host =
+            Host::try_open(RecordedFile::new(file), parent.cloned(), cut as u64).map_err(|e| e.to_string())?;
         // A block that the guest never wrote, and part of one that it may have.
         let last = self.sectors.keys().next_back().map_or(0, |sector| sector / BLOCK_SECTORS);
         host.write((last + 2) * BLOCK, &[0x77; 4096]).map_err(|event| format!("write: {event:?}"))?;
@@ -220,7 +227,13 @@ fn live(script: Script) -> History {
 }
 
 impl History {
-    fn check_cut(&self, durable: &SparseFile, from: usize, cut: usize, random: Option<&mut Random>) -> Result<(), String> {
+    fn check_cut(
+        &self,
+        durable: &SparseFile,
+        from: usize,
+        cut: usize,
+        random: Option<&mut Random>,
+    ) -> Result<(), String> {
         let killed = random.is_none();
         let left = self.file.cut(durable, from, cut, random);
         self.guest.check(left, self.parent.as_ref(), cut, killed)
