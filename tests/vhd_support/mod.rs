@@ -61,13 +61,7 @@ pub fn chain_of(disk: &OpenVhd, parent: Option<&SparseFile>) -> Chain {
 }
 
 /// Read a range through the plan, pages of bits loaded as they are needed.
-pub fn read_chain(
-    chain: &Chain,
-    storage: &mut dyn Storage,
-    parent: Option<&SparseFile>,
-    offset: u64,
-    into: &mut [u8],
-) {
+pub fn read_chain(chain: &Chain, storage: &mut dyn Storage, parent: Option<&SparseFile>, offset: u64, into: &mut [u8]) {
     let mut done = 0;
     while done < into.len() {
         match chain.plan_read(offset + done as u64, (into.len() - done) as u32) {
