@@ -67,6 +67,8 @@ pub struct Controller {
     pub(super) plane: Arc<dyn DataPlane>,
     pub(super) config: Config,
     pub(super) disks: BTreeMap<String, LiveDisk>,
+    /// Layers that disks stand on.
+    pub(super) parents: Arc<medium::Parents>,
     pub(super) portals: Vec<LivePortal>,
     targets: HashMap<String, TargetId>,
     disk_next: u32,
@@ -110,6 +112,7 @@ impl Controller {
             plane,
             config,
             disks: BTreeMap::new(),
+            parents: medium::Parents::new(),
             portals: Vec::new(),
             targets: HashMap::new(),
             disk_next: 0,

@@ -2,6 +2,7 @@
 
 use super::peer::{HomeRequest, LinkKey};
 use super::session::{Answer, Immediate, Kind, Resume, Step, Work};
+use crate::blocks::Done;
 use crate::iscsi::pdu::ScsiStatus;
 use crate::iscsi::transfer::{DataError, TaskId};
 use crate::iscsi::transmit::Ending;
@@ -191,28 +192,46 @@ impl<R: Ring> Work<'_, R> {
     }
 
     /// The home shard has answered.
-    pub(crate) fn home_done(&mut self, task: TaskId, result: Result<(), MediumError>) {
+    pub(crate) fn home_done(&mut self, task: TaskId, result: Result<Done, MediumError>) {
         self.end_operation(task);
         if self.release_if_aborted(task) {
             return;
         }
-        let entry = self.task(task);
-        let (step, kind, through) = (entry.step, entry.kind, entry.done == entry.total);
-        match (result, step) {
-            (Err(error), _) => self.fail(task, error),
-            (Ok(()), Step::Preparing) => {
+        let done = match result {
+            // The home shard does not know blocks.
+            Err(MediumError::ReadFailed { .. }) => {
+                let lba = self.window_lba(task);
+                return self.fail(task, MediumError::ReadFailed { lba });
+            }
+            Err(error) => return self.fail(task, error),
+            Ok(done) => done,
+        };
+        match (self.task(task).step, done) {
+            (Step::Asking(resume), _) => {
+                self.end_work(task);
+                self.resume(task, resume);
+            }
+            (Step::Committing, Done::Ok) => self.is_visible(task),
+            (Step::Committing, Done::PlanAgain) => {
                 self.end_work(task);
                 self.write_out(task);
             }
-            (Ok(()), _) => match kind {
-                Kind::Flush => self.complete(task, Outcome::GOOD),
-                // FUA on a read: what was cached is durable now.
-                Kind::Read if !through => {
-                    self.end_work(task);
-                    self.read_in(task);
-                }
-                _ => self.part_written(task),
-            },
+            (_, Done::PlanAgain) => self.ask_flush(task),
+            (_, Done::Ok) => self.flushed(task),
+        }
+    }
+
+    /// What was asked to be durable is.
+    fn flushed(&mut self, task: TaskId) {
+        let entry = self.task(task);
+        match entry.kind {
+            Kind::Flush => self.complete(task, Outcome::GOOD),
+            // FUA on a read: what was cached is durable now.
+            Kind::Read if entry.done < entry.total => {
+                self.end_work(task);
+                self.read_in(task);
+            }
+            _ => self.part_written(task),
         }
     }
 
@@ -387,6 +406,7 @@ impl<R: Ring> Work<'_, R> {
         entry.received = 0;
         entry.transfer_length = 0;
         entry.durable = false;
+        entry.commits = false;
         entry.error = None;
         entry.aborted = false;
         entry.ends_session = false;

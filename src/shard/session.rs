@@ -104,10 +104,12 @@ pub(crate) enum Step {
     Paused(Resume),
     /// Data-Out of the window is coming.
     Receiving,
-    /// The home shard prepares the window's range.
-    Preparing,
+    /// The home shard has been asked for what a plan needs; then this.
+    Asking(Resume),
     /// The medium is being written.
     Writing,
+    /// The home shard makes visible what has been written.
+    Committing,
     /// The medium is being read.
     Reading,
     /// The home shard flushes: before the first read, or after the last write.
@@ -126,6 +128,7 @@ pub(crate) enum Resume {
     OpenWindow,
     WriteOut,
     ReadIn,
+    Commit,
     Flush,
 }
 
@@ -187,6 +190,9 @@ pub(crate) struct Task {
     pub(crate) transfer_length: u64,
     /// FUA.
     pub(crate) durable: bool,
+    /// What is being written has to be committed, with this epoch of its plan.
+    pub(crate) commits: bool,
+    pub(crate) epoch: u32,
     /// The window's Data-Out as it comes.
     pub(crate) buf: Option<Buf>,
     /// The window's Data-Out, complete; for VERIFY with a single block, that block.
@@ -235,6 +241,8 @@ impl Task {
             received: 0,
             transfer_length: 0,
             durable: false,
+            commits: false,
+            epoch: 0,
             buf: None,
             data: None,
             through: 0,
@@ -341,6 +349,7 @@ impl<R: Ring> Work<'_, R> {
             Resume::OpenWindow => self.open_window(task),
             Resume::WriteOut => self.write_out(task),
             Resume::ReadIn => self.read_in(task),
+            Resume::Commit => self.ask_commit(task),
             Resume::Flush => self.ask_flush(task),
         }
     }

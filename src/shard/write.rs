@@ -8,10 +8,11 @@
 use super::core::Mark;
 use super::peer::HomeRequest;
 use super::session::{Immediate, Kind, Resume, Step, Work};
+use crate::blocks::{Extent, ExtentList};
 use crate::iscsi::transfer::TaskId;
 use crate::limits::BURST_LENGTH_MAX;
-use crate::medium::{Backing, Extent, ExtentList, WritePlan};
-use crate::ring::{Errno, Fd, Op, Ring};
+use crate::medium::{Backing, WritePlan};
+use crate::ring::{Errno, Op, Ring};
 use crate::scsi::{ByteCheck, MediumError, Outcome};
 
 impl<R: Ring> Work<'_, R> {
@@ -221,34 +222,49 @@ impl<R: Ring> Work<'_, R> {
                 }
                 self.part_written(task);
             }
-            WritePlan::Poisoned => self.fail(task, MediumError::Poisoned),
+            WritePlan::Ready { extents, commit, epoch } => {
+                let entry = self.task(task);
+                entry.commits = commit;
+                entry.epoch = epoch;
+                self.write_extents(task, slot, &extents);
+            }
             WritePlan::Prepare => {
                 let request = HomeRequest::Prepare { offset_bytes, len_bytes: u64::from(len_bytes) };
-                if !self.core.ask_home(slot, self.key, task.0, request) {
-                    return self.starve(task, Resume::WriteOut);
-                }
-                self.set_step(task, Step::Preparing);
-                self.begin_work(task);
-                self.begin_operation(task);
+                self.ask(task, request, Resume::WriteOut);
             }
-            WritePlan::File(file, extents) => self.write_extents(task, file, &extents),
+            WritePlan::Fault(fault) => self.ask(task, HomeRequest::Load(fault), Resume::WriteOut),
+            WritePlan::Poisoned => self.fail(task, MediumError::Poisoned),
+            WritePlan::PastEnd => self.past_end(task),
         }
     }
 
-    fn write_extents(&mut self, task: TaskId, file: Fd, extents: &ExtentList) {
+    /// Ask the home shard for what a plan needs, and then go on as said.
+    pub(crate) fn ask(&mut self, task: TaskId, request: HomeRequest, resume: Resume) {
+        let slot = self.task(task).disk.expect("a plan is of a unit");
+        if !self.core.ask_home(slot, self.key, task.0, request) {
+            return self.starve(task, resume);
+        }
+        self.set_step(task, Step::Asking(resume));
+        self.begin_work(task);
+        self.begin_operation(task);
+    }
+
+    fn write_extents(&mut self, task: TaskId, slot: u32, extents: &ExtentList) {
         self.begin_plan(task);
         self.set_step(task, Step::Writing);
         let entry = self.task(task);
         entry.planned = extents.covered_bytes();
         let (durable, mut at) = (entry.durable, entry.through as usize);
         for extent in extents.as_slice() {
-            let (Extent::File { len_bytes, .. } | Extent::Zeros { len_bytes }) = *extent;
-            if let Extent::File { offset_bytes, .. } = *extent {
-                let data = self.task(task).data.as_ref().expect("a window that is written has its data");
-                let from = data.slice(at..at + len_bytes as usize);
-                self.submit_write(task, Op::Write { file, offset_bytes, from, durable });
-            }
-            at += len_bytes as usize;
+            let len_bytes = extent.len_bytes() as usize;
+            let Extent::File { layer, offset_bytes, .. } = *extent else {
+                unreachable!("what is written has a place in a file")
+            };
+            let file = self.core.disks.of_task(slot).fd_of(layer);
+            let data = self.task(task).data.as_ref().expect("a window that is written has its data");
+            let from = data.slice(at..at + len_bytes);
+            self.submit_write(task, Op::Write { file, offset_bytes, from, durable });
+            at += len_bytes;
         }
         if self.task(task).operations == 0 {
             self.writes_ended(task);
@@ -291,12 +307,35 @@ impl<R: Ring> Work<'_, R> {
 
     /// Every extent has been written, or has failed.
     pub(crate) fn writes_ended(&mut self, task: TaskId) {
-        self.end_plan(task);
-        match self.task(task).error {
-            Some(MediumError::Busy) => return self.starve(task, Resume::WriteOut),
-            Some(error) => return self.fail(task, error),
-            None => {}
+        let entry = self.task(task);
+        match entry.error {
+            Some(MediumError::Busy) => self.starve(task, Resume::WriteOut),
+            Some(error) => self.fail(task, error),
+            None if entry.commits => self.ask_commit(task),
+            None => self.is_visible(task),
         }
+    }
+
+    /// What has been written is not visible yet: have the home shard see to that. The plan is not carried out before it
+    /// has.
+    pub(crate) fn ask_commit(&mut self, task: TaskId) {
+        let entry = self.task(task);
+        let request = HomeRequest::Commit {
+            offset_bytes: entry.offset_bytes + u64::from(entry.done + entry.through),
+            len_bytes: u64::from(entry.planned),
+            epoch: entry.epoch,
+        };
+        let slot = entry.disk.expect("a write has a unit");
+        if !self.core.ask_home(slot, self.key, task.0, request) {
+            return self.starve(task, Resume::Commit);
+        }
+        self.set_step(task, Step::Committing);
+        self.begin_operation(task);
+    }
+
+    /// What has been written can be read. With FUA it must also be durable.
+    pub(crate) fn is_visible(&mut self, task: TaskId) {
+        self.end_plan(task);
         let slot = self.task(task).disk.expect("a write has a unit");
         if self.task(task).durable && self.core.disks.of_task(slot).needs_flush_after_durable_write() {
             return self.ask_flush(task);
