@@ -511,3 +511,81 @@ pub enum CreateError {
     #[error(transparent)]
     Storage(#[from] StorageError),
 }
+
+/// Why a disk's file could not be changed. Unless the storage failed, the file is as it was, but for a pending log that
+/// may have been replayed; where the storage failed, it is as it was or changed in full.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EditError {
+    /// The file breaks a rule of the format.
+    #[error("the file has {errors} errors and was left as it is; the first is: {first}")]
+    Damaged {
+        /// How many.
+        errors: u64,
+        /// What a check says of the first.
+        first: String,
+    },
+    /// The file could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Section 2.6.2.1: HasParent.
+    #[error("the disk has no parent, so none can be put in its place")]
+    NoParent,
+    /// Section 2.6.2.6.
+    #[error("the parent cannot be written down: {0}")]
+    Locator(#[from] LocatorError),
+    /// Section 2.6.1.2.
+    #[error("an item of {len_bytes} bytes is not possible; an item has at most 1 MiB")]
+    ItemTooLong {
+        /// What was asked for.
+        len_bytes: u64,
+    },
+    /// Section 2.6.1.2.
+    #[error("the file has {count} user items already, and 1024 is the most; delete one first")]
+    TooManyItems {
+        /// How many there are.
+        count: usize,
+    },
+    /// What Microsoft's engine accepts.
+    #[error("the user items would have {len_bytes} bytes together, and 40 MiB is the most; delete one first")]
+    ItemsTooLong {
+        /// What they would be.
+        len_bytes: u64,
+    },
+    /// There is no such item.
+    #[error("the file has no user item {id}")]
+    NoItem {
+        /// Which.
+        id: Guid,
+    },
+    /// 3 MiB to 64 TiB.
+    #[error("a VHDX disk of {size_bytes} bytes is not possible; choose 3M to 64T")]
+    Size {
+        /// What was asked for.
+        size_bytes: u64,
+    },
+    /// Section 2.6.2.2: whole logical sectors.
+    #[error(
+        "{size_bytes} bytes is not a whole number of {sector_bytes}-byte sectors; the next size up is {next_bytes}"
+    )]
+    SizeNotSectors {
+        /// What was asked for.
+        size_bytes: u64,
+        /// The logical sector.
+        sector_bytes: u32,
+        /// A size that is possible.
+        next_bytes: u64,
+    },
+    /// Shrinking would cut off data.
+    #[error("{what} at byte {offset_bytes} of the disk would be cut off; allow it, or choose {least_bytes} or more")]
+    WouldCut {
+        /// What is there.
+        what: &'static str,
+        /// Where, of the virtual disk.
+        offset_bytes: u64,
+        /// A size that keeps it.
+        least_bytes: u64,
+    },
+    /// Reading or writing failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}

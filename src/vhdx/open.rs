@@ -154,7 +154,7 @@ pub fn open(storage: &mut dyn Storage, mut options: OpenOptions) -> Result<OpenD
 }
 
 /// Write a replay to the file (section 2.3.3): a new FileWriteGuid first, the LogGuid cleared last.
-fn persist_replay<'a>(
+pub(super) fn persist_replay<'a>(
     mut overlay: Overlay<'a>,
     current: &mut CurrentHeader,
     guids: &mut GuidSource,
