@@ -378,7 +378,7 @@ impl Controller {
             entry.parent = opened.disk.layers().get(1).map(|parent| match &entry.parent {
                 // As it was said, if that is the same file.
                 Some(named) if self.state.absolute(named) == parent.path() => named.clone(),
-                _ => parent.path().to_owned(),
+                _ => parent.path().canonicalize().unwrap_or_else(|_| parent.path().to_owned()),
             });
         }
         step("disk: opened");

@@ -172,9 +172,15 @@ pub(super) fn children_of(
     absolute: impl Fn(&Path) -> PathBuf,
     except: &str,
 ) -> Vec<String> {
+    // Parents that were found are recorded by their canonical names.
+    let canonical = file.canonicalize();
+    let is_file = |parent: &Path| {
+        let parent = absolute(parent);
+        parent == file || canonical.as_ref().is_ok_and(|canonical| parent == *canonical)
+    };
     let based_on = |disk: &DiskConfig| {
         let of_snapshots = disk.snapshots.values().filter_map(|snapshot| snapshot.file_parent.as_deref());
-        disk.parent.as_deref().into_iter().chain(of_snapshots).any(|parent| absolute(parent) == file)
+        disk.parent.as_deref().into_iter().chain(of_snapshots).any(is_file)
     };
     let children = config.disks.iter().filter(|(name, disk)| *name != except && based_on(disk));
     children.map(|(name, _)| name.clone()).collect()

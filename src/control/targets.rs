@@ -56,7 +56,8 @@ impl Controller {
         if let Some((lun, _)) = target.luns.iter().find(|(_, lun)| lun.disk == new.disk) {
             return Err(Refused::conflict(format!("disk '{}' is LUN {lun} of target '{name}' already", new.disk)));
         }
-        let children = self.config.disks.get(&new.disk).and_then(|disk| disk.file.as_deref());
+        let written = self.config.disks.get(&new.disk).filter(|disk| !disk.read_only);
+        let children = written.and_then(|disk| disk.file.as_deref());
         let children = children.map_or_else(Vec::new, |file| self.children_of(file, &new.disk));
         if !new.read_only && !children.is_empty() {
             return Err(Refused::conflict(format!(
