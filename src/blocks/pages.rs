@@ -29,11 +29,12 @@ pub const WORDS_PER_PAGE: u64 = 512;
 /// Bytes of a page.
 pub const PAGE_BYTES: usize = 4096;
 
-/// Pages that one piece of the directory names.
+/// Pages that one piece of the directory names; the last piece may be shorter. A piece is made when one of its pages is
+/// first filled, so that the bits of a large disk that has none cost next to nothing.
 const DIRECTORY_PAGES: usize = 1024;
 
-/// Slots that are allocated together.
-const CHUNK_SLOTS: usize = 64;
+/// Slots that are allocated together: 64 KiB. The last chunk, and so a small table's only one, may be shorter.
+const CHUNK_SLOTS: usize = 16;
 
 /// Fewest slots of a table: one for the page that is wanted, one that may be pinned.
 const SLOTS_MIN: u32 = 2;
@@ -51,7 +52,7 @@ const SLOT_BIAS: u32 = 2;
 /// In a tag: no page.
 const NOBODY: u32 = u32::MAX;
 
-type DirectoryPiece = [AtomicU32; DIRECTORY_PAGES];
+type DirectoryPiece = [AtomicU32];
 
 /// Slots that were allocated together. What a reader looks at beside the word is kept dense.
 struct Chunk {
@@ -89,12 +90,12 @@ pub struct PagedTable {
 }
 
 impl Chunk {
-    fn new() -> Box<Self> {
+    fn new(slots: usize) -> Box<Self> {
         Box::new(Self {
             tags: [const { AtomicU64::new(NOBODY as u64) }; CHUNK_SLOTS],
             pins: [const { AtomicU32::new(0) }; CHUNK_SLOTS],
             used: [const { AtomicBool::new(false) }; CHUNK_SLOTS],
-            words: (0..CHUNK_SLOTS * WORDS_PER_PAGE as usize).map(|_| AtomicU64::new(0)).collect(),
+            words: (0..slots * WORDS_PER_PAGE as usize).map(|_| AtomicU64::new(0)).collect(),
         })
     }
 
@@ -195,11 +196,10 @@ impl PagedTable {
 
     /// Memory that the table takes now.
     pub fn memory_bytes(&self) -> u64 {
-        let pieces = self.directory.iter().filter(|piece| piece.get().is_some()).count();
-        let chunks = self.chunks.iter().filter(|chunk| chunk.get().is_some()).count();
-        (self.directory.len() * size_of::<OnceLock<Box<DirectoryPiece>>>()
-            + pieces * size_of::<DirectoryPiece>()
-            + chunks * (size_of::<Chunk>() + CHUNK_SLOTS * PAGE_BYTES)) as u64
+        let pieces = self.directory.iter().filter_map(OnceLock::get).map(|piece| size_of_val(&**piece));
+        let chunks = self.chunks.iter().filter_map(OnceLock::get);
+        let chunks = chunks.map(|chunk| size_of::<Chunk>() + size_of_val(&*chunk.words));
+        (size_of_val(&*self.directory) + size_of_val(&*self.chunks) + pieces.chain(chunks).sum::<usize>()) as u64
     }
 
     /// A word; `None` when its page is not resident. `index` must be below the number of words.
@@ -307,7 +307,7 @@ impl PagedTable {
     }
 
     /// Keep a page in memory until it is unpinned as often as it was pinned. A page of zeros gets a slot, so that it
-    /// can be changed.
+    /// can be changed. For the one writer of the table.
     pub fn pin(&self, page: u32) -> Result<(), PinRefused> {
         let entry = self.directory_entry(page).ok_or(PinRefused::NotResident)?;
         if entry.load(Ordering::Acquire) == ZEROS {
@@ -350,8 +350,11 @@ impl PagedTable {
     }
 
     fn directory_entry_or_new(&self, page: u32) -> &AtomicU32 {
-        let piece = self.directory[page as usize / DIRECTORY_PAGES]
-            .get_or_init(|| Box::new([const { AtomicU32::new(NOT_RESIDENT) }; DIRECTORY_PAGES]));
+        let piece = self.directory[page as usize / DIRECTORY_PAGES].get_or_init(|| {
+            let first = page as usize / DIRECTORY_PAGES * DIRECTORY_PAGES;
+            let pages = (self.pages() as usize - first).min(DIRECTORY_PAGES);
+            (0..pages).map(|_| AtomicU32::new(NOT_RESIDENT)).collect()
+        });
         &piece[page as usize % DIRECTORY_PAGES]
     }
 
@@ -362,7 +365,9 @@ impl PagedTable {
     }
 
     fn claim(&self) -> Option<Claim<'_>> {
-        self.claim.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok().then_some(Claim(self))
+        let taken = self.claim.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
+        // Made only when it is ours: dropping it gives it back.
+        taken.is_ok().then(|| Claim(self))
     }
 
     /// Give a page of zeros a slot of zeros.
@@ -383,7 +388,9 @@ impl PagedTable {
     fn take_slot(&self, _claim: &Claim<'_>) -> Option<Slot<'_>> {
         let taken = self.slots_taken.load(Ordering::Relaxed);
         if taken < self.slots_max {
-            self.chunks[taken as usize / CHUNK_SLOTS].get_or_init(Chunk::new);
+            let first = taken as usize / CHUNK_SLOTS * CHUNK_SLOTS;
+            let slots = (self.slots_max as usize - first).min(CHUNK_SLOTS);
+            self.chunks[first / CHUNK_SLOTS].get_or_init(|| Chunk::new(slots));
             self.slots_taken.store(taken + 1, Ordering::Relaxed);
             return self.slot(taken);
         }
@@ -420,7 +427,8 @@ impl PagedTable {
     fn give_slot(&self, slot: Slot<'_>, page: u32, entry: &AtomicU32) {
         let tag = next_tag(slot.tag().load(Ordering::Relaxed), page);
         slot.tag().store(tag, Ordering::SeqCst);
-        slot.used().store(true, Ordering::Relaxed);
+        // The first reader marks it; until then the hand, which has just passed, needs a whole round to come back.
+        slot.used().store(false, Ordering::Relaxed);
         entry.store(slot.number + SLOT_BIAS, Ordering::Release);
     }
 }

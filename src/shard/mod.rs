@@ -16,6 +16,7 @@
 //! | `input` | from received bytes to events, and their dispatch |
 //! | `command` | a SCSI command's start, and its end |
 //! | `read`, `write` | how a command's data moves between connection and medium |
+//! | `provision` | UNMAP, WRITE SAME, GET LBA STATUS |
 //! | `management` | aborts, resets, logout |
 //! | `pause` | who is at work on a disk's files, and keeping everybody away from them for a moment |
 //! | `change` | another form of a disk in its place, and what else the control plane asks of a home shard |
@@ -47,6 +48,7 @@ mod output;
 mod pause;
 mod peer;
 pub mod placement;
+mod provision;
 mod read;
 mod registrar;
 mod run;

@@ -77,8 +77,11 @@ impl<R: Ring> Work<'_, R> {
 
     /// The disk has become smaller since the command was checked.
     pub(crate) fn past_end(&mut self, task: TaskId) {
-        let sense = Sense::new(SenseCode::LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE);
-        self.complete(task, Outcome::check_condition(sense));
+        self.complete(task, Self::past_end_outcome());
+    }
+
+    pub(crate) fn past_end_outcome() -> Outcome {
+        Outcome::check_condition(Sense::new(SenseCode::LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE))
     }
 
     /// Read extents of files, all into one buffer: each operation owns its part of it, and the last one that ends makes
@@ -126,7 +129,11 @@ impl<R: Ring> Work<'_, R> {
                 self.read_completed(task, (file, offset_bytes), into, completion.result);
             }
             Some(op @ Op::Write { .. }) => self.write_completed(task, op, completion.result),
-            _ => unreachable!("tasks only read and write files"),
+            Some(Op::Allocate { .. }) if !self.release_if_aborted(task) => {
+                return self.hole_made(task, completion.result);
+            }
+            Some(Op::Allocate { .. }) => return,
+            _ => unreachable!("tasks only read, write and punch files"),
         }
         if self.task(task).operations > 0 || self.release_if_aborted(task) {
             return;
@@ -248,6 +255,7 @@ impl<R: Ring> Work<'_, R> {
         }
         match entry.kind {
             Kind::Verify(ByteCheck::None | ByteCheck::Single) => self.read_in(task),
+            Kind::WriteSame { .. } => self.write_same_window(task),
             _ => {
                 entry.data = None;
                 self.open_window(task);

@@ -8,6 +8,7 @@ use super::link::LinkState;
 use super::message::Configuration;
 use super::output::Tx;
 use super::peer::LinkKey;
+use super::provision::Provision;
 use crate::bounded::{Key, Queue};
 use crate::iscsi::connection::{Connection, Counters};
 use crate::iscsi::discovery::TextExchange;
@@ -130,6 +131,9 @@ pub(crate) enum Resume {
     ReadIn,
     Commit,
     Flush,
+    Provision,
+    FillSame,
+    LbaStatus,
 }
 
 /// What a task will answer.
@@ -163,6 +167,14 @@ pub(crate) enum Kind {
         compare: bool,
     },
     Flush,
+    /// Ranges of a list are to read as zeros.
+    Unmap,
+    /// One range is to read as zeros.
+    Zero,
+    /// One block is written over and over.
+    WriteSame {
+        unmap: bool,
+    },
 }
 
 /// One task. All of a session's tasks are allocated at login.
@@ -201,7 +213,9 @@ pub(crate) struct Task {
     pub(crate) through: u32,
     /// Bytes behind those that are being read or written now.
     pub(crate) planned: u32,
-    /// What was read, or is to be sent.
+    /// Where it is with ranges that are to read as zeros.
+    pub(crate) provision: Provision,
+    /// What was read, or is to be sent; UNMAP's list.
     pub(crate) read: Option<Slice>,
     /// How many bytes of it have been sent.
     pub(crate) sent: u32,
@@ -222,6 +236,13 @@ pub(crate) struct Task {
     pub(crate) queued: bool,
     /// The task management function that waits for this task's end.
     pub(crate) job: Option<Key>,
+}
+
+impl Kind {
+    /// One block of data serves for all of the medium.
+    pub(crate) fn repeats_data(self) -> bool {
+        matches!(self, Self::Verify(ByteCheck::Single) | Self::WriteSame { .. })
+    }
 }
 
 impl Task {
@@ -247,6 +268,7 @@ impl Task {
             data: None,
             through: 0,
             planned: 0,
+            provision: Provision::default(),
             read: None,
             sent: 0,
             operations: 0,
@@ -351,6 +373,9 @@ impl<R: Ring> Work<'_, R> {
             Resume::ReadIn => self.read_in(task),
             Resume::Commit => self.ask_commit(task),
             Resume::Flush => self.ask_flush(task),
+            Resume::Provision => self.provision(task),
+            Resume::FillSame => self.fill_same_again(task),
+            Resume::LbaStatus => self.lba_status_again(task),
         }
     }
 }
@@ -358,7 +383,7 @@ impl<R: Ring> Work<'_, R> {
 impl Resume {
     /// The disk may change before the task goes on.
     fn plans_anew(self) -> bool {
-        matches!(self, Self::OpenWindow | Self::WriteOut | Self::ReadIn)
+        !matches!(self, Self::Commit | Self::Flush)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::iscsi::transfer::TaskId;
 use crate::limits::BURST_LENGTH_MAX;
 use crate::medium::{Backing, WritePlan};
 use crate::ring::{Errno, Op, Ring};
-use crate::scsi::{ByteCheck, MediumError, Outcome};
+use crate::scsi::{MediumError, Outcome};
 
 impl<R: Ring> Work<'_, R> {
     /// A buffer for data that comes without being asked for, so that nothing can fail between a command's execution and
@@ -47,14 +47,19 @@ impl<R: Ring> Work<'_, R> {
         // Of a transfer that is shorter than the CDB asks for, whole blocks count.
         let data_total = data_out.min(expected) / block_bytes * block_bytes;
         let entry = self.task(task);
-        let single = entry.kind == Kind::Verify(ByteCheck::Single);
+        let single = entry.kind.repeats_data();
         let total = if single && data_total > 0 { medium_bytes } else { medium_bytes.min(data_total) };
         entry.total = u32::try_from(total).expect("the transfer length is limited by the unit");
         entry.data_total = data_total as u32;
         if entry.total == 0 {
             return self.complete(task, Outcome::GOOD);
         }
-        let (data_total, kind) = (entry.data_total, entry.kind);
+        self.receive_data(task, data_total as u32, data);
+    }
+
+    /// Have the command's data come, the first of which is here.
+    pub(crate) fn receive_data(&mut self, task: TaskId, data_total: u32, data: Immediate<'_>) {
+        let kind = self.task(task).kind;
         self.session.connection.limit_data_out(task, data_total);
         self.task(task).received = data.len().min(data_total);
         if let Immediate::Bytes(data) = data
@@ -95,12 +100,9 @@ impl<R: Ring> Work<'_, R> {
     /// already.
     pub(crate) fn open_window(&mut self, task: TaskId) {
         let entry = self.task(task);
-        // VERIFY with a single block has one window of Data-Out, which then serves for all windows of the medium.
-        entry.window = if entry.kind == Kind::Verify(ByteCheck::Single) {
-            entry.data_total
-        } else {
-            (entry.total - entry.done).min(BURST_LENGTH_MAX)
-        };
+        // A single block is one window of Data-Out, which then serves for all windows of the medium.
+        entry.window =
+            if entry.kind.repeats_data() { entry.data_total } else { (entry.total - entry.done).min(BURST_LENGTH_MAX) };
         if let Some(buf) = entry.buf.as_ref().filter(|_| entry.received > 0) {
             // What came with the command is in its buffer, which may be smaller than a window can be.
             entry.window = entry.window.min(buf.len() as u32);
@@ -132,7 +134,7 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn send_r2ts(&mut self, task: TaskId) -> bool {
         let entry = self.task(task);
         let window_end = match entry.kind {
-            Kind::Verify(ByteCheck::Single) => entry.data_total,
+            kind if kind.repeats_data() => entry.data_total,
             _ => entry.done + entry.window,
         };
         while let Some(span) = self.session.connection.want_r2t(task) {
@@ -152,7 +154,7 @@ impl<R: Ring> Work<'_, R> {
     /// Where in the window's buffer a Data-Out goes.
     pub(crate) fn place_in_window(&mut self, task: TaskId, buffer_offset: u32) -> usize {
         let entry = self.task(task);
-        let start = if entry.kind == Kind::Verify(ByteCheck::Single) { 0 } else { entry.done };
+        let start = if entry.kind.repeats_data() { 0 } else { entry.done };
         buffer_offset.saturating_sub(start) as usize
     }
 
@@ -197,6 +199,8 @@ impl<R: Ring> Work<'_, R> {
         entry.data = Some(buf.freeze());
         match entry.kind {
             Kind::Verify(_) => self.read_in(task),
+            Kind::Unmap => self.list_received(task),
+            Kind::WriteSame { .. } => self.same_received(task),
             _ => self.write_out(task),
         }
     }
@@ -354,6 +358,7 @@ impl<R: Ring> Work<'_, R> {
         entry.through = 0;
         match entry.kind {
             Kind::WriteAndVerify { .. } => self.read_in(task),
+            Kind::Unmap | Kind::Zero => self.zeros_written(task),
             _ => self.window_done(task),
         }
     }

@@ -121,8 +121,6 @@ impl DataPlane for FakePlane {
                 told.listeners.clear();
                 reply(());
             }
-            ToShard::Pause { reply, .. } => reply(Ok(())),
-            ToShard::Resume { reply, .. } => reply(()),
             ToShard::Swap { reply, .. } | ToShard::CloseEngine { reply, .. } => reply(Ok(())),
             ToShard::BeginSession { reply, .. } => reply(Ok(None)),
             ToShard::Relocate { reply, .. } => reply(Ok(false)),
