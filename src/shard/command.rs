@@ -112,7 +112,8 @@ impl<R: Ring> Work<'_, R> {
             (Action::Unmap { .. } | Action::WriteSame { .. } | Action::GetLbaStatus { .. }, _)
             | (Action::CompareAndWrite { .. } | Action::OrWrite { .. } | Action::WriteAtomic { .. }, _)
             | (Action::ReserveIn { .. } | Action::ReserveOut { .. } | Action::ReserveUnit { .. }, _)
-            | (Action::Format { .. } | Action::Sanitize { .. } | Action::ExitSanitizeFailure, _) => {
+            | (Action::Format { .. } | Action::Sanitize { .. } | Action::ExitSanitizeFailure, _)
+            | (Action::ModeSelect { .. }, _) => {
                 // The medium has no such operations yet.
                 return self.complete(task, Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into());
             }
@@ -163,6 +164,7 @@ impl<R: Ring> Work<'_, R> {
             Action::CompareAndWrite { .. } | Action::OrWrite { .. } | Action::WriteAtomic { .. } => {}
             Action::ReserveIn { .. } | Action::ReserveOut { .. } | Action::ReserveUnit { .. } => {}
             Action::Format { .. } | Action::Sanitize { .. } | Action::ExitSanitizeFailure => {}
+            Action::ModeSelect { .. } => {}
         }
     }
 
