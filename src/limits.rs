@@ -36,6 +36,21 @@ pub const NEGOTIATION_BYTES_MAX: usize = 64 * 1024;
 /// memory for the rest.
 pub const TRANSFER_BYTES_MAX: u32 = 32 * 1024 * 1024;
 
+/// Bytes of all the ranges of one UNMAP (MAXIMUM UNMAP LBA COUNT). 2,048 of the usual 2 MiB blocks are released in a
+/// fraction of a second, far within the 30 s that initiators wait; Linux asks for no more than this at once.
+pub const UNMAP_BYTES_MAX: u64 = 4 << 30;
+
+/// Descriptors of one UNMAP (MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT): a list of 4 KiB and its header.
+pub const UNMAP_DESCRIPTORS_MAX: usize = 256;
+
+/// Bytes that one WRITE SAME may fill (MAXIMUM WRITE SAME LENGTH): what a slow disk writes in a few seconds, and all
+/// that the ten-byte form can name.
+pub const WRITE_SAME_BYTES_MAX: u32 = 256 * 1024 * 1024;
+
+/// Blocks of one COMPARE AND WRITE (MAXIMUM COMPARE AND WRITE LENGTH): all that its one-byte field can name. Twice as
+/// many come as Data-Out, 2 MiB of the longest blocks.
+pub const COMPARE_AND_WRITE_BLOCKS_MAX: u8 = u8::MAX;
+
 /// OPTIMAL TRANSFER LENGTH of a unit: one burst.
 pub const TRANSFER_BYTES_OPTIMAL: u32 = BURST_LENGTH_MAX;
 
@@ -48,6 +63,22 @@ pub const DISKS_MAX: usize = 16_384;
 
 /// Logical units of one target: all numbers of the 14-bit flat addressing method (SAM-5 clause 4.7.7.5).
 pub const LUNS_PER_TARGET_MAX: usize = 16_384;
+
+/// Snapshots of one disk: what Windows Server publishes as its limit is 512. One flat map resolves at most 4096 layers,
+/// and a disk may have some below its first snapshot.
+pub const SNAPSHOTS_PER_DISK_MAX: usize = 2048;
+
+/// Disks of one group that are snapshotted at one instant: all of them are paused together.
+pub const SNAPSHOT_GROUP_MAX: usize = 64;
+
+/// Jobs that run at once: each has a thread, and more would only wait for the same drives.
+pub const JOBS_RUNNING_MAX: usize = 16;
+
+/// Jobs that have ended and are still listed.
+pub const JOBS_FINISHED_MAX: usize = 256;
+
+/// Bytes of one user metadata item (MS-VHDX section 2.6.1.2).
+pub const USER_METADATA_BYTES_MAX: usize = 1024 * 1024;
 
 /// Listening portals of one server.
 pub const PORTALS_MAX: usize = 256;

@@ -6,10 +6,10 @@ use std::process::{Command, Stdio};
 
 use lunaring::scsi::command_table::COMMANDS;
 use lunaring::scsi::{
-    Action, BlockLength, CommandRequest, LogicalUnit, NexusUnit, ParameterList, Sense, SenseCode, SenseFormat,
-    TargetView, Unit, UnitConfig, execute, lun,
+    Action, BlockLength, CommandRequest, Condition, LbaStatusReply, LogicalUnit, NexusUnit, ParameterList,
+    Provisioning, Sense, SenseCode, SenseFormat, TargetView, Unit, UnitConfig, execute, lun,
 };
-use lunaring::units::Lun;
+use lunaring::units::{Lba, Lun};
 
 /// What a decoder of sg3-utils says about hexadecimal bytes on its standard input.
 fn decoded(tool: &str, arguments: &[&str], bytes: &[u8]) -> String {
@@ -32,23 +32,33 @@ fn decoded(tool: &str, arguments: &[&str], bytes: &[u8]) -> String {
     text
 }
 
-fn disk() -> Unit {
-    Unit::new(&UnitConfig {
+fn disk() -> UnitConfig<'static> {
+    UnitConfig {
         block_length: BlockLength::B512,
         physical_block_exponent: 3,
         capacity_blocks: 20_971_520,
         read_only: false,
         write_cache_enabled: true,
         thin_provisioned: false,
+        unmap_granularity_blocks: 0,
         disk_uuid: *b"\x01\x23\x45\x67\x89\xab\x4d\xef\x8e\xdc\xba\x98\x76\x54\x32\x10",
         product: "VHDX disk",
         sense_format: SenseFormat::Fixed,
-    })
-    .expect("a valid description")
+    }
+}
+
+/// The same disk, thin provisioned in blocks of 2 MiB.
+fn thin() -> UnitConfig<'static> {
+    UnitConfig { thin_provisioned: true, unmap_granularity_blocks: 4096, ..disk() }
 }
 
 /// The Data-In of a command to the disk.
 fn reply(cdb: &[u8]) -> Vec<u8> {
+    reply_of(&disk(), cdb)
+}
+
+/// The Data-In of a command to a disk that is described so.
+fn reply_of(config: &UnitConfig<'_>, cdb: &[u8]) -> Vec<u8> {
     let target = TargetView {
         name: "iqn.2026-11.io.lunaring:demo",
         relative_target_port: 1,
@@ -59,8 +69,8 @@ fn reply(cdb: &[u8]) -> Vec<u8> {
     padded[..cdb.len()].copy_from_slice(cdb);
     let mut buffer = vec![0; ParameterList::BYTES_MIN];
     let mut out = ParameterList::new(&mut buffer);
-    let (unit, mut nexus) = (disk(), NexusUnit::default());
-    let logical_unit = LogicalUnit { unit: &unit, nexus: &mut nexus };
+    let (unit, mut nexus) = (Unit::new(config).expect("a valid description"), NexusUnit::default());
+    let logical_unit = LogicalUnit { unit: &unit, nexus: &mut nexus, condition: Condition::Ready };
     let action = execute(&CommandRequest { cdb: &padded }, &target, Some(logical_unit), &mut out);
     assert_eq!(action, Action::DataIn, "{cdb:02x?}");
     out.bytes().to_vec()
@@ -155,13 +165,60 @@ fn limits_and_provisioning_pages() {
             "Maximum transfer length: 65536 blocks",
             "Optimal transfer length: 2048 blocks",
             "Maximum unmap LBA count: 0 [Unmap command not implemented]",
-            "Maximum write same length: 0 blocks [not reported]",
+            "Maximum write same length: 0x80000 blocks",
         ],
     );
+    assert!(vpd_page(0xb0).contains("Write same non-zero (WSNZ): 1"));
     assert_lines(&vpd_page(0xb1), &["Non-rotating medium (e.g. solid state)", "FUAB=1"]);
     assert_lines(
         &vpd_page(0xb2),
         &["Unmap command supported (LBPU): 0", "Provisioning type: 0 (not known or fully provisioned)"],
+    );
+}
+
+#[test]
+fn thin_provisioning() {
+    let page = |code| decoded("sg_vpd", &["--inhex=-"], &reply_of(&thin(), &[0x12, 1, code, 2, 0, 0]));
+    assert_lines(
+        &page(0xb0),
+        &[
+            "Maximum unmap LBA count: 8388608",
+            "Maximum unmap block descriptor count: 256",
+            "Optimal unmap granularity: 4096 blocks",
+            "Unmap granularity alignment valid: true",
+            "Unmap granularity alignment: 0",
+        ],
+    );
+    assert_lines(
+        &page(0xb2),
+        &[
+            "Unmap command supported (LBPU): 1",
+            "Write same (16) with unmap bit supported (LBPWS): 1",
+            "Write same (10) with unmap bit supported (LBPWS10): 1",
+            "Logical block provisioning read zeros (LBPRZ): 1",
+            "Anchored LBAs supported (ANC_SUP): 0",
+            "Provisioning type: 2 (thin provisioned)",
+        ],
+    );
+}
+
+#[test]
+fn states_of_blocks() {
+    let unit = Unit::new(&thin()).expect("a valid description");
+    let mut buffer = [0xee; LbaStatusReply::BYTES_MAX];
+    let mut reply = LbaStatusReply::new(&unit, Lba(0x123), 4096);
+    for (blocks, state) in [(0xedd, Provisioning::Mapped), (0x2000, Provisioning::Deallocated)] {
+        assert!(reply.wants().is_some());
+        reply.push(&mut buffer, blocks, state);
+    }
+    let len = reply.finish(&mut buffer);
+    let text = decoded("sg_get_lba_status", &["--inhex=-", "--maxlen=4096"], &buffer[..len]);
+    assert_lines(
+        &text,
+        &[
+            "[1] LBA: 0x0000000000000123  blocks:       3805  mapped (or unknown)",
+            "[2] LBA: 0x0000000000001000  blocks:       8192  deallocated",
+        ],
     );
 }
 

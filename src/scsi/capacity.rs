@@ -32,7 +32,7 @@ pub(super) fn read_capacity_16(cdb: Cdb<'_>, unit: &Unit, out: &mut ParameterLis
 
 #[cfg(test)]
 mod tests {
-    use crate::scsi::fixture::{DISK, invalid_field, reply, run};
+    use crate::scsi::fixture::{DISK, THIN, invalid_field, reply, run};
     use crate::scsi::{BlockLength, UnitConfig};
 
     #[test]
@@ -59,8 +59,7 @@ mod tests {
             block_length: BlockLength::B4096,
             physical_block_exponent: 0,
             capacity_blocks: 1 << 34,
-            thin_provisioned: true,
-            ..DISK
+            ..THIN
         };
         expected[..16].copy_from_slice(&[0, 0, 0, 3, 0xff, 0xff, 0xff, 0xff, 0, 0, 0x10, 0, 0, 0, 0xc0, 0]);
         assert_eq!(reply(&thin, &cdb), expected);

@@ -3,8 +3,11 @@
 
 use super::cdb::Cdb;
 use super::command_table::{self, Command, Handler};
+use super::condition::Condition;
 use super::parameter_list::ParameterList;
-use super::sense::{Outcome, Sense, SenseCode, SenseFormat};
+use super::reservations::{ReserveIn, ReserveOut};
+use super::sanitize::SanitizeMethod;
+use super::sense::{Outcome, Sense, SenseCode, SenseFormat, Status};
 use super::unit::{BlockLength, NexusUnit, Unit};
 use crate::units::{Lba, Lun};
 
@@ -36,6 +39,8 @@ pub struct LogicalUnit<'a> {
     pub unit: &'a Unit,
     /// This initiator's state on it.
     pub nexus: &'a mut NexusUnit,
+    /// Whether it serves at all.
+    pub condition: Condition,
 }
 
 /// What VERIFY compares with (BYTCHK).
@@ -115,6 +120,123 @@ pub enum Action {
         /// IMMED: answer GOOD as soon as the flush is started.
         immed: bool,
     },
+    /// Compare the blocks with the first half of Data-Out; if they are equal, write the second half, otherwise the
+    /// answer is [`MediumError::Miscompare`](super::MediumError::Miscompare) and nothing is written. No other command
+    /// reads or writes any of the blocks in between (SBC-4 clause 5.3), on any shard.
+    CompareAndWrite {
+        /// The first block.
+        lba: Lba,
+        /// How many; Data-Out has twice as many.
+        blocks: u8,
+        /// DPO.
+        dpo: bool,
+        /// FUA.
+        fua: bool,
+    },
+    /// Replace the blocks with the bitwise OR of themselves and Data-Out. No other command reads or writes any of the
+    /// blocks in between (SBC-4 clause 5.8), on any shard.
+    OrWrite {
+        /// The first block.
+        lba: Lba,
+        /// How many.
+        blocks: u32,
+        /// DPO.
+        dpo: bool,
+        /// FUA.
+        fua: bool,
+    },
+    /// Write blocks from Data-Out so that after any failure, a power cut among them, all of them are there or none. At
+    /// most [`Unit::atomic_write_blocks_max`].
+    WriteAtomic {
+        /// The first block.
+        lba: Lba,
+        /// How many.
+        blocks: u32,
+        /// DPO.
+        dpo: bool,
+        /// FUA.
+        fua: bool,
+    },
+    /// Take the parameter list as Data-Out, ask [`unmap::parse`](super::unmap::parse) for its ranges, and unmap them:
+    /// afterwards they read as zeros. Only on units that are thin provisioned.
+    Unmap {
+        /// Bytes of Data-Out, at least 8.
+        list_bytes: u16,
+    },
+    /// Write one block over and over. At most [`Unit::write_same_blocks_max`] blocks.
+    WriteSame {
+        /// The first block.
+        lba: Lba,
+        /// How many.
+        blocks: u32,
+        /// UNMAP: blocks may be unmapped instead of written when the block is all zeros, which is what they read as
+        /// afterwards. Any other block is written.
+        unmap: bool,
+        /// NDOB: there is no Data-Out, and the block is all zeros. Otherwise Data-Out is the one block.
+        no_data_out: bool,
+    },
+    /// Take the parameter list as Data-Out, ask [`mode_select::parse`](super::mode_select::parse), and replace the unit
+    /// by one [`with_write_cache`](Unit::with_write_cache); if that changes it, every other I_T nexus learns of it by
+    /// [`Attention::ModeParametersChanged`](super::Attention::ModeParametersChanged). While WCE is zero, a write is
+    /// durable before it is answered.
+    ModeSelect {
+        /// Bytes of Data-Out, at least a header's.
+        list_bytes: u16,
+        /// It is MODE SELECT(10)'s.
+        long: bool,
+        /// SP: the values outlast a restart.
+        save: bool,
+    },
+    /// Take a parameter list as Data-Out, ask [`format::parse`](super::format::parse), and make every block read as
+    /// zeros: unmapped where blocks can be unmapped, written elsewhere. All commands in between are given
+    /// [`Condition::Formatting`].
+    Format {
+        /// Bytes of Data-Out: 0, 4 or 8. What the initiator offers beyond is not wanted.
+        list_bytes: u8,
+    },
+    /// Remove what every block holds, so that it cannot be had back. All commands in between are given
+    /// [`Condition::Sanitizing`], and after a failure [`Condition::SanitizeFailed`].
+    Sanitize {
+        /// How.
+        method: SanitizeMethod,
+        /// IMMED: answer GOOD as soon as the work has begun.
+        immed: bool,
+        /// AUSE: after a failure, EXIT FAILURE MODE is allowed.
+        may_exit: bool,
+    },
+    /// Set the unit's condition to what [`Condition::exit_failure_mode`] says, or answer with its sense.
+    ExitSanitizeFailure,
+    /// Answer from the unit's [`Reservations`](super::reservations::Reservations) with its `report`.
+    ReserveIn {
+        /// Which reply.
+        what: ReserveIn,
+        /// ALLOCATION LENGTH: the most bytes of Data-In.
+        allocation_length: u16,
+    },
+    /// Take the parameter list as Data-Out and `apply` it to the unit's
+    /// [`Reservations`](super::reservations::Reservations), at home; then all shards learn of it; then answer.
+    ReserveOut {
+        /// What it asks for.
+        service_action: ReserveOut,
+        /// SCOPE and TYPE.
+        scope_type: u8,
+        /// Bytes of Data-Out, 24 to 64 KiB.
+        list_bytes: u32,
+    },
+    /// RESERVE or RELEASE of the unit: `reserve` or `release` of its
+    /// [`Reservations`](super::reservations::Reservations), as with `ReserveOut`.
+    ReserveUnit {
+        /// RELEASE.
+        release: bool,
+    },
+    /// Tell which blocks are mapped, from an address on: [`LbaStatusReply`](super::LbaStatusReply) makes Data-In of
+    /// what the medium says. Only on units that are thin provisioned.
+    GetLbaStatus {
+        /// The first block.
+        lba: Lba,
+        /// ALLOCATION LENGTH: the most bytes of Data-In.
+        allocation_length: u32,
+    },
 }
 
 impl Action {
@@ -123,19 +245,33 @@ impl Action {
         let blocks = match *self {
             Self::Write { blocks, .. }
             | Self::WriteAndVerify { blocks, .. }
+            | Self::OrWrite { blocks, .. }
+            | Self::WriteAtomic { blocks, .. }
             | Self::Verify { blocks, byte_check: ByteCheck::DataOut, .. } => blocks,
-            Self::Verify { byte_check: ByteCheck::Single, .. } => 1,
+            Self::Verify { byte_check: ByteCheck::Single, .. } | Self::WriteSame { no_data_out: false, .. } => 1,
+            Self::CompareAndWrite { blocks, .. } => 2 * u32::from(blocks),
+            Self::Unmap { list_bytes } => return u64::from(list_bytes),
+            Self::ReserveOut { list_bytes, .. } => return u64::from(list_bytes),
+            Self::ModeSelect { list_bytes, .. } => return u64::from(list_bytes),
+            Self::Format { list_bytes } => return u64::from(list_bytes),
+            Self::Sanitize { method: SanitizeMethod::Overwrite { list_bytes }, .. } => return u64::from(list_bytes),
             Self::Verify { byte_check: ByteCheck::None, .. }
             | Self::Done(_)
             | Self::DataIn
             | Self::NeedsBuffer { .. }
             | Self::Read { .. }
-            | Self::Flush { .. } => 0,
+            | Self::Flush { .. }
+            | Self::WriteSame { no_data_out: true, .. }
+            | Self::ReserveIn { .. }
+            | Self::ReserveUnit { .. }
+            | Self::Sanitize { method: SanitizeMethod::BlockErase, .. }
+            | Self::ExitSanitizeFailure
+            | Self::GetLbaStatus { .. } => 0,
         };
         u64::from(blocks) << block_length.shift()
     }
 
-    /// Bytes of Data-In that the medium gives (a parameter list has its own length).
+    /// Bytes of Data-In that the medium gives (a parameter list, the LBA status among them, has its own length).
     pub fn data_in_bytes(&self, block_length: BlockLength) -> u64 {
         match *self {
             Self::Read { blocks, .. } => u64::from(blocks) << block_length.shift(),
@@ -175,15 +311,23 @@ pub fn execute(
             Err(sense) => sense.into(),
         };
     }
-    let Some(LogicalUnit { unit, nexus }) = unit else {
+    let Some(LogicalUnit { unit, nexus, condition }) = unit else {
         return Sense::new(SenseCode::LOGICAL_UNIT_NOT_SUPPORTED).into();
     };
     if let Some(attention) = nexus.attentions_mut().take_first() {
         return Sense::new(attention.sense_code()).into();
     }
-    let Some(command) = command else {
+    let Some(command) = command.filter(|command| command.is_served_on(unit)) else {
         return Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into();
     };
+    if nexus.standing().conflicts(command.reservation, request.cdb[4]) {
+        return Action::Done(Outcome::status(Status::RESERVATION_CONFLICT));
+    }
+    if let Some(sense) = condition.sense()
+        && !condition.allows(command.opcode)
+    {
+        return sense.into();
+    }
     if let Err(sense) = check_reserved_bits(request, command) {
         return sense.into();
     }
@@ -218,8 +362,8 @@ fn with_whole_reply(action: Action, out: &ParameterList<'_>) -> Action {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scsi::fixture::{DISK, TARGET, cdb, invalid_field, refused, run, run_on, unit};
-    use crate::scsi::{Attention, Attentions, Status, UnitConfig};
+    use crate::scsi::fixture::{DISK, TARGET, THIN, cdb, invalid_field, refused, run, run_on, unit};
+    use crate::scsi::{Attention, Attentions, UnitConfig};
 
     #[test]
     fn an_action_stays_small() {
@@ -228,7 +372,7 @@ mod tests {
 
     #[test]
     fn unknown_operation_codes_and_service_actions() {
-        for bytes in [&[0x42][..], &[0xff], &[0x04], &[0x9e, 0x12], &[0xa3, 0x0a], &[0x7f]] {
+        for bytes in [&[0x43][..], &[0xff], &[0x3f], &[0x9f, 0x11], &[0x9e, 0x13], &[0xa3, 0x0a], &[0x7f]] {
             assert_eq!(run(&DISK, bytes), refused(SenseCode::INVALID_COMMAND_OPERATION_CODE), "{bytes:02x?}");
         }
     }
@@ -312,7 +456,7 @@ mod tests {
         fn cdb(&mut self) -> [u8; 16] {
             let (high, low) = (u128::from(self.next()), u128::from(self.next()));
             let mut bytes = (high << 64 | low).to_be_bytes();
-            let style = self.below(4);
+            let style = self.below(5);
             if style == 0 {
                 return bytes;
             }
@@ -321,7 +465,8 @@ mod tests {
                 match style {
                     1 => {}
                     2 => *byte &= usage,
-                    _ if self.0 >> (*byte & 31) & 3 == 0 => *byte &= usage,
+                    3 if self.0 >> (*byte & 31) & 3 == 0 => *byte &= usage,
+                    4 if self.0 >> (*byte & 31) & 3 == 0 => *byte = 1 << (*byte & 7) & usage,
                     _ => *byte = 0,
                 }
             }
@@ -344,12 +489,47 @@ mod tests {
                 Some((lba, u64::from(blocks)))
             }
             Action::Flush { lba, blocks, .. } => Some((lba, blocks)),
+            Action::OrWrite { lba, blocks, .. } => {
+                assert!(!unit.read_only(), "{cdb:02x?}");
+                Some((lba, u64::from(blocks)))
+            }
+            Action::CompareAndWrite { lba, blocks, .. } => {
+                assert!(!unit.read_only(), "{cdb:02x?}");
+                Some((lba, u64::from(blocks)))
+            }
+            Action::WriteAtomic { lba, blocks, .. } => {
+                assert!(!unit.read_only() && blocks <= unit.atomic_write_blocks_max(), "{cdb:02x?}");
+                Some((lba, u64::from(blocks)))
+            }
+            Action::Unmap { list_bytes } => {
+                assert!(list_bytes >= 8 && unit.thin_provisioned() && !unit.read_only(), "{cdb:02x?}");
+                None
+            }
+            Action::WriteSame { lba, blocks, unmap, .. } => {
+                assert!(!unit.read_only() && (unit.thin_provisioned() || !unmap), "{cdb:02x?}");
+                assert!(blocks <= unit.write_same_blocks_max(), "{cdb:02x?}");
+                Some((lba, u64::from(blocks)))
+            }
+            Action::GetLbaStatus { lba, .. } => Some((lba, 1)),
+            Action::ReserveOut { list_bytes, .. } => {
+                assert!((24..=65_536).contains(&list_bytes), "{cdb:02x?}");
+                None
+            }
+            Action::ReserveIn { .. } | Action::ReserveUnit { .. } | Action::ExitSanitizeFailure => None,
+            Action::ModeSelect { list_bytes, long, .. } => {
+                assert!(list_bytes >= if long { 8 } else { 4 }, "{cdb:02x?}");
+                None
+            }
+            Action::Format { .. } | Action::Sanitize { .. } => {
+                assert!(!unit.read_only(), "{cdb:02x?}");
+                None
+            }
             Action::Done(_) | Action::DataIn | Action::NeedsBuffer { .. } => None,
         };
         let Some((lba, blocks)) = range else { return };
         assert!(blocks > 0, "{cdb:02x?}");
         assert!(lba.0.checked_add(blocks).is_some_and(|end| end <= unit.capacity_blocks()), "{cdb:02x?}");
-        if !matches!(action, Action::Flush { .. }) {
+        if !matches!(action, Action::Flush { .. } | Action::WriteSame { .. }) {
             assert!(blocks <= u64::from(unit.transfer_blocks_max()), "{cdb:02x?}");
         }
         let bytes = action.data_in_bytes(unit.block_length()) + action.data_out_bytes(unit.block_length());
@@ -361,7 +541,7 @@ mod tests {
         [
             DISK,
             UnitConfig { capacity_blocks: 1, read_only: true, ..DISK },
-            UnitConfig { capacity_blocks: 1 << 54, thin_provisioned: true, ..DISK },
+            UnitConfig { capacity_blocks: 1 << 54, ..THIN },
             UnitConfig { capacity_blocks: 1 << 51, sense_format: SenseFormat::Descriptor, ..long },
         ]
         .map(|config| unit(&config))
@@ -381,7 +561,8 @@ mod tests {
             let mut nexus = if round % 64 == 0 { NexusUnit::new() } else { NexusUnit::default() };
             let capacity = if round % 8 == 0 { random.below(64) } else { ParameterList::BYTES_MIN };
             let mut out = ParameterList::new(&mut buffer[..capacity]);
-            let logical_unit = (round % 16 != 1).then_some(LogicalUnit { unit, nexus: &mut nexus });
+            let logical_unit =
+                (round % 16 != 1).then_some(LogicalUnit { unit, nexus: &mut nexus, condition: Condition::Ready });
             let action = execute(&CommandRequest { cdb: &cdb }, &TARGET, logical_unit, &mut out);
             check_action(&action, &cdb, unit);
             let row = command_table::find(&cdb);
@@ -428,7 +609,7 @@ mod tests {
                     let mut buffer = vec![stale; ParameterList::BYTES_MIN];
                     let mut out = ParameterList::new(&mut buffer);
                     let mut nexus = NexusUnit::default();
-                    let logical_unit = LogicalUnit { unit: &unit, nexus: &mut nexus };
+                    let logical_unit = LogicalUnit { unit: &unit, nexus: &mut nexus, condition: Condition::Ready };
                     let request = CommandRequest { cdb: &cdb(&bytes) };
                     let action = execute(&request, &TARGET, Some(logical_unit), &mut out);
                     if action == Action::DataIn { out.bytes().to_vec() } else { Vec::new() }

@@ -2,7 +2,10 @@
 //! command.
 
 use super::attention::Attentions;
-use super::{Action, BlockLength, CommandRequest, LogicalUnit, NexusUnit, Outcome, ParameterList, Sense, SenseFormat};
+use super::{
+    Action, BlockLength, CommandRequest, Condition, Features, LogicalUnit, NexusUnit, Outcome, ParameterList, Sense,
+    SenseFormat,
+};
 use super::{SenseCode, TargetView, Unit, UnitConfig, execute};
 use crate::units::Lun;
 
@@ -14,10 +17,15 @@ pub(super) const DISK: UnitConfig<'static> = UnitConfig {
     read_only: false,
     write_cache_enabled: true,
     thin_provisioned: false,
+    unmap_granularity_blocks: 0,
     disk_uuid: *b"\x01\x23\x45\x67\x89\xab\x4d\xef\x8e\xdc\xba\x98\x76\x54\x32\x10",
     product: "VHDX disk",
     sense_format: SenseFormat::Fixed,
 };
+
+/// The same disk, with 2 MiB allocated and released at once.
+pub(super) const THIN: UnitConfig<'static> =
+    UnitConfig { thin_provisioned: true, unmap_granularity_blocks: 4096, ..DISK };
 
 pub(super) const TARGET: TargetView<'static> = TargetView {
     name: "iqn.2026-11.io.lunaring:demo",
@@ -26,8 +34,9 @@ pub(super) const TARGET: TargetView<'static> = TargetView {
     luns: &[Lun(0), Lun(1), Lun(300)],
 };
 
+/// A unit whose owner does everything.
 pub(super) fn unit(config: &UnitConfig<'_>) -> Unit {
-    Unit::new(config).expect("a valid description")
+    Unit::new(config).expect("a valid description").with_features(Features::ALL).with_atomic_writes(16)
 }
 
 /// A CDB with zeros after the bytes given.
@@ -39,9 +48,17 @@ pub(super) fn cdb(bytes: &[u8]) -> [u8; 16] {
 
 /// One command to a unit, with the nexus state given; the action and the Data-In of a reply.
 pub(super) fn run_on(unit: Option<&Unit>, nexus: &mut NexusUnit, bytes: &[u8]) -> (Action, Vec<u8>) {
+    run_with(unit.map(|unit| LogicalUnit { unit, nexus, condition: Condition::Ready }), bytes)
+}
+
+/// One command to a disk in a condition.
+pub(super) fn run_in(condition: Condition, bytes: &[u8]) -> (Action, Vec<u8>) {
+    run_with(Some(LogicalUnit { unit: &unit(&DISK), nexus: &mut NexusUnit::default(), condition }), bytes)
+}
+
+fn run_with(logical_unit: Option<LogicalUnit<'_>>, bytes: &[u8]) -> (Action, Vec<u8>) {
     let mut buffer = vec![0xee; ParameterList::BYTES_MIN];
     let mut out = ParameterList::new(&mut buffer);
-    let logical_unit = unit.map(|unit| LogicalUnit { unit, nexus });
     let action = execute(&CommandRequest { cdb: &cdb(bytes) }, &TARGET, logical_unit, &mut out);
     let data = if action == Action::DataIn { out.bytes().to_vec() } else { Vec::new() };
     (action, data)

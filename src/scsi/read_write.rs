@@ -1,4 +1,4 @@
-//! The commands that move blocks: READ, WRITE, VERIFY, WRITE AND VERIFY, SYNCHRONIZE CACHE (SBC-4 clause 5).
+//! The commands that move blocks: READ, WRITE, VERIFY, WRITE AND VERIFY, PRE-FETCH, SYNCHRONIZE CACHE (SBC-4 clause 5).
 //!
 //! A CDB of any length becomes a [`Range`], is checked against the unit, and leaves as an [`Action`]; the medium is not
 //! known here.
@@ -11,11 +11,11 @@ use crate::units::Lba;
 
 /// The blocks that a CDB names, as yet unchecked.
 #[derive(Clone, Copy)]
-struct Range {
-    lba: u64,
-    blocks: u32,
+pub(super) struct Range {
+    pub(super) lba: u64,
+    pub(super) blocks: u32,
     /// Where TRANSFER LENGTH stands in the CDB, for the field pointer.
-    length_byte: u8,
+    pub(super) length_byte: u8,
 }
 
 impl Range {
@@ -29,7 +29,7 @@ impl Range {
         Self { lba, blocks, length_byte: 4 }
     }
 
-    fn cdb_10(cdb: Cdb<'_>) -> Self {
+    pub(super) fn cdb_10(cdb: Cdb<'_>) -> Self {
         Self { lba: u64::from(cdb.be32(2)), blocks: u32::from(cdb.be16(7)), length_byte: 7 }
     }
 
@@ -37,14 +37,14 @@ impl Range {
         Self { lba: u64::from(cdb.be32(2)), blocks: cdb.be32(6), length_byte: 6 }
     }
 
-    fn cdb_16(cdb: Cdb<'_>) -> Self {
+    pub(super) fn cdb_16(cdb: Cdb<'_>) -> Self {
         Self { lba: cdb.be64(2), blocks: cdb.be32(10), length_byte: 10 }
     }
 
     /// The range lies on the unit and is no longer than MAXIMUM TRANSFER LENGTH. A range of no blocks must still start
     /// on the unit.
     #[inline]
-    fn check(self, unit: &Unit) -> Result<(), Sense> {
+    pub(super) fn check(self, unit: &Unit) -> Result<(), Sense> {
         self.check_addresses(unit)?;
         if self.blocks > unit.transfer_blocks_max() {
             return Err(Sense::invalid_field_in_cdb(self.length_byte, None));
@@ -53,7 +53,7 @@ impl Range {
     }
 
     #[inline]
-    fn check_addresses(self, unit: &Unit) -> Result<(), Sense> {
+    pub(super) fn check_addresses(self, unit: &Unit) -> Result<(), Sense> {
         let capacity = unit.capacity_blocks();
         // Written so that no sum can overflow. INFORMATION names the first address that is not there.
         if self.lba >= capacity {
@@ -73,15 +73,15 @@ fn out_of_range(lba: u64) -> Sense {
 
 /// DPO and FUA of byte 1; the 6-byte forms have LBA bits there.
 #[derive(Clone, Copy)]
-struct CacheHints {
-    dpo: bool,
-    fua: bool,
+pub(super) struct CacheHints {
+    pub(super) dpo: bool,
+    pub(super) fua: bool,
 }
 
 impl CacheHints {
     const NONE: Self = Self { dpo: false, fua: false };
 
-    fn of(cdb: Cdb<'_>) -> Self {
+    pub(super) fn of(cdb: Cdb<'_>) -> Self {
         Self { dpo: cdb.bit(1, 4), fua: cdb.bit(1, 3) }
     }
 }
@@ -111,7 +111,7 @@ fn write(range: Range, hints: CacheHints, unit: &Unit) -> Action {
 }
 
 #[inline]
-fn check_writable(unit: &Unit) -> Result<(), Sense> {
+pub(super) fn check_writable(unit: &Unit) -> Result<(), Sense> {
     if unit.read_only() { Err(Sense::new(SenseCode::WRITE_PROTECTED)) } else { Ok(()) }
 }
 
@@ -163,6 +163,12 @@ fn synchronize_cache(cdb: Cdb<'_>, range: Range, unit: &Unit) -> Action {
     Action::Flush { lba: Lba(range.lba), blocks, immed: cdb.bit(1, 1) }
 }
 
+/// SBC-4 clauses 5.10 and 5.11: GOOD says that there is no room to keep all the blocks at hand. There is none for any:
+/// what is read again is found by the host where it keeps what it reads, or on its device.
+fn pre_fetch(range: Range, unit: &Unit) -> Action {
+    range.check_addresses(unit).map_or_else(Action::from, |()| GOOD)
+}
+
 pub(super) fn read_6(cdb: Cdb<'_>, unit: &Unit) -> Action {
     read(Range::cdb_6(cdb), CacheHints::NONE, unit)
 }
@@ -193,6 +199,14 @@ pub(super) fn write_12(cdb: Cdb<'_>, unit: &Unit) -> Action {
 
 pub(super) fn write_16(cdb: Cdb<'_>, unit: &Unit) -> Action {
     write(Range::cdb_16(cdb), CacheHints::of(cdb), unit)
+}
+
+pub(super) fn pre_fetch_10(cdb: Cdb<'_>, unit: &Unit) -> Action {
+    pre_fetch(Range::cdb_10(cdb), unit)
+}
+
+pub(super) fn pre_fetch_16(cdb: Cdb<'_>, unit: &Unit) -> Action {
+    pre_fetch(Range::cdb_16(cdb), unit)
 }
 
 pub(super) fn verify_10(cdb: Cdb<'_>, unit: &Unit) -> Action {
@@ -345,6 +359,17 @@ mod tests {
         assert_eq!(run(&DISK, &[0x2e, 6, 0, 0, 0, 3, 0, 0, 4, 0]), invalid_field(1, Some(2)));
         assert_eq!(run(&DISK, &[0xae, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0]), expected(true));
         assert_eq!(run(&DISK, &[0x8e, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0]), expected(true));
+    }
+
+    #[test]
+    fn nothing_is_kept_at_hand() {
+        for bytes in [&[0x34, 2, 0, 0, 0, 0, 0, 0xff, 0xff, 0][..], &[0x34, 0, 0, 0, 0, 5, 0, 0, 0, 0]] {
+            assert_eq!(run(&DISK, bytes), GOOD);
+        }
+        assert_eq!(run(&DISK, &[0x90, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x01, 0x40, 0, 0, 0, 0]), GOOD);
+        assert_eq!(run(&DISK, &[0x34, 0, 0x01, 0x3f, 0xff, 0xff, 0, 0, 2, 0]), out_of_range(0x140_0000));
+        let top = [0x90, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 0];
+        assert_eq!(run(&DISK, &top), out_of_range(u64::MAX));
     }
 
     #[test]

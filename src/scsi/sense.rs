@@ -125,25 +125,37 @@ sense_codes! {
     NO_ADDITIONAL_SENSE_INFORMATION = NO_SENSE, 0x00, 0x00, "NO ADDITIONAL SENSE INFORMATION";
     LOGICAL_UNIT_NOT_READY_MANUAL_INTERVENTION_REQUIRED =
         NOT_READY, 0x04, 0x03, "LOGICAL UNIT NOT READY, MANUAL INTERVENTION REQUIRED";
+    LOGICAL_UNIT_NOT_READY_FORMAT_IN_PROGRESS = NOT_READY, 0x04, 0x04, "LOGICAL UNIT NOT READY, FORMAT IN PROGRESS";
+    LOGICAL_UNIT_NOT_READY_SANITIZE_IN_PROGRESS =
+        NOT_READY, 0x04, 0x1b, "LOGICAL UNIT NOT READY, SANITIZE IN PROGRESS";
     LOGICAL_UNIT_COMMUNICATION_TIME_OUT = ABORTED_COMMAND, 0x08, 0x01, "LOGICAL UNIT COMMUNICATION TIME-OUT";
     WRITE_ERROR = MEDIUM_ERROR, 0x0c, 0x00, "WRITE ERROR";
     WRITE_ERROR_UNEXPECTED_UNSOLICITED_DATA = ABORTED_COMMAND, 0x0c, 0x0c, "WRITE ERROR - UNEXPECTED UNSOLICITED DATA";
     WRITE_ERROR_NOT_ENOUGH_UNSOLICITED_DATA = ABORTED_COMMAND, 0x0c, 0x0d, "WRITE ERROR - NOT ENOUGH UNSOLICITED DATA";
     UNRECOVERED_READ_ERROR = MEDIUM_ERROR, 0x11, 0x00, "UNRECOVERED READ ERROR";
+    PARAMETER_LIST_LENGTH_ERROR = ILLEGAL_REQUEST, 0x1a, 0x00, "PARAMETER LIST LENGTH ERROR";
     MISCOMPARE_DURING_VERIFY_OPERATION = MISCOMPARE, 0x1d, 0x00, "MISCOMPARE DURING VERIFY OPERATION";
     INVALID_COMMAND_OPERATION_CODE = ILLEGAL_REQUEST, 0x20, 0x00, "INVALID COMMAND OPERATION CODE";
     LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE = ILLEGAL_REQUEST, 0x21, 0x00, "LOGICAL BLOCK ADDRESS OUT OF RANGE";
     INVALID_FIELD_IN_CDB = ILLEGAL_REQUEST, 0x24, 0x00, "INVALID FIELD IN CDB";
     LOGICAL_UNIT_NOT_SUPPORTED = ILLEGAL_REQUEST, 0x25, 0x00, "LOGICAL UNIT NOT SUPPORTED";
+    INVALID_FIELD_IN_PARAMETER_LIST = ILLEGAL_REQUEST, 0x26, 0x00, "INVALID FIELD IN PARAMETER LIST";
+    INVALID_RELEASE_OF_PERSISTENT_RESERVATION =
+        ILLEGAL_REQUEST, 0x26, 0x04, "INVALID RELEASE OF PERSISTENT RESERVATION";
     WRITE_PROTECTED = DATA_PROTECT, 0x27, 0x00, "WRITE PROTECTED";
     SPACE_ALLOCATION_FAILED_WRITE_PROTECT = DATA_PROTECT, 0x27, 0x07, "SPACE ALLOCATION FAILED WRITE PROTECT";
     POWER_ON_OR_RESET_OCCURRED = UNIT_ATTENTION, 0x29, 0x00, "POWER ON, RESET, OR BUS DEVICE RESET OCCURRED";
     BUS_DEVICE_RESET_FUNCTION_OCCURRED = UNIT_ATTENTION, 0x29, 0x03, "BUS DEVICE RESET FUNCTION OCCURRED";
     I_T_NEXUS_LOSS_OCCURRED = UNIT_ATTENTION, 0x29, 0x07, "I_T NEXUS LOSS OCCURRED";
     MODE_PARAMETERS_CHANGED = UNIT_ATTENTION, 0x2a, 0x01, "MODE PARAMETERS CHANGED";
+    RESERVATIONS_PREEMPTED = UNIT_ATTENTION, 0x2a, 0x03, "RESERVATIONS PREEMPTED";
+    RESERVATIONS_RELEASED = UNIT_ATTENTION, 0x2a, 0x04, "RESERVATIONS RELEASED";
+    REGISTRATIONS_PREEMPTED = UNIT_ATTENTION, 0x2a, 0x05, "REGISTRATIONS PREEMPTED";
     CAPACITY_DATA_HAS_CHANGED = UNIT_ATTENTION, 0x2a, 0x09, "CAPACITY DATA HAS CHANGED";
     COMMANDS_CLEARED_BY_ANOTHER_INITIATOR = UNIT_ATTENTION, 0x2f, 0x00, "COMMANDS CLEARED BY ANOTHER INITIATOR";
     MEDIUM_FORMAT_CORRUPTED = MEDIUM_ERROR, 0x31, 0x00, "MEDIUM FORMAT CORRUPTED";
+    FORMAT_COMMAND_FAILED = MEDIUM_ERROR, 0x31, 0x01, "FORMAT COMMAND FAILED";
+    SANITIZE_COMMAND_FAILED = MEDIUM_ERROR, 0x31, 0x03, "SANITIZE COMMAND FAILED";
     SAVING_PARAMETERS_NOT_SUPPORTED = ILLEGAL_REQUEST, 0x39, 0x00, "SAVING PARAMETERS NOT SUPPORTED";
     LOGICAL_UNIT_FAILURE = MEDIUM_ERROR, 0x3e, 0x01, "LOGICAL UNIT FAILURE";
     INQUIRY_DATA_HAS_CHANGED = UNIT_ATTENTION, 0x3f, 0x03, "INQUIRY DATA HAS CHANGED";
@@ -151,6 +163,7 @@ sense_codes! {
     INTERNAL_TARGET_FAILURE = HARDWARE_ERROR, 0x44, 0x00, "INTERNAL TARGET FAILURE";
     PROTOCOL_SERVICE_CRC_ERROR = ABORTED_COMMAND, 0x47, 0x05, "PROTOCOL SERVICE CRC ERROR";
     COMMAND_ABORTED = ABORTED_COMMAND, 0x00, 0x00, "NO ADDITIONAL SENSE INFORMATION";
+    INSUFFICIENT_REGISTRATION_RESOURCES = ILLEGAL_REQUEST, 0x55, 0x04, "INSUFFICIENT REGISTRATION RESOURCES";
     INSUFFICIENT_RESOURCES = ILLEGAL_REQUEST, 0x55, 0x03, "INSUFFICIENT RESOURCES";
 }
 
@@ -185,6 +198,13 @@ enum Detail {
         byte: u8,
         bit: Option<u8>,
     },
+    /// The same of an INVALID FIELD IN PARAMETER LIST: it points into Data-Out.
+    ListField {
+        byte: u16,
+        bit: Option<u8>,
+    },
+    /// PROGRESS INDICATION, with NOT READY.
+    Progress(u16),
 }
 
 impl Sense {
@@ -199,9 +219,20 @@ impl Sense {
         Self { code: SenseCode::INVALID_FIELD_IN_CDB, detail: Detail::CdbField { byte, bit } }
     }
 
+    /// INVALID FIELD IN PARAMETER LIST for the field of Data-Out that starts at `byte`; `bit` is its most significant
+    /// bit if it is not whole bytes.
+    pub const fn invalid_field_in_list(byte: u16, bit: Option<u8>) -> Self {
+        Self { code: SenseCode::INVALID_FIELD_IN_PARAMETER_LIST, detail: Detail::ListField { byte, bit } }
+    }
+
     /// With the INFORMATION field: the block address, or the byte offset of a miscompare.
     pub const fn with_information(self, information: u64) -> Self {
         Self { code: self.code, detail: Detail::Information(information) }
+    }
+
+    /// With how much of what the unit is busy with is done, in 65,536ths. Only with NOT READY.
+    pub const fn with_progress(self, progress: u16) -> Self {
+        Self { code: self.code, detail: Detail::Progress(progress) }
     }
 
     /// The named condition.
@@ -213,7 +244,7 @@ impl Sense {
     pub const fn information(self) -> Option<u64> {
         match self.detail {
             Detail::Information(information) => Some(information),
-            Detail::None | Detail::CdbField { .. } => None,
+            Detail::None | Detail::CdbField { .. } | Detail::ListField { .. } | Detail::Progress(_) => None,
         }
     }
 
@@ -243,7 +274,11 @@ impl Sense {
                     bytes[3..7].copy_from_slice(&short.to_be_bytes());
                 }
             }
-            Detail::CdbField { byte, bit } => bytes[15..18].copy_from_slice(&field_pointer(byte, bit)),
+            Detail::CdbField { byte, bit } => {
+                bytes[15..18].copy_from_slice(&field_pointer(IN_CDB, u16::from(byte), bit));
+            }
+            Detail::ListField { byte, bit } => bytes[15..18].copy_from_slice(&field_pointer(IN_LIST, byte, bit)),
+            Detail::Progress(progress) => bytes[15..18].copy_from_slice(&progress_indication(progress)),
         }
         data
     }
@@ -264,10 +299,10 @@ impl Sense {
                 data.len = 20;
             }
             Detail::CdbField { byte, bit } => {
-                bytes[8..12].copy_from_slice(&[0x02, 0x06, 0, 0]);
-                bytes[12..15].copy_from_slice(&field_pointer(byte, bit));
-                data.len = 16;
+                data.push_key_specific(field_pointer(IN_CDB, u16::from(byte), bit));
             }
+            Detail::ListField { byte, bit } => data.push_key_specific(field_pointer(IN_LIST, byte, bit)),
+            Detail::Progress(progress) => data.push_key_specific(progress_indication(progress)),
         }
         data.bytes[7] = data.len - 8;
         data
@@ -280,11 +315,21 @@ impl From<SenseCode> for Sense {
     }
 }
 
-/// Sense-key-specific bytes of ILLEGAL REQUEST (SPC-5 clause 4.4.2.4.2): SKSV, C/D one for the CDB, BPV, bit and field
-/// pointer.
-fn field_pointer(byte: u8, bit: Option<u8>) -> [u8; 3] {
+/// SKSV, with C/D one (the pointer is into the CDB) and zero (into the parameter list).
+const IN_CDB: u8 = 0xc0;
+const IN_LIST: u8 = 0x80;
+
+/// Sense-key-specific bytes of ILLEGAL REQUEST (SPC-5 clause 4.4.2.4.2): SKSV and C/D, BPV, bit and field pointer.
+fn field_pointer(flags: u8, byte: u16, bit: Option<u8>) -> [u8; 3] {
     let bit_pointer = bit.map_or(0, |bit| 0x08 | (bit & 0x07));
-    [0xc0 | bit_pointer, 0, byte]
+    let [high, low] = byte.to_be_bytes();
+    [flags | bit_pointer, high, low]
+}
+
+/// Sense-key-specific bytes of NOT READY (SPC-5 clause 4.4.2.4.4): SKSV, and PROGRESS INDICATION.
+fn progress_indication(progress: u16) -> [u8; 3] {
+    let [high, low] = progress.to_be_bytes();
+    [0x80, high, low]
 }
 
 /// Encoded sense data.
@@ -297,6 +342,13 @@ pub struct SenseData {
 impl SenseData {
     /// The longest sense data that is ever made.
     pub const BYTES_MAX: usize = 20;
+
+    /// The sense-key-specific descriptor, the only one.
+    fn push_key_specific(&mut self, bytes: [u8; 3]) {
+        self.bytes[8..12].copy_from_slice(&[0x02, 0x06, 0, 0]);
+        self.bytes[12..15].copy_from_slice(&bytes);
+        self.len = 16;
+    }
 }
 
 impl Deref for SenseData {
@@ -318,18 +370,22 @@ mod tests {
         (0x04, 0x01, "LOGICAL UNIT IS IN PROCESS OF BECOMING READY"),
         (0x04, 0x02, "LOGICAL UNIT NOT READY, INITIALIZING COMMAND REQUIRED"),
         (0x04, 0x03, "LOGICAL UNIT NOT READY, MANUAL INTERVENTION REQUIRED"),
+        (0x04, 0x04, "LOGICAL UNIT NOT READY, FORMAT IN PROGRESS"),
+        (0x04, 0x1b, "LOGICAL UNIT NOT READY, SANITIZE IN PROGRESS"),
         (0x08, 0x00, "LOGICAL UNIT COMMUNICATION FAILURE"),
         (0x08, 0x01, "LOGICAL UNIT COMMUNICATION TIME-OUT"),
         (0x0c, 0x00, "WRITE ERROR"),
         (0x0c, 0x0c, "WRITE ERROR - UNEXPECTED UNSOLICITED DATA"),
         (0x0c, 0x0d, "WRITE ERROR - NOT ENOUGH UNSOLICITED DATA"),
         (0x11, 0x00, "UNRECOVERED READ ERROR"),
+        (0x1a, 0x00, "PARAMETER LIST LENGTH ERROR"),
         (0x1d, 0x00, "MISCOMPARE DURING VERIFY OPERATION"),
         (0x20, 0x00, "INVALID COMMAND OPERATION CODE"),
         (0x21, 0x00, "LOGICAL BLOCK ADDRESS OUT OF RANGE"),
         (0x24, 0x00, "INVALID FIELD IN CDB"),
         (0x25, 0x00, "LOGICAL UNIT NOT SUPPORTED"),
         (0x26, 0x00, "INVALID FIELD IN PARAMETER LIST"),
+        (0x26, 0x04, "INVALID RELEASE OF PERSISTENT RESERVATION"),
         (0x27, 0x00, "WRITE PROTECTED"),
         (0x27, 0x07, "SPACE ALLOCATION FAILED WRITE PROTECT"),
         (0x29, 0x00, "POWER ON, RESET, OR BUS DEVICE RESET OCCURRED"),
@@ -337,9 +393,14 @@ mod tests {
         (0x29, 0x03, "BUS DEVICE RESET FUNCTION OCCURRED"),
         (0x29, 0x07, "I_T NEXUS LOSS OCCURRED"),
         (0x2a, 0x01, "MODE PARAMETERS CHANGED"),
+        (0x2a, 0x03, "RESERVATIONS PREEMPTED"),
+        (0x2a, 0x04, "RESERVATIONS RELEASED"),
+        (0x2a, 0x05, "REGISTRATIONS PREEMPTED"),
         (0x2a, 0x09, "CAPACITY DATA HAS CHANGED"),
         (0x2f, 0x00, "COMMANDS CLEARED BY ANOTHER INITIATOR"),
         (0x31, 0x00, "MEDIUM FORMAT CORRUPTED"),
+        (0x31, 0x01, "FORMAT COMMAND FAILED"),
+        (0x31, 0x03, "SANITIZE COMMAND FAILED"),
         (0x39, 0x00, "SAVING PARAMETERS NOT SUPPORTED"),
         (0x3e, 0x01, "LOGICAL UNIT FAILURE"),
         (0x3f, 0x03, "INQUIRY DATA HAS CHANGED"),
@@ -347,6 +408,7 @@ mod tests {
         (0x44, 0x00, "INTERNAL TARGET FAILURE"),
         (0x47, 0x05, "PROTOCOL SERVICE CRC ERROR"),
         (0x55, 0x03, "INSUFFICIENT RESOURCES"),
+        (0x55, 0x04, "INSUFFICIENT REGISTRATION RESOURCES"),
     ];
 
     #[test]
@@ -376,6 +438,9 @@ mod tests {
 
         let expected = [0x70, 0, 5, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x24, 0, 0, 0xcf, 0, 1];
         assert_eq!(*Sense::invalid_field_in_cdb(1, Some(7)).encode(SenseFormat::Fixed), expected);
+
+        let expected = [0x70, 0, 5, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x26, 0, 0, 0x80, 0x10, 0x08];
+        assert_eq!(*Sense::invalid_field_in_list(0x1008, None).encode(SenseFormat::Fixed), expected);
     }
 
     #[test]
@@ -396,6 +461,9 @@ mod tests {
 
         let expected = [0x72, 5, 0x24, 0, 0, 0, 0, 8, 2, 6, 0, 0, 0xc0, 0, 7, 0];
         assert_eq!(*Sense::invalid_field_in_cdb(7, None).encode(SenseFormat::Descriptor), expected);
+
+        let expected = [0x72, 5, 0x26, 0, 0, 0, 0, 8, 2, 6, 0, 0, 0x8b, 0x01, 0x18, 0];
+        assert_eq!(*Sense::invalid_field_in_list(0x118, Some(3)).encode(SenseFormat::Descriptor), expected);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::unit::Unit;
 /// Bytes of a command timeouts descriptor.
 const TIMEOUTS_BYTES: u16 = 12;
 
-pub(super) fn report_supported_operation_codes(cdb: Cdb<'_>, _unit: &Unit, out: &mut ParameterList<'_>) -> Action {
+pub(super) fn report_supported_operation_codes(cdb: Cdb<'_>, unit: &Unit, out: &mut ParameterList<'_>) -> Action {
     let timeouts = cdb.bit(2, 7);
     let opcode = cdb.byte(3);
     let service_action = cdb.be16(4);
@@ -18,7 +18,7 @@ pub(super) fn report_supported_operation_codes(cdb: Cdb<'_>, _unit: &Unit, out: 
     // REPORTING OPTIONS; the field pointer of a wrong request names the field that contradicts the option.
     let command = match cdb.byte(2) & 0x07 {
         0 => {
-            all_commands(timeouts, cdb.be32(6), out);
+            all_commands(unit, timeouts, cdb.be32(6), out);
             return Action::DataIn;
         }
         1 if has_service_actions == Some(true) => return Sense::invalid_field_in_cdb(3, None).into(),
@@ -29,6 +29,7 @@ pub(super) fn report_supported_operation_codes(cdb: Cdb<'_>, _unit: &Unit, out: 
         3 => served(opcode, service_action),
         _ => return Sense::invalid_field_in_cdb(2, Some(2)).into(),
     };
+    let command = command.filter(|command| command.is_served_on(unit));
     one_command(command, timeouts, cdb.be32(6), out);
     Action::DataIn
 }
@@ -42,11 +43,11 @@ fn served(opcode: u8, service_action: u16) -> Option<&'static Command> {
     command_table::find(&cdb)
 }
 
-/// The all_commands parameter data: a descriptor per row.
-fn all_commands(timeouts: bool, allocation_length: u32, out: &mut ParameterList<'_>) {
+/// The all_commands parameter data: a descriptor per row that the unit serves.
+fn all_commands(unit: &Unit, timeouts: bool, allocation_length: u32, out: &mut ParameterList<'_>) {
     out.begin(allocation_length);
     out.push_u32(0);
-    for command in COMMANDS {
+    for command in COMMANDS.iter().filter(|command| command.is_served_on(unit)) {
         out.push_u8(command.opcode);
         out.push_u8(0);
         out.push_u16(command.service_action.map_or(0, u16::from));
@@ -115,7 +116,7 @@ pub(super) fn report_supported_task_management_functions(
 #[cfg(test)]
 mod tests {
     use crate::scsi::command_table::COMMANDS;
-    use crate::scsi::fixture::{DISK, invalid_field, reply, run};
+    use crate::scsi::fixture::{DISK, THIN, invalid_field, reply, run};
 
     fn cdb(options: u8, opcode: u8, service_action: u16, allocation_length: u32) -> Vec<u8> {
         let mut cdb = vec![0xa3, 0x0c, options, opcode];
@@ -126,17 +127,20 @@ mod tests {
 
     #[test]
     fn all_commands_are_listed_in_the_order_of_their_codes() {
-        let data = reply(&DISK, &cdb(0, 0, 0, 4096));
+        let data = reply(&THIN, &cdb(0, 0, 0, 4096));
         assert_eq!(data[..4], u32::try_from(COMMANDS.len() * 8).expect("few").to_be_bytes());
         assert_eq!(data.len(), 4 + COMMANDS.len() * 8);
+        let unmap = data[4..].chunks_exact(8).position(|descriptor| descriptor == [0x42, 0, 0, 0, 0, 0, 0, 10]);
+        let without = [&data[..4 + unmap.expect("listed") * 8], &data[4 + unmap.expect("listed") * 8 + 8..]].concat();
+        assert_eq!(reply(&DISK, &cdb(0, 0, 0, 4096))[4..], without[4..], "only a thin unit unmaps");
         assert_eq!(data[4..12], [0x00, 0, 0, 0, 0, 0, 0, 6]);
         let capacity = data[4..].chunks_exact(8).find(|descriptor| descriptor[0] == 0x9e);
         assert_eq!(capacity, Some(&[0x9e, 0, 0, 0x10, 0, 1, 0, 16][..]));
 
-        let timed = reply(&DISK, &cdb(0x80, 0, 0, 4096));
+        let timed = reply(&THIN, &cdb(0x80, 0, 0, 4096));
         assert_eq!(timed.len(), 4 + COMMANDS.len() * 20);
         assert_eq!(timed[4..24], [0, 0, 0, 0, 0, 2, 0, 6, 0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10]);
-        assert_eq!(reply(&DISK, &cdb(0, 0, 0, 4)), data[..4]);
+        assert_eq!(reply(&THIN, &cdb(0, 0, 0, 4)), data[..4]);
     }
 
     #[test]
@@ -150,6 +154,9 @@ mod tests {
         let read_capacity_16 = [0, 3, 0, 16, 0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0];
         assert_eq!(reply(&DISK, &cdb(2, 0x9e, 0x10, 4096)), read_capacity_16);
         assert_eq!(reply(&DISK, &cdb(3, 0x9e, 0x10, 4096)), read_capacity_16);
+
+        let unmap = [0, 3, 0, 10, 0x42, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0];
+        assert_eq!(reply(&THIN, &cdb(1, 0x42, 0, 4096)), unmap);
     }
 
     #[test]
@@ -158,8 +165,8 @@ mod tests {
             (1, 0x42, 0),
             (2, 0x7f, 9),
             (3, 0x42, 0),
-            (2, 0x9e, 0x12),
-            (3, 0x9e, 0x12),
+            (2, 0x9e, 0x13),
+            (3, 0x9e, 0x13),
             (3, 0x28, 1),
             (2, 0x9e, 0x110),
             (3, 0x9e, 0x30),

@@ -4,6 +4,7 @@
 //! whoever replaces it raises the matching [`Attention`](super::Attention) for every I_T nexus.
 
 use super::attention::{Attention, Attentions};
+use super::reservations::Standing;
 use super::sense::SenseFormat;
 use crate::limits;
 use crate::units::Lba;
@@ -41,6 +42,47 @@ impl BlockLength {
     }
 }
 
+/// What whoever owns the medium carries out beyond reading, writing, flushing and WRITE SAME. A command that needs a
+/// feature which a unit does not have is not served there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features(u32);
+
+impl Features {
+    /// None of them.
+    pub const NONE: Self = Self(0);
+    /// [`Action::CompareAndWrite`](super::Action::CompareAndWrite).
+    pub const COMPARE_AND_WRITE: Self = Self(1 << 0);
+    /// [`Action::OrWrite`](super::Action::OrWrite).
+    pub const OR_WRITE: Self = Self(1 << 1);
+    /// [`Action::ReserveIn`](super::Action::ReserveIn), [`Action::ReserveOut`](super::Action::ReserveOut) and
+    /// [`Action::ReserveUnit`](super::Action::ReserveUnit).
+    pub const RESERVATIONS: Self = Self(1 << 2);
+    /// [`Action::Format`](super::Action::Format).
+    pub const FORMAT: Self = Self(1 << 3);
+    /// [`Action::Sanitize`](super::Action::Sanitize) and
+    /// [`Action::ExitSanitizeFailure`](super::Action::ExitSanitizeFailure). Not where other files hold some of what the
+    /// unit's blocks read as.
+    pub const SANITIZE: Self = Self(1 << 4);
+    /// [`Action::ModeSelect`](super::Action::ModeSelect).
+    pub const MODE_SELECT: Self = Self(1 << 5);
+    /// All of them.
+    pub const ALL: Self = Self((1 << 6) - 1);
+    /// Blocks can be unmapped: [`UnitConfig::thin_provisioned`] says so.
+    pub(super) const UNMAP: Self = Self(1 << 30);
+    /// [`Unit::with_atomic_writes`] says so.
+    pub(super) const WRITE_ATOMIC: Self = Self(1 << 31);
+
+    /// Both.
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// All of the other's features are among these.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
 /// What a [`Unit`] is made from.
 #[derive(Clone, Debug)]
 pub struct UnitConfig<'a> {
@@ -54,8 +96,11 @@ pub struct UnitConfig<'a> {
     pub read_only: bool,
     /// WCE: a write is answered before it is durable; SYNCHRONIZE CACHE and FUA make it so.
     pub write_cache_enabled: bool,
-    /// LBPME: blocks may be unmapped.
+    /// LBPME: blocks may be unmapped, and read as zeros then.
     pub thin_provisioned: bool,
+    /// OPTIMAL UNMAP GRANULARITY: the logical blocks that the medium allocates and releases at once, from block 0 on.
+    /// At least 1 on a unit that is thin provisioned, and without meaning on another.
+    pub unmap_granularity_blocks: u32,
     /// The disk's identity (the VHDX page 83 data GUID); every designator and the serial number come from it.
     pub disk_uuid: [u8; 16],
     /// PRODUCT IDENTIFICATION: 1..=16 printable ASCII characters, for example "VHDX disk".
@@ -76,6 +121,17 @@ pub enum UnitError {
     /// Empty, longer than 16, or not printable ASCII.
     #[error("the product identification is 1 to 16 printable ASCII characters")]
     Product,
+    /// A thin provisioned unit that releases no blocks at once.
+    #[error("a thin provisioned disk releases at least one block at once")]
+    UnmapGranularity,
+}
+
+/// WCE: whether there is anything that it could switch, its current and its saved value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct WriteCache {
+    exists: bool,
+    enabled: bool,
+    saved: bool,
 }
 
 /// Description of a logical unit. Immutable.
@@ -86,8 +142,11 @@ pub struct Unit {
     capacity_blocks: u64,
     transfer_blocks_max: u32,
     read_only: bool,
-    write_cache_enabled: bool,
+    write_cache: WriteCache,
     thin_provisioned: bool,
+    unmap_granularity_blocks: u32,
+    atomic_write_blocks_max: u32,
+    features: Features,
     sense_format: SenseFormat,
     disk_uuid: [u8; 16],
     product: [u8; 16],
@@ -103,6 +162,9 @@ impl Unit {
         if config.physical_block_exponent > 15 {
             return Err(UnitError::PhysicalBlockExponent);
         }
+        if config.thin_provisioned && config.unmap_granularity_blocks == 0 {
+            return Err(UnitError::UnmapGranularity);
+        }
         let text = config.product.as_bytes();
         let printable = text.iter().all(|byte| (0x20..=0x7e).contains(byte));
         let mut product = [b' '; 16];
@@ -116,12 +178,55 @@ impl Unit {
             capacity_blocks: config.capacity_blocks,
             transfer_blocks_max: limits::TRANSFER_BYTES_MAX >> shift,
             read_only: config.read_only,
-            write_cache_enabled: config.write_cache_enabled,
+            write_cache: WriteCache {
+                exists: config.write_cache_enabled,
+                enabled: config.write_cache_enabled,
+                saved: config.write_cache_enabled,
+            },
             thin_provisioned: config.thin_provisioned,
+            unmap_granularity_blocks: if config.thin_provisioned { config.unmap_granularity_blocks } else { 0 },
+            atomic_write_blocks_max: 0,
+            features: if config.thin_provisioned { Features::UNMAP } else { Features::NONE },
             sense_format: config.sense_format,
             disk_uuid: config.disk_uuid,
             product,
         })
+    }
+
+    /// The same unit, whose owner carries out these features too.
+    pub fn with_features(mut self, features: Features) -> Self {
+        self.features = self.features.and(features);
+        self
+    }
+
+    /// The same unit, where WRITE ATOMIC writes up to `blocks` blocks at any address so that even a power cut leaves
+    /// all of them or none. Zero: nothing of the kind is promised.
+    pub fn with_atomic_writes(mut self, blocks: u32) -> Self {
+        self.atomic_write_blocks_max = blocks.min(self.transfer_blocks_max);
+        if self.atomic_write_blocks_max > 0 {
+            self.features = self.features.and(Features::WRITE_ATOMIC);
+        }
+        self
+    }
+
+    /// The same unit, with WCE set by MODE SELECT; `saved` is the value that it starts with next time. On a unit that
+    /// was described without a write cache nothing changes.
+    pub fn with_write_cache(mut self, enabled: bool, saved: bool) -> Self {
+        if self.write_cache.exists {
+            self.write_cache.enabled = enabled;
+            self.write_cache.saved = saved;
+        }
+        self
+    }
+
+    /// What can be done on the unit beyond the basic commands.
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
+    /// The most blocks of one WRITE ATOMIC, zero if it is not served.
+    pub fn atomic_write_blocks_max(&self) -> u32 {
+        self.atomic_write_blocks_max
     }
 
     /// Bytes of a logical block.
@@ -156,12 +261,38 @@ impl Unit {
 
     /// A write is answered before it is durable (WCE).
     pub fn write_cache_enabled(&self) -> bool {
-        self.write_cache_enabled
+        self.write_cache.enabled
+    }
+
+    /// The value of WCE that was saved by MODE SELECT.
+    pub fn write_cache_saved(&self) -> bool {
+        self.write_cache.saved
+    }
+
+    /// WCE can be one: there is something between an answered write and the medium. It is one unless it was changed.
+    pub fn write_cache_exists(&self) -> bool {
+        self.write_cache.exists
     }
 
     /// Blocks may be unmapped (LBPME).
     pub fn thin_provisioned(&self) -> bool {
         self.thin_provisioned
+    }
+
+    /// The logical blocks that the medium releases at once, from block 0 on; zero on a unit that is not thin
+    /// provisioned.
+    pub fn unmap_granularity_blocks(&self) -> u32 {
+        self.unmap_granularity_blocks
+    }
+
+    /// The most blocks that one UNMAP may name in all its descriptors (MAXIMUM UNMAP LBA COUNT).
+    pub fn unmap_blocks_max(&self) -> u32 {
+        (limits::UNMAP_BYTES_MAX >> self.block_length.shift()) as u32
+    }
+
+    /// The most blocks that one WRITE SAME may name (MAXIMUM WRITE SAME LENGTH).
+    pub fn write_same_blocks_max(&self) -> u32 {
+        limits::WRITE_SAME_BYTES_MAX >> self.block_length.shift()
     }
 
     /// The encoding of this unit's sense data.
@@ -217,10 +348,12 @@ pub(super) fn upper_hex<const BYTES: usize>(bytes: [u8; BYTES]) -> [u8; 32] {
     text
 }
 
-/// What one initiator has pending on one unit: one per session and mapped LUN. Plain data, two bytes at most.
+/// What one initiator has pending on one unit, and what the unit's reservations mean for it: one per session and mapped
+/// LUN. Plain data of a few bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NexusUnit {
     attentions: Attentions,
+    standing: Standing,
 }
 
 impl NexusUnit {
@@ -239,6 +372,16 @@ impl NexusUnit {
     /// Take a condition back.
     pub fn clear(&mut self, attention: Attention) {
         self.attentions.clear(attention);
+    }
+
+    /// The unit's reservations have changed, or are learned of: this is what they mean for the nexus.
+    pub fn set_standing(&mut self, standing: Standing) {
+        self.standing = standing;
+    }
+
+    /// What the unit's reservations mean for the nexus.
+    pub fn standing(&self) -> Standing {
+        self.standing
     }
 
     /// The pending conditions.
@@ -275,6 +418,8 @@ mod tests {
         let long = UnitConfig { block_length: BlockLength::B4096, capacity_blocks: (1 << 51) + 1, ..DISK };
         assert_eq!(error(long), UnitError::Capacity);
         assert_eq!(error(UnitConfig { physical_block_exponent: 16, ..DISK }), UnitError::PhysicalBlockExponent);
+        let thin = UnitConfig { thin_provisioned: true, unmap_granularity_blocks: 0, ..DISK };
+        assert_eq!(error(thin), UnitError::UnmapGranularity);
         for product in ["", "seventeen letters", "tab\t", "größe"] {
             assert_eq!(error(UnitConfig { product, ..DISK }), UnitError::Product, "{product:?}");
         }

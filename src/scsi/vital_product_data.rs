@@ -3,7 +3,7 @@
 use super::execute::TargetView;
 use super::inquiry::{DIRECT_ACCESS, NO_UNIT};
 use super::parameter_list::ParameterList;
-use super::unit::{self, Unit};
+use super::unit::{self, Features, Unit};
 use crate::limits;
 
 /// A page: writes what follows the four-byte header.
@@ -105,7 +105,7 @@ fn push_name(code_set: u8, association: u8, parts: &[&[u8]], out: &mut Parameter
 /// Extended INQUIRY Data: SIMPSUP is the one task attribute that is promised; V_SUP when there is a volatile cache.
 fn extended_inquiry_data(_target: &TargetView<'_>, unit: &Unit, out: &mut ParameterList<'_>) {
     const SIMPSUP: u8 = 0x01;
-    out.push(&[0, SIMPSUP, u8::from(unit.write_cache_enabled())]);
+    out.push(&[0, SIMPSUP, u8::from(unit.write_cache_exists())]);
     out.push_zeros(60 - 3);
 }
 
@@ -114,14 +114,30 @@ fn mode_page_policy(_target: &TargetView<'_>, _unit: &Unit, out: &mut ParameterL
     out.push(&[0x3f, 0xff, 0, 0]);
 }
 
-/// Block Limits. Zero stands for every command that is not served: COMPARE AND WRITE, PRE-FETCH, UNMAP, WRITE SAME,
-/// atomic writes.
+/// Block Limits. Zero stands for every command that the unit does not serve.
 fn block_limits(_target: &TargetView<'_>, unit: &Unit, out: &mut ParameterList<'_>) {
-    out.push_zeros(2);
+    const WSNZ: u8 = 0x01;
+    let compare_and_write = unit.features().contains(Features::COMPARE_AND_WRITE);
+    out.push(&[WSNZ, if compare_and_write { limits::COMPARE_AND_WRITE_BLOCKS_MAX } else { 0 }]);
     out.push_u16(unit.optimal_granularity_blocks());
     out.push_u32(unit.transfer_blocks_max());
     out.push_u32(limits::TRANSFER_BYTES_OPTIMAL >> unit.block_length().shift());
-    out.push_zeros(60 - 12);
+    // MAXIMUM PREFETCH LENGTH: none is named.
+    out.push_u32(0);
+    if unit.thin_provisioned() {
+        // UGAVALID; what is allocated at once starts at block 0.
+        const ALIGNMENT: u32 = 1 << 31;
+        out.push_u32(unit.unmap_blocks_max());
+        out.push_u32(limits::UNMAP_DESCRIPTORS_MAX as u32);
+        out.push_u32(unit.unmap_granularity_blocks());
+        out.push_u32(ALIGNMENT);
+    } else {
+        out.push_zeros(16);
+    }
+    out.push_u64(u64::from(unit.write_same_blocks_max()));
+    // At any address and of any length up to the maximum, never with a boundary inside.
+    out.push_u32(unit.atomic_write_blocks_max());
+    out.push_zeros(60 - 44);
 }
 
 /// Block Device Characteristics: not rotating, and FUA and SYNCHRONIZE CACHE mean what SBC-4 says (FUAB).
@@ -133,20 +149,21 @@ fn block_device_characteristics(_target: &TargetView<'_>, _unit: &Unit, out: &mu
     out.push_zeros(60 - 5);
 }
 
-/// Logical Block Provisioning: no command to unmap is served; a thin unit says that it is, and that unmapped blocks
-/// read as zeros.
+/// Logical Block Provisioning: which commands unmap, and that unmapped blocks read as zeros. Nothing is anchored, no
+/// threshold is watched, and there are no provisioning groups.
 fn logical_block_provisioning(_target: &TargetView<'_>, unit: &Unit, out: &mut ParameterList<'_>) {
+    const LBPU_LBPWS_LBPWS10: u8 = 0xe0;
     const LBPRZ: u8 = 1 << 2;
     const THIN: u8 = 2;
-    let (flags, provisioning_type) = if unit.thin_provisioned() { (LBPRZ, THIN) } else { (0, 0) };
+    let (flags, provisioning_type) = if unit.thin_provisioned() { (LBPU_LBPWS_LBPWS10 | LBPRZ, THIN) } else { (0, 0) };
     out.push(&[0, flags, provisioning_type, 0]);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scsi::fixture::{DISK, TARGET, reply, unit};
-    use crate::scsi::{BlockLength, UnitConfig};
+    use crate::scsi::fixture::{DISK, TARGET, THIN, reply, run_on, unit};
+    use crate::scsi::{BlockLength, NexusUnit, UnitConfig};
 
     fn page(config: &UnitConfig<'_>, code: u8) -> Vec<u8> {
         reply(config, &[0x12, 1, code, 0x10, 0, 0])
@@ -219,10 +236,19 @@ mod tests {
     fn limits_count_in_blocks() {
         let data = page(&DISK, 0xb0);
         assert_eq!(data.len(), 64);
-        assert_eq!(data[4..16], [0, 0, 0, 8, 0, 1, 0, 0, 0, 0, 8, 0]);
-        assert_eq!(data[16..], [0; 48]);
+        assert_eq!(data[4..16], [1, 255, 0, 8, 0, 1, 0, 0, 0, 0, 8, 0]);
+        assert_eq!(data[16..36], [0; 20]);
+        assert_eq!(data[36..48], [0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 16]);
+        assert_eq!(data[48..], [0; 16]);
+        let plain = Unit::new(&DISK).expect("a valid description");
+        let (_, data) = run_on(Some(&plain), &mut NexusUnit::default(), &[0x12, 1, 0xb0, 0, 64, 0]);
+        assert_eq!((data[5], &data[44..48]), (0, &[0; 4][..]), "neither comparing nor atomic writes");
         let long = UnitConfig { block_length: BlockLength::B4096, physical_block_exponent: 0, ..DISK };
-        assert_eq!(page(&long, 0xb0)[4..16], [0, 0, 0, 1, 0, 0, 0x20, 0, 0, 0, 1, 0]);
+        assert_eq!(page(&long, 0xb0)[4..16], [1, 255, 0, 1, 0, 0, 0x20, 0, 0, 0, 1, 0]);
+        assert_eq!(page(&long, 0xb0)[36..44], [0, 0, 0, 0, 0, 1, 0, 0]);
+        let thin = UnitConfig { thin_provisioned: true, unmap_granularity_blocks: 512, ..long };
+        let unmap = [0, 0x10, 0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0x80, 0, 0, 0];
+        assert_eq!(page(&thin, 0xb0)[20..36], unmap);
     }
 
     #[test]
@@ -231,7 +257,6 @@ mod tests {
         assert_eq!((data.len(), &data[4..9]), (64, &[0, 1, 0, 0, 2][..]));
         assert_eq!(data[9..], [0; 55]);
         assert_eq!(page(&DISK, 0xb2), [0, 0xb2, 0, 4, 0, 0, 0, 0]);
-        let thin = UnitConfig { thin_provisioned: true, ..DISK };
-        assert_eq!(page(&thin, 0xb2), [0, 0xb2, 0, 4, 0, 4, 2, 0]);
+        assert_eq!(page(&THIN, 0xb2), [0, 0xb2, 0, 4, 0, 0xe4, 2, 0]);
     }
 }
