@@ -8,7 +8,7 @@ use std::sync::Arc;
 use criterion::{Criterion, criterion_group, criterion_main};
 use lunaring::blocks::{
     BlockMap, Chain, Entry, Fault, FlatMap, Level, MapLimits, PAGE_BYTES, PageSource, PieceList, ReadPlan, Shape,
-    State, WORDS_PER_PAGE, WritePlan,
+    State, WritePlan,
 };
 
 const BLOCK_SHIFT: u8 = 21;
