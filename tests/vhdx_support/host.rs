@@ -314,7 +314,7 @@ impl Host {
             }
             self.turn();
         }
-        panic!("{ticket:?} does not end");
+        panic!("{ticket:?} does not end: {:?}", self.asked_for.iter().rev().take(8).collect::<Vec<_>>());
     }
 
     fn ticket(&mut self) -> Ticket {
