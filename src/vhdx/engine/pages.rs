@@ -97,7 +97,10 @@ impl Engine {
 
     /// Have a page loaded.
     pub(super) fn want(&mut self, fault: Fault) -> Blocked {
-        let loading = |running: &super::Running| matches!(running.operation, Operation::Read { fault: other, .. } if other == fault);
+        let loading = |running: &super::Running| match running.operation {
+            Operation::Read { fault: other, .. } => other == fault,
+            _ => false,
+        };
         let known = self.lanes[LOADS..].iter().flatten().any(loading) || self.pages.wanted.contains(&fault);
         if !known && self.pages.wanted.len() < WANTED_MAX {
             self.pages.wanted.push_back(fault);

@@ -330,7 +330,8 @@ impl Engine {
         match (moving.stage, result) {
             (Stage::Barrier, Ok(_)) => self.set_stage(Stage::Ready),
             (Stage::Copying, Ok(zeros)) => self.set_stage(Stage::Copied { zeros }),
-            // The host's disk is full (a copy into a hole): the block stays, and the place is cleaned before it is used.
+            // The host's disk is full (a copy into a hole): the block stays, and the place is cleaned before it is
+            // used.
             (Stage::Copying, Err(IoFailure::OutOfSpace)) => {
                 let entry = self.map.entry(moving.block).unwrap_or_default();
                 self.map.store(moving.block, entry.with_busy(false)).expect("the page of a busy block is pinned");
