@@ -24,7 +24,7 @@ impl Life {
     fn new(seed: u64) -> Self {
         let mut random = Random(seed);
         let size = (6 + random.below(8)) * MIB + random.below(2) * (MIB / 2) + random.below(3) * SECTOR;
-        let parent = (seed % 3 != 0).then(|| parent_of(size - random.below(2) * 3 * MIB));
+        let parent = (!seed.is_multiple_of(3)).then(|| parent_of(size - random.below(2) * 3 * MIB));
         let mut content = vec![0; size as usize];
         let file = match &parent {
             Some(parent) => {
