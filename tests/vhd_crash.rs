@@ -1,6 +1,6 @@
 //! Power cuts and process kills at every instant of seeded histories of a VHD disk, dynamic and differencing: after
-//! reopening, what was flushed is there, everything else is old or new sector by sector, nothing acknowledged is lost by
-//! a kill, and the file is sound.
+//! reopening, what was flushed is there, everything else is old or new sector by sector, nothing acknowledged is lost
+//! by a kill, and the file is sound.
 
 mod vhd_support;
 mod vhdx_support;

@@ -19,8 +19,8 @@ pub(super) const LOCATOR_ROOM: u64 = 8 << 10;
 /// The parent of a differencing disk as the disk's file names it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VhdParent {
-    /// Unique id in the parent's footer, its bytes in the order of the file. The parent is the right one when its own is
-    /// the same. It does not change when the parent is written, which is why that goes unnoticed.
+    /// Unique id in the parent's footer, its bytes in the order of the file. The parent is the right one when its own
+    /// is the same. It does not change when the parent is written, which is why that goes unnoticed.
     pub unique_id: Uuid,
     /// The parent file's modification time in seconds since the start of 2000; 0 in real files. Fit for a warning only.
     pub timestamp: u32,

@@ -81,8 +81,11 @@ impl SparseFile {
     }
 
     pub fn zero(&mut self, offset: u64, len: u64) {
-        let inside: Vec<u64> =
-            self.pages.range(offset.div_ceil(PAGE)..(offset + len) / PAGE).map(|(page, _)| *page).collect();
+        let inside: Vec<u64> = self
+            .pages
+            .range(offset.div_ceil(PAGE)..((offset + len) / PAGE).max(offset.div_ceil(PAGE)))
+            .map(|(page, _)| *page)
+            .collect();
         for page in inside {
             self.pages.remove(&page);
         }
@@ -99,6 +102,7 @@ impl SparseFile {
     pub fn set_len(&mut self, len: u64) {
         if len < self.len {
             self.zero(len, self.len - len);
+            self.pages.split_off(&len.div_ceil(PAGE));
         }
         self.len = len;
     }

@@ -310,8 +310,8 @@ impl Engine {
         self.entry(block).offset_bytes() - self.layout.bitmap_bytes + part * SECTOR
     }
 
-    /// Write the bitmaps' sectors, and the table's for blocks that it does not name yet. These need no flush in between:
-    /// the bitmap of such a block is zeros, durably, since the file has grown.
+    /// Write the bitmaps' sectors, and the table's for blocks that it does not name yet. These need no flush in
+    /// between: the bitmap of such a block is zeros, durably, since the file has grown.
     pub(super) fn write_chunks(&mut self) {
         let mut slot = 0;
         for at in 0..self.chunks.len() {
