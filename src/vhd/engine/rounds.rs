@@ -364,7 +364,8 @@ impl Engine {
         let whole = request.start.next_multiple_of(shape.block_bytes());
         let end = if request.end == shape.size_bytes { shape.blocks() } else { self.block_at(request.end) };
         let mut block = self.block_at(request.cursor.max(whole));
-        while block < end {
+        // The last block may be short: its end is not that of a whole block.
+        while request.cursor < request.end && block < end {
             let page = (u64::from(block) / WORDS_PER_PAGE) as u32;
             if !self.has_parent() && self.map.entries().is_zeros(page) {
                 block = (page + 1) * WORDS_PER_PAGE as u32;
