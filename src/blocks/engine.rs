@@ -233,6 +233,12 @@ pub trait Engine: Send {
     /// Nothing is queued or in flight.
     fn is_idle(&self) -> bool;
 
+    /// The identity of the disk's content that its children go by (VHDX: DataWriteGuid), as it is in the file now. It
+    /// changes when a write session opens.
+    fn data_write_guid(&self) -> Option<[u8; 16]> {
+        None
+    }
+
     /// Where the file's space is.
     fn space(&self) -> SpaceReport;
 }

@@ -481,6 +481,10 @@ fn copy_block(file: &mut impl BlockingFile, spare: &mut Vec<u8>, from: u64, to: 
         file.read(from + at, part)?;
         if all_zeros && *part != ZEROS[..part.len()] {
             all_zeros = false;
+            if from == to {
+                // It was only to be looked at.
+                break;
+            }
             // What was skipped is written now.
             for skipped in (0..at).step_by(COPY_BYTES) {
                 file.write(to + skipped, &ZEROS[..(at - skipped).min(COPY_BYTES as u64) as usize])?;

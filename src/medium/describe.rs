@@ -8,7 +8,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use uuid::Uuid;
 
-use super::open::{file_size, is_vhd, is_vhdx, open_file};
+use super::image::{file_size, is_vhd, is_vhdx, open_file};
 use super::storage::FileStorage;
 use super::{DiskFormat, DiskKind, FileError};
 use crate::vhdx::{self, Guid, ParentLocator};

@@ -1,11 +1,12 @@
-//! What stands behind a LUN: VHDX, raw file, memory, null.
+//! What stands behind a LUN: chains of VHDX, VHD and raw files; memory; null.
 //!
 //! [`create_file`], [`probe`] and [`open`] belong to the control plane and may block. [`open`] gives a [`Disk`], which
-//! every shard shares and reads without locks, and for a writable VHDX the engine that moves to the disk's home shard.
-//! A shard asks a disk for a plan ([`Disk::plan_read`], [`Disk::plan_write`]) and moves the bytes itself.
+//! every shard shares and reads without locks, and the engine of a leaf with a block map, which moves to the disk's home
+//! shard. A shard asks a disk for a plan ([`Disk::plan_read`], [`Disk::plan_write`]) and moves the bytes itself. Parents
+//! are opened once for all their children ([`Parents`]). A job that has a disk to itself uses [`blocking`].
 //!
-//! **May know:** the format engines, `mem`, `ring` (descriptors and alignment), `scsi`'s description of a unit. Nothing
-//! of sessions or of the network.
+//! **May know:** the formats and `blocks`, `mem`, `ring` (descriptors and alignment), `scsi`'s description of a unit.
+//! Nothing of sessions or of the network.
 //!
 //! **Direct I/O.** A disk that is served is opened with `O_DIRECT` unless the operator asked for `buffered` or the file
 //! system cannot. Opening (validation, log replay) goes through the page cache and ends with a flush before the first
@@ -16,16 +17,22 @@ mod create;
 mod describe;
 mod disk;
 mod error;
+mod image;
+mod layer;
+pub mod offline;
 mod open;
+mod parents;
 mod plan;
 mod storage;
 
 pub use create::{CreateSpec, NewParent, create_file, preallocate};
 pub use describe::{ImageDescription, ImageIdentity, describe, modified_ns, set_modified_ns};
-pub use disk::{Backing, Disk, FileBacking, Health};
+pub use disk::{Backing, Disk, Health};
 pub use error::FileError;
-pub use open::{OpenSpec, Opened, Probed, open, probe};
-pub use plan::{EXTENTS_MAX, Extent, ExtentList, ReadPlan, WritePlan};
+pub use layer::{FileBacking, FileId, LayerFile};
+pub use open::{OpenSpec, Opened, Probed, open, open_over, probe};
+pub use parents::{LAYERS_MAX, Parents};
+pub use plan::{PLAN_BYTES_MAX, ReadPlan, WritePlan};
 
 use serde::{Deserialize, Serialize};
 

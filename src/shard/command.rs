@@ -2,6 +2,7 @@
 
 use super::peer::{HomeRequest, LinkKey};
 use super::session::{Answer, Immediate, Kind, Resume, Step, Work};
+use crate::blocks::Done;
 use crate::iscsi::pdu::ScsiStatus;
 use crate::iscsi::transfer::{DataError, TaskId};
 use crate::iscsi::transmit::Ending;
@@ -10,8 +11,8 @@ use crate::observe::Operation;
 use crate::ring::Ring;
 use crate::scsi::sense::SenseKey;
 use crate::scsi::{
-    self, Action, ByteCheck, CommandRequest, LogicalUnit, MediumError, Outcome, ParameterList, Sense, SenseCode,
-    SenseFormat, TargetView,
+    self, Action, ByteCheck, CommandRequest, Condition, LogicalUnit, MediumError, Outcome, ParameterList, Sense,
+    SenseCode, SenseFormat, TargetView,
 };
 
 impl<R: Ring> Work<'_, R> {
@@ -83,7 +84,11 @@ impl<R: Ring> Work<'_, R> {
             Some(index) => {
                 let entry = &mut session.luns[index];
                 let disk = self.core.disks.of_task(entry.disk);
-                Some(LogicalUnit { unit: disk.unit(entry.read_only), nexus: &mut entry.nexus })
+                Some(LogicalUnit {
+                    unit: disk.unit(entry.read_only),
+                    nexus: &mut entry.nexus,
+                    condition: Condition::Ready,
+                })
             }
             None => None,
         };
@@ -105,18 +110,25 @@ impl<R: Ring> Work<'_, R> {
             (Action::NeedsBuffer { .. }, _) | (_, None) => {
                 return self.complete(task, MediumError::Removed.outcome());
             }
-            (Action::Unmap { .. } | Action::WriteSame { .. } | Action::GetLbaStatus { .. }, _)
-            | (Action::CompareAndWrite { .. } | Action::OrWrite { .. } | Action::WriteAtomic { .. }, _) => {
-                // The medium has no such operations yet.
+            (Action::CompareAndWrite { .. } | Action::OrWrite { .. } | Action::WriteAtomic { .. }, _)
+            | (Action::ReserveIn { .. } | Action::ReserveOut { .. } | Action::ReserveUnit { .. }, _)
+            | (Action::Format { .. } | Action::Sanitize { .. } | Action::ExitSanitizeFailure, _)
+            | (Action::ModeSelect { .. }, _) => {
+                // No unit says that it serves these.
                 return self.complete(task, Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into());
             }
+            (Action::GetLbaStatus { lba, allocation_length }, _) => {
+                return self.lba_status(task, lba, allocation_length);
+            }
+            (Action::Unmap { list_bytes }, _) => (0, 0, u64::from(list_bytes)),
             (Action::Flush { immed, .. }, _) => {
                 self.task(task).kind = Kind::Flush;
                 self.task(task).operation = Operation::Flush;
                 return self.flush(task, immed);
             }
             (Action::Read { lba, blocks, .. } | Action::Write { lba, blocks, .. }, Some(length))
-            | (Action::Verify { lba, blocks, .. } | Action::WriteAndVerify { lba, blocks, .. }, Some(length)) => {
+            | (Action::Verify { lba, blocks, .. } | Action::WriteAndVerify { lba, blocks, .. }, Some(length))
+            | (Action::WriteSame { lba, blocks, .. }, Some(length)) => {
                 let medium = u64::from(blocks) << length.shift();
                 (lba.0 << length.shift(), medium, action.data_out_bytes(length))
             }
@@ -152,9 +164,17 @@ impl<R: Ring> Work<'_, R> {
                 entry.durable = true;
                 self.start_write(task, medium_bytes, data_out, data);
             }
-            Action::Done(_) | Action::DataIn | Action::NeedsBuffer { .. } | Action::Flush { .. } => {}
-            Action::Unmap { .. } | Action::WriteSame { .. } | Action::GetLbaStatus { .. } => {}
+            Action::Unmap { list_bytes } => self.start_unmap(task, list_bytes, data),
+            Action::WriteSame { unmap, no_data_out, .. } => {
+                entry.operation = Operation::Write;
+                self.start_write_same(task, medium_bytes, unmap, (!no_data_out).then_some(data));
+            }
+            Action::Done(_) | Action::DataIn | Action::NeedsBuffer { .. } => {}
+            Action::Flush { .. } | Action::GetLbaStatus { .. } => {}
             Action::CompareAndWrite { .. } | Action::OrWrite { .. } | Action::WriteAtomic { .. } => {}
+            Action::ReserveIn { .. } | Action::ReserveOut { .. } | Action::ReserveUnit { .. } => {}
+            Action::Format { .. } | Action::Sanitize { .. } | Action::ExitSanitizeFailure => {}
+            Action::ModeSelect { .. } => {}
         }
     }
 
@@ -191,28 +211,47 @@ impl<R: Ring> Work<'_, R> {
     }
 
     /// The home shard has answered.
-    pub(crate) fn home_done(&mut self, task: TaskId, result: Result<(), MediumError>) {
+    pub(crate) fn home_done(&mut self, task: TaskId, result: Result<Done, MediumError>) {
         self.end_operation(task);
         if self.release_if_aborted(task) {
             return;
         }
-        let entry = self.task(task);
-        let (step, kind, through) = (entry.step, entry.kind, entry.done == entry.total);
-        match (result, step) {
-            (Err(error), _) => self.fail(task, error),
-            (Ok(()), Step::Preparing) => {
+        let done = match result {
+            // The home shard does not know blocks.
+            Err(MediumError::ReadFailed { .. }) => {
+                let lba = self.window_lba(task);
+                return self.fail(task, MediumError::ReadFailed { lba });
+            }
+            Err(error) => return self.fail(task, error),
+            Ok(done) => done,
+        };
+        match (self.task(task).step, done) {
+            (Step::Asking(Resume::Provision), done) => self.provision_answered(task, done),
+            (Step::Asking(resume), _) => {
+                self.end_work(task);
+                self.resume(task, resume);
+            }
+            (Step::Committing, Done::Ok) => self.is_visible(task),
+            (Step::Committing, Done::PlanAgain) => {
                 self.end_work(task);
                 self.write_out(task);
             }
-            (Ok(()), _) => match kind {
-                Kind::Flush => self.complete(task, Outcome::GOOD),
-                // FUA on a read: what was cached is durable now.
-                Kind::Read if !through => {
-                    self.end_work(task);
-                    self.read_in(task);
-                }
-                _ => self.part_written(task),
-            },
+            (_, Done::PlanAgain) => self.ask_flush(task),
+            (_, Done::Ok) => self.flushed(task),
+        }
+    }
+
+    /// What was asked to be durable is.
+    fn flushed(&mut self, task: TaskId) {
+        let entry = self.task(task);
+        match entry.kind {
+            Kind::Flush => self.complete(task, Outcome::GOOD),
+            // FUA on a read: what was cached is durable now.
+            Kind::Read if entry.done < entry.total => {
+                self.end_work(task);
+                self.read_in(task);
+            }
+            _ => self.part_written(task),
         }
     }
 
@@ -251,14 +290,16 @@ impl<R: Ring> Work<'_, R> {
         entry.buf = None;
         entry.data = None;
         entry.clear_read();
-        if outcome != Outcome::GOOD {
+        // What these have done to the medium says nothing of how much data was transferred.
+        let apart = matches!(entry.kind, Kind::Unmap | Kind::Zero | Kind::WriteSame { .. });
+        if outcome != Outcome::GOOD && !apart {
             entry.transfer_length = u64::from(entry.done);
         }
         self.send_when_drained(task);
     }
 
     /// Send the answer, after the last Data-Out that is underway for nothing.
-    fn send_when_drained(&mut self, task: TaskId) {
+    pub(crate) fn send_when_drained(&mut self, task: TaskId) {
         let wants_data = self.session.connection.command(task).write;
         let incomplete = wants_data && !self.session.connection.data_out_complete(task);
         if incomplete && self.session.connection.discard_data_out(task) {
@@ -387,6 +428,7 @@ impl<R: Ring> Work<'_, R> {
         entry.received = 0;
         entry.transfer_length = 0;
         entry.durable = false;
+        entry.commits = false;
         entry.error = None;
         entry.aborted = false;
         entry.ends_session = false;

@@ -8,8 +8,6 @@
 //! Beside that, plans whose file operations run are counted by the *epoch* they were made in, so that space can be
 //! given to others only when nobody reads or writes what was there before ([`DiskSlot::begin_barrier`]).
 
-use std::sync::Arc;
-
 use super::core::{Core, DiskSlot};
 use super::link::Phase;
 use super::message::{PauseError, Reply};
@@ -17,9 +15,7 @@ use super::peer::PeerMessage;
 use super::run::Shard;
 use super::session::{Resume, Step, Work};
 use crate::iscsi::transfer::{TASKS_MAX, TaskId};
-use crate::medium::Disk;
 use crate::ring::Ring;
-use crate::scsi::Attention;
 use crate::units::{DiskId, ShardId};
 
 /// A disk whose commands are held.
@@ -40,13 +36,13 @@ pub(crate) struct AtWork {
     plans: [u32; 2],
     /// The present epoch.
     epoch: bool,
-    /// The home shard waits for the plans of the epoch before, with this mark.
-    barrier: Option<(ShardId, u64)>,
+    /// The home shard waits for the plans of the epoch before.
+    barrier: Option<ShardId>,
 }
 
 impl AtWork {
     /// No window has begun and not ended.
-    pub(crate) fn is_idle(&self) -> bool {
+    fn is_idle(&self) -> bool {
         self.windows == 0
     }
 }
@@ -59,19 +55,19 @@ impl DiskSlot {
     }
 
     /// The home shard wants to know when every plan made so far has ended. `Some`: that is so already.
-    pub(crate) fn begin_barrier(&mut self, home: ShardId, mark: u64) -> Option<(ShardId, u64)> {
+    pub(crate) fn begin_barrier(&mut self, home: ShardId) -> Option<ShardId> {
         let work = &mut self.at_work;
         assert!(work.barrier.is_none(), "a home shard sets up one barrier of a disk at a time");
         assert_eq!(work.plans[usize::from(!work.epoch)], 0, "the epoch before ended with the last barrier");
         if work.plans[usize::from(work.epoch)] == 0 {
-            return Some((home, mark));
+            return Some(home);
         }
         work.epoch = !work.epoch;
-        work.barrier = Some((home, mark));
+        work.barrier = Some(home);
         None
     }
 
-    fn end_plan(&mut self, epoch: bool) -> Option<(ShardId, u64)> {
+    fn end_plan(&mut self, epoch: bool) -> Option<ShardId> {
         let work = &mut self.at_work;
         let plans = &mut work.plans[usize::from(epoch)];
         *plans -= 1;
@@ -134,8 +130,8 @@ impl<R: Ring> Work<'_, R> {
         let Some(epoch) = entry.plan.take() else { return };
         debug_assert_eq!(entry.operations, 0, "a plan ends with its last operation");
         let slot = entry.disk.and_then(|slot| self.core.disks.at_mut(slot));
-        if let Some((disk, (home, mark))) = slot.and_then(|slot| Some((slot.disk.id(), slot.end_plan(epoch)?))) {
-            self.core.barrier_passed(disk, home, mark);
+        if let Some((disk, home)) = slot.and_then(|slot| Some((slot.disk.id(), slot.end_plan(epoch)?))) {
+            self.core.barrier_passed(disk, home);
         }
     }
 
@@ -155,9 +151,9 @@ impl<R: Ring> Work<'_, R> {
 
 impl<R: Ring> Core<R> {
     /// Every plan of this shard that the home shard waits for has ended.
-    pub(crate) fn barrier_passed(&mut self, disk: DiskId, home: ShardId, mark: u64) {
+    pub(crate) fn barrier_passed(&mut self, disk: DiskId, home: ShardId) {
         // Home shards bound how many barriers they set up at once.
-        self.mail.post_owed(home, PeerMessage::BarrierPassed { disk, mark });
+        self.mail.post_owed(home, PeerMessage::BarrierPassed { disk });
     }
 }
 
@@ -223,7 +219,7 @@ impl<R: Ring> Shard<R> {
     }
 
     /// Let the commands of a disk go on that were held.
-    fn go_on(&mut self, slot: u32) {
+    pub(super) fn go_on(&mut self, slot: u32) {
         let pause = self.core.disks.at_mut(slot).and_then(|entry| entry.pause.take());
         let Some(pause) = pause else { return };
         if let Some(reply) = pause.reply {
@@ -240,27 +236,6 @@ impl<R: Ring> Shard<R> {
             }
         }
     }
-
-    /// Put another form of a paused disk in its place, and go on.
-    pub(super) fn replace(&mut self, disk: &Arc<Disk>, attention: Option<Attention>) -> Result<(), PauseError> {
-        let slot = self.core.disks.find(disk.id()).ok_or_else(|| PauseError("the disk is not attached".into()))?;
-        let Some(entry) = self.core.disks.at_mut(slot) else { return Ok(()) };
-        if !entry.is_quiet() {
-            return Err(PauseError("the disk is not paused".into()));
-        }
-        entry.disk = Arc::clone(disk);
-        entry.swaps = entry.swaps.wrapping_add(1);
-        for link in self.links.iter_mut().flatten() {
-            let Phase::Session(session) = &mut link.phase else { continue };
-            for unit in session.luns.iter_mut().filter(|unit| unit.disk == slot) {
-                if let Some(attention) = attention {
-                    unit.nexus.raise(attention);
-                }
-            }
-        }
-        self.go_on(slot);
-        Ok(())
-    }
 }
 
 impl DiskSlot {
@@ -273,18 +248,24 @@ impl DiskSlot {
 /// Barriers.
 impl<R: Ring> Shard<R> {
     /// A home shard wants to know when all plans made so far have been carried out.
-    pub(super) fn barrier(&mut self, disk: DiskId, home: ShardId, mark: u64) {
+    pub(super) fn barrier(&mut self, disk: DiskId, home: ShardId) {
         let core = &mut self.core;
         let slot = core.disks.find(disk).and_then(|slot| core.disks.at_mut(slot));
         let passed = match slot {
-            Some(entry) => entry.begin_barrier(home, mark),
-            None => Some((home, mark)),
+            Some(entry) => entry.begin_barrier(home),
+            None => Some(home),
         };
-        if let Some((home, mark)) = passed {
-            core.barrier_passed(disk, home, mark);
+        if let Some(home) = passed {
+            core.barrier_passed(disk, home);
         }
     }
 
     /// A shard has no plan left of those that this home shard waits for.
-    pub(super) fn barrier_passed(&mut self, _disk: DiskId, _mark: u64) {}
+    pub(super) fn barrier_passed(&mut self, disk: DiskId) {
+        let Core { io, mail, disks, home, .. } = &mut self.core;
+        let slot = disks.find(disk).and_then(|slot| disks.at_mut(slot));
+        if let Some(disk) = slot.and_then(|slot| slot.home.as_mut()) {
+            disk.barrier_passed(home, io, mail);
+        }
+    }
 }

@@ -3,14 +3,16 @@
 //! A command is worked off in windows of at most 1 MiB: a window is read, sent (or compared), and then the next one is.
 
 use super::core::Mark;
+use super::peer::HomeRequest;
 use super::session::{Answer, Kind, Resume, Step, Task, Work};
+use crate::blocks::{Extent, ExtentList};
 use crate::iscsi::transfer::TaskId;
 use crate::iscsi::transmit::Ending;
 use crate::limits::BURST_LENGTH_MAX;
-use crate::medium::{Backing, Extent, ExtentList, ReadPlan};
+use crate::medium::{Backing, ReadPlan};
 use crate::mem::{Buf, Slice};
 use crate::ring::{Completion, Errno, Fd, Op, Ring, Window};
-use crate::scsi::{ByteCheck, MediumError, Outcome};
+use crate::scsi::{ByteCheck, MediumError, Outcome, Sense, SenseCode};
 use crate::units::Lba;
 
 impl<R: Ring> Work<'_, R> {
@@ -53,7 +55,7 @@ impl<R: Ring> Work<'_, R> {
         let slot = self.task(task).disk.expect("a read has a unit");
         let disk = self.core.disks.of_task(slot);
         match disk.plan_read(offset_bytes, len_bytes) {
-            ReadPlan::Zeros => {
+            ReadPlan::Zeros { len_bytes } => {
                 let zeros = self.core.io.arena.zeros(len_bytes as usize);
                 self.part_read(task, zeros);
             }
@@ -67,13 +69,24 @@ impl<R: Ring> Work<'_, R> {
                 }
                 self.part_read(task, buf.freeze());
             }
-            ReadPlan::File(file, extents) => self.read_extents(task, file, &extents),
+            ReadPlan::Extents(extents) => self.read_extents(task, slot, &extents),
+            ReadPlan::Fault(fault) => self.ask(task, HomeRequest::Load(fault), Resume::ReadIn),
+            ReadPlan::PastEnd => self.past_end(task),
         }
     }
 
-    /// Read extents of the file, all into one buffer: each operation owns its part of it, and the last one that ends
-    /// makes it whole again.
-    fn read_extents(&mut self, task: TaskId, file: Fd, extents: &ExtentList) {
+    /// The disk has become smaller since the command was checked.
+    pub(crate) fn past_end(&mut self, task: TaskId) {
+        self.complete(task, Self::past_end_outcome());
+    }
+
+    pub(crate) fn past_end_outcome() -> Outcome {
+        Outcome::check_condition(Sense::new(SenseCode::LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE))
+    }
+
+    /// Read extents of files, all into one buffer: each operation owns its part of it, and the last one that ends makes
+    /// it whole again.
+    fn read_extents(&mut self, task: TaskId, slot: u32, extents: &ExtentList) {
         let covered = extents.covered_bytes();
         let Some(mut rest) = self.core.io.arena.take(covered as usize) else {
             return self.starve(task, Resume::ReadIn);
@@ -85,13 +98,12 @@ impl<R: Ring> Work<'_, R> {
         self.begin_plan(task);
         self.set_step(task, Step::Reading);
         for extent in extents.as_slice() {
-            let (Extent::File { len_bytes, .. } | Extent::Zeros { len_bytes }) = *extent;
-            let tail = rest.split_off(len_bytes as usize);
+            let tail = rest.split_off(extent.len_bytes() as usize);
             let mut part = std::mem::replace(&mut rest, tail);
             match *extent {
-                Extent::File { offset_bytes, .. } => {
-                    let into = Window { buf: part, at: 0, len: len_bytes };
-                    self.submit_read(task, Op::Read { file, offset_bytes, into });
+                Extent::File { layer, offset_bytes, .. } => {
+                    let file = self.core.disks.of_task(slot).fd_of(layer);
+                    self.submit_read(task, Op::Read { file, offset_bytes, into: Window::whole(part) });
                 }
                 Extent::Zeros { .. } => part.fill(0),
             }
@@ -117,7 +129,11 @@ impl<R: Ring> Work<'_, R> {
                 self.read_completed(task, (file, offset_bytes), into, completion.result);
             }
             Some(op @ Op::Write { .. }) => self.write_completed(task, op, completion.result),
-            _ => unreachable!("tasks only read and write files"),
+            Some(Op::Allocate { .. }) if !self.release_if_aborted(task) => {
+                return self.hole_made(task, completion.result);
+            }
+            Some(Op::Allocate { .. }) => return,
+            _ => unreachable!("tasks only read, write and punch files"),
         }
         if self.task(task).operations > 0 || self.release_if_aborted(task) {
             return;
@@ -160,16 +176,16 @@ impl<R: Ring> Work<'_, R> {
         entry.set_read(whole.freeze());
     }
 
-    /// Whether bytes past the file's end are zeros: in a VHDX whose last block was cut short when it was made.
+    /// Whether bytes past a file's end are zeros: where a last block was cut short when it was made.
     fn ends_with_zeros(&mut self, task: TaskId) -> bool {
         let slot = self.task(task).disk.expect("a read has a unit");
-        matches!(self.core.disks.of_task(slot).backing(), Backing::Vhdx { .. })
+        self.core.disks.of_task(slot).ends_with_zeros()
     }
 
-    /// The first block of the task's window.
+    /// The first block of the task's window that is not through.
     pub(crate) fn window_lba(&mut self, task: TaskId) -> Lba {
         let entry = self.task(task);
-        let (offset_bytes, slot) = (entry.offset_bytes + u64::from(entry.done), entry.disk);
+        let (offset_bytes, slot) = (entry.offset_bytes + u64::from(entry.done + entry.through), entry.disk);
         let block_bytes = slot.map_or(512, |slot| self.core.disks.of_task(slot).block_length());
         Lba(offset_bytes / u64::from(block_bytes))
     }
@@ -239,6 +255,7 @@ impl<R: Ring> Work<'_, R> {
         }
         match entry.kind {
             Kind::Verify(ByteCheck::None | ByteCheck::Single) => self.read_in(task),
+            Kind::WriteSame { .. } => self.write_same_window(task),
             _ => {
                 entry.data = None;
                 self.open_window(task);

@@ -212,7 +212,8 @@ impl<R: Ring> Shard<R> {
             |links: &mut [Option<Box<Link>>], index: u32| links.get_mut(index as usize).and_then(Option::take);
         let index = match Mark::from_tag(completion.tag) {
             Mark::Accept(listener) => return self.accepted(listener, completion),
-            Mark::Engine(slot, io) => return self.engine_completed(slot, io, completion),
+            Mark::Engine(slot, driver, io) => return self.engine_completed(slot, (driver, io), completion),
+            Mark::Load(slot, place) => return self.load_completed(slot, place, completion),
             Mark::Flush(slot) => return self.flush_completed(slot, &completion),
             Mark::Ignore => return,
             Mark::Receive(index)
@@ -373,10 +374,17 @@ impl<R: Ring> Shard<R> {
         }
     }
 
-    fn engine_completed(&mut self, slot: u32, io_id: u32, completion: Completion) {
+    fn engine_completed(&mut self, slot: u32, io_id: (u16, u32), completion: Completion) {
         let Core { io, mail, disks, home, .. } = &mut self.core;
         if let Some(disk) = disks.at_mut(slot).and_then(|slot| slot.home.as_mut()) {
             disk.engine_completed(home, io, mail, io_id, completion);
+        }
+    }
+
+    fn load_completed(&mut self, slot: u32, place: u32, completion: Completion) {
+        let Core { io, mail, disks, .. } = &mut self.core;
+        if let Some(disk) = disks.at_mut(slot).and_then(|slot| slot.home.as_mut()) {
+            disk.load_completed(io, mail, place, completion);
         }
     }
 

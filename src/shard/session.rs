@@ -8,6 +8,7 @@ use super::link::LinkState;
 use super::message::Configuration;
 use super::output::Tx;
 use super::peer::LinkKey;
+use super::provision::Provision;
 use crate::bounded::{Key, Queue};
 use crate::iscsi::connection::{Connection, Counters};
 use crate::iscsi::discovery::TextExchange;
@@ -104,10 +105,12 @@ pub(crate) enum Step {
     Paused(Resume),
     /// Data-Out of the window is coming.
     Receiving,
-    /// The home shard prepares the window's range.
-    Preparing,
+    /// The home shard has been asked for what a plan needs; then this.
+    Asking(Resume),
     /// The medium is being written.
     Writing,
+    /// The home shard makes visible what has been written.
+    Committing,
     /// The medium is being read.
     Reading,
     /// The home shard flushes: before the first read, or after the last write.
@@ -126,7 +129,11 @@ pub(crate) enum Resume {
     OpenWindow,
     WriteOut,
     ReadIn,
+    Commit,
     Flush,
+    Provision,
+    FillSame,
+    LbaStatus,
 }
 
 /// What a task will answer.
@@ -160,6 +167,14 @@ pub(crate) enum Kind {
         compare: bool,
     },
     Flush,
+    /// Ranges of a list are to read as zeros.
+    Unmap,
+    /// One range is to read as zeros.
+    Zero,
+    /// One block is written over and over.
+    WriteSame {
+        unmap: bool,
+    },
 }
 
 /// One task. All of a session's tasks are allocated at login.
@@ -187,6 +202,9 @@ pub(crate) struct Task {
     pub(crate) transfer_length: u64,
     /// FUA.
     pub(crate) durable: bool,
+    /// What is being written has to be committed, with this epoch of its plan.
+    pub(crate) commits: bool,
+    pub(crate) epoch: u32,
     /// The window's Data-Out as it comes.
     pub(crate) buf: Option<Buf>,
     /// The window's Data-Out, complete; for VERIFY with a single block, that block.
@@ -195,7 +213,9 @@ pub(crate) struct Task {
     pub(crate) through: u32,
     /// Bytes behind those that are being read or written now.
     pub(crate) planned: u32,
-    /// What was read, or is to be sent.
+    /// Where it is with ranges that are to read as zeros.
+    pub(crate) provision: Provision,
+    /// What was read, or is to be sent; UNMAP's list.
     pub(crate) read: Option<Slice>,
     /// How many bytes of it have been sent.
     pub(crate) sent: u32,
@@ -218,6 +238,13 @@ pub(crate) struct Task {
     pub(crate) job: Option<Key>,
 }
 
+impl Kind {
+    /// One block of data serves for all of the medium.
+    pub(crate) fn repeats_data(self) -> bool {
+        matches!(self, Self::Verify(ByteCheck::Single) | Self::WriteSame { .. })
+    }
+}
+
 impl Task {
     pub(crate) fn idle() -> Self {
         Self {
@@ -235,10 +262,13 @@ impl Task {
             received: 0,
             transfer_length: 0,
             durable: false,
+            commits: false,
+            epoch: 0,
             buf: None,
             data: None,
             through: 0,
             planned: 0,
+            provision: Provision::default(),
             read: None,
             sent: 0,
             operations: 0,
@@ -341,7 +371,11 @@ impl<R: Ring> Work<'_, R> {
             Resume::OpenWindow => self.open_window(task),
             Resume::WriteOut => self.write_out(task),
             Resume::ReadIn => self.read_in(task),
+            Resume::Commit => self.ask_commit(task),
             Resume::Flush => self.ask_flush(task),
+            Resume::Provision => self.provision(task),
+            Resume::FillSame => self.fill_same_again(task),
+            Resume::LbaStatus => self.lba_status_again(task),
         }
     }
 }
@@ -349,7 +383,7 @@ impl<R: Ring> Work<'_, R> {
 impl Resume {
     /// The disk may change before the task goes on.
     fn plans_anew(self) -> bool {
-        matches!(self, Self::OpenWindow | Self::WriteOut | Self::ReadIn)
+        !matches!(self, Self::Commit | Self::Flush)
     }
 }
 

@@ -191,14 +191,6 @@ pub enum OpenError {
     /// The creating program marks files that are not finished.
     #[error("the file's creation was never finished")]
     Incomplete,
-    /// HasParent.
-    #[error(
-        "a differencing disk: it holds only changes to a parent ({parent}), and chains of disks are not supported yet"
-    )]
-    Differencing {
-        /// The parent's path and identity as the file tells them.
-        parent: String,
-    },
     /// Section 2.5: the BAT region is too small for the disk.
     #[error("the block allocation table at {offset_bytes} has room for {entries} entries; the disk needs {needed}")]
     BatTooSmall {
@@ -275,7 +267,6 @@ impl OpenError {
             | Self::LogVersion { .. }
             | Self::RegionUnknown { .. }
             | Self::MetadataUnknown { .. }
-            | Self::Differencing { .. }
             | Self::ParentLocator { reason: LocatorError::Type { .. } }
             | Self::ReadOnlyReplay { .. } => OpenErrorKind::Unsupported,
             Self::Storage(StorageError::UnexpectedEnd(_)) => OpenErrorKind::Corrupt,
@@ -308,11 +299,7 @@ impl OpenError {
             Self::Block { .. } => "2.5.1.1",
             Self::Bitmap { .. } => "2.5.1.2",
             Self::Overlap { .. } => "2.1",
-            Self::TooLong { .. }
-            | Self::Incomplete
-            | Self::Differencing { .. }
-            | Self::ReadOnlyReplay { .. }
-            | Self::Storage(_) => "",
+            Self::TooLong { .. } | Self::Incomplete | Self::ReadOnlyReplay { .. } | Self::Storage(_) => "",
         }
     }
 
@@ -346,7 +333,6 @@ impl OpenError {
             Self::MetadataMissing { .. } => "all required items are there",
             Self::ParentLocator { .. } => "the parent locator can be read",
             Self::Incomplete => "the file's creation was finished",
-            Self::Differencing { .. } => "differencing",
             Self::BatTooSmall { .. } => "the table has room for every block",
             Self::Overlap { .. } => "objects do not share bytes",
             Self::Storage(StorageError::UnexpectedEnd(_)) => "the file holds what it refers to",
@@ -381,7 +367,6 @@ impl OpenError {
     pub fn advice(&self) -> &'static str {
         match self {
             Self::NotVhdx => "check the path, or name the file's real format",
-            Self::Differencing { .. } => "merge it into a copy of its parent first, or serve a disk without a parent",
             Self::ReadOnlyReplay { .. } => "open it writable once, or let the program that wrote it close it",
             Self::Incomplete => "create or copy the disk again",
             _ => match self.kind() {
@@ -508,6 +493,84 @@ pub enum CreateError {
         log_len_bytes: u64,
     },
     /// Writing failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+/// Why a disk's file could not be changed. Unless the storage failed, the file is as it was, but for a pending log that
+/// may have been replayed; where the storage failed, it is as it was or changed in full.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EditError {
+    /// The file breaks a rule of the format.
+    #[error("the file has {errors} errors and was left as it is; the first is: {first}")]
+    Damaged {
+        /// How many.
+        errors: u64,
+        /// What a check says of the first.
+        first: String,
+    },
+    /// The file could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Section 2.6.2.1: HasParent.
+    #[error("the disk has no parent, so none can be put in its place")]
+    NoParent,
+    /// Section 2.6.2.6.
+    #[error("the parent cannot be written down: {0}")]
+    Locator(#[from] LocatorError),
+    /// Section 2.6.1.2.
+    #[error("an item of {len_bytes} bytes is not possible; an item has at most 1 MiB")]
+    ItemTooLong {
+        /// What was asked for.
+        len_bytes: u64,
+    },
+    /// Section 2.6.1.2.
+    #[error("the file has {count} user items already, and 1024 is the most; delete one first")]
+    TooManyItems {
+        /// How many there are.
+        count: usize,
+    },
+    /// What Microsoft's engine accepts.
+    #[error("the user items would have {len_bytes} bytes together, and 40 MiB is the most; delete one first")]
+    ItemsTooLong {
+        /// What they would be.
+        len_bytes: u64,
+    },
+    /// There is no such item.
+    #[error("the file has no user item {id}")]
+    NoItem {
+        /// Which.
+        id: Guid,
+    },
+    /// 3 MiB to 64 TiB.
+    #[error("a VHDX disk of {size_bytes} bytes is not possible; choose 3M to 64T")]
+    Size {
+        /// What was asked for.
+        size_bytes: u64,
+    },
+    /// Section 2.6.2.2: whole logical sectors.
+    #[error(
+        "{size_bytes} bytes is not a whole number of {sector_bytes}-byte sectors; the next size up is {next_bytes}"
+    )]
+    SizeNotSectors {
+        /// What was asked for.
+        size_bytes: u64,
+        /// The logical sector.
+        sector_bytes: u32,
+        /// A size that is possible.
+        next_bytes: u64,
+    },
+    /// Shrinking would cut off data.
+    #[error("{what} at byte {offset_bytes} of the disk would be cut off; allow it, or choose {least_bytes} or more")]
+    WouldCut {
+        /// What is there.
+        what: &'static str,
+        /// Where, of the virtual disk.
+        offset_bytes: u64,
+        /// A size that keeps it.
+        least_bytes: u64,
+    },
+    /// Reading or writing failed.
     #[error(transparent)]
     Storage(#[from] StorageError),
 }

@@ -44,6 +44,13 @@ pub(super) struct TableRepair {
     pub table: Vec<u8>,
 }
 
+impl TableRepair {
+    /// Whether the first copy is the one that is not valid.
+    pub fn is_first(&self) -> bool {
+        self.offset_bytes == REGION_TABLE_OFFSETS[0]
+    }
+}
+
 /// The entries of a copy with the right signature and checksum, or why it is not valid.
 pub(super) fn entries_of(table: &[u8]) -> Result<Vec<RegionTableEntry>, &'static str> {
     let Ok((header, rest)) = RegionTableHeader::read_from_prefix(table) else {
@@ -184,6 +191,20 @@ pub(super) fn table_of(bat: Place, metadata: Place) -> Vec<u8> {
         };
         table[16 + 32 * at..][..32].copy_from_slice(entry.as_bytes());
     }
+    let checksum = crate::crc32c::crc32c(&table);
+    table[4..8].copy_from_slice(&checksum.to_le_bytes());
+    table
+}
+
+/// A region table, valid as given, with another place for a region that it has.
+pub(super) fn with_region(table: &[u8], guid: Guid, place: Place) -> Vec<u8> {
+    let mut table = table.to_vec();
+    for slot in table[16..].as_chunks_mut::<32>().0.iter_mut().filter(|slot| slot[..16] == guid.0) {
+        slot[16..24].copy_from_slice(&place.offset_bytes.to_le_bytes());
+        let len = u32::try_from(place.len_bytes).expect("regions that are moved are below 4 GiB");
+        slot[24..28].copy_from_slice(&len.to_le_bytes());
+    }
+    table[4..8].fill(0);
     let checksum = crate::crc32c::crc32c(&table);
     table[4..8].copy_from_slice(&checksum.to_le_bytes());
     table

@@ -166,6 +166,12 @@ impl<'a> Overlay<'a> {
         page || self.zeros.range(..range.end).next_back().is_some_and(|(_, end)| *end > range.start)
     }
 
+    /// Every range that the replay changes.
+    pub fn changed_ranges(&self) -> impl Iterator<Item = Range<u64>> {
+        let pages = self.pages.keys().map(|at| *at..at + PAGE_LEN);
+        pages.chain(self.zeros.iter().map(|(start, end)| *start..*end))
+    }
+
     /// The file's size before the replay.
     pub fn base_len(&self) -> u64 {
         self.base_len

@@ -111,24 +111,34 @@ impl SpaceMap {
 
     /// The ranges that are not taken, in bytes, in order, from the start to the end of the file.
     pub fn free(&self) -> impl Iterator<Item = Range<u64>> {
-        let taken_from = |from: u64, wanted: bool| {
-            let mut mib = from;
-            while mib < self.len_mib {
-                let word = self.bits[(mib / 64) as usize] ^ if wanted { 0 } else { u64::MAX };
-                let rest = word >> (mib % 64);
-                if rest != 0 {
-                    return (mib + u64::from(rest.trailing_zeros())).min(self.len_mib);
-                }
-                mib = (mib / 64 + 1) * 64;
-            }
-            self.len_mib
-        };
+        self.runs(false)
+    }
+
+    /// The ranges that are taken, in bytes, in order.
+    pub fn taken(&self) -> impl Iterator<Item = Range<u64>> {
+        self.runs(true)
+    }
+
+    fn runs(&self, taken: bool) -> impl Iterator<Item = Range<u64>> {
         let mut at = 0;
         std::iter::from_fn(move || {
-            let start = taken_from(at, false);
-            at = taken_from(start, true);
+            let start = self.first_from(at, taken);
+            at = self.first_from(start, !taken);
             (start < at).then_some(start * MIB..at * MIB)
         })
+    }
+
+    /// The first MiB from `mib` on that is taken, or that is not; the end of the file if there is none.
+    fn first_from(&self, mut mib: u64, taken: bool) -> u64 {
+        while mib < self.len_mib {
+            let word = self.bits[(mib / 64) as usize] ^ if taken { 0 } else { u64::MAX };
+            let rest = word >> (mib % 64);
+            if rest != 0 {
+                return (mib + u64::from(rest.trailing_zeros())).min(self.len_mib);
+            }
+            mib = (mib / 64 + 1) * 64;
+        }
+        self.len_mib
     }
 }
 
@@ -144,6 +154,8 @@ mod tests {
         assert!(!map.is_taken(200 * MIB..900 * MIB));
         let free: Vec<_> = map.free().collect();
         assert_eq!(free, [4 * MIB..70 * MIB, 72 * MIB..199 * MIB]);
+        let taken: Vec<_> = map.taken().collect();
+        assert_eq!(taken, [0..4 * MIB, 70 * MIB..72 * MIB, 199 * MIB..200 * MIB]);
         assert_eq!(SpaceMap::new(130 * MIB).free().collect::<Vec<_>>(), [0..130 * MIB]);
     }
 }

@@ -15,7 +15,7 @@ use std::sync::{Arc, OnceLock};
 use crate::iscsi::chap::{Entropy, EntropyFailed};
 use crate::iscsi::directory::{AccessRule, Authentication, Directory, Portal, Target};
 use crate::iscsi::names::IscsiName;
-use crate::medium::{self, Cache, CreateSpec, Disk, DiskFormat, DiskKind, OpenSpec};
+use crate::medium::{self, Cache, CreateSpec, Disk, DiskFormat, DiskKind, OpenSpec, Parents};
 use crate::mem::{Arena, ArenaConfig};
 use crate::observe::ShardStats;
 use crate::ring::{Fd, Ring, Wait};
@@ -238,6 +238,10 @@ impl Server {
             name: format!("disk{index}"),
             uuid: uuid::Uuid::from_u128(index as u128 + 1),
             format: plan.format,
+            kind: Some(plan.kind),
+            parent: None,
+            parents: Parents::new(),
+            predecessor: None,
             path: file_name.is_some().then(|| self.path(index)),
             size_bytes: plan.size_bytes,
             sector_size_bytes: plan.sector_size_bytes,
@@ -280,7 +284,7 @@ impl Server {
         }
         let mut file = RealFile(File::open(self.path(index)).map_err(|error| error.to_string())?);
         let guids = Box::new(|| vhdx::Guid([7; 16]));
-        let options = vhdx::OpenOptions { access: vhdx::Access::ReadOnly, guids };
+        let options = vhdx::OpenOptions { access: vhdx::Access::ReadOnly, guids, data_write_guid: None };
         let open =
             vhdx::open(&mut file, options).map_err(|error| format!("disk {index} after a clean stop: {error}"))?;
         if open.replay.is_some() || !open.warnings.is_empty() {

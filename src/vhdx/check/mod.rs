@@ -199,6 +199,8 @@ pub(super) struct Repairs {
     pub region_table: Option<usize>,
     /// Entries of the table that say more than their state allows: what is dropped means nothing to a reader.
     pub entries: u64,
+    /// Of those, how many are errors.
+    pub errors: u64,
     /// The size that the file should have, where it is too short or not whole MiB.
     pub file_len_bytes: Option<u64>,
 }

@@ -180,6 +180,7 @@ impl Walk<'_> {
             if entry & 7 != 0 {
                 broken("a disk without a parent has no sector bitmaps");
                 self.report.repairs.entries += 1;
+                self.report.repairs.errors += 1;
             }
             return Ok(());
         }
