@@ -193,7 +193,9 @@ fn the_largest_full_disk_opens() {
     file.read(0, &mut footer);
     file.set_len((blocks + 4) * stride * SECTOR);
     file.write(file.len - 512, &footer);
+    let began = std::time::Instant::now();
     let disk = open_with(&mut file, Access::ReadWrite).expect("opens");
+    println!("opened in {:?}", began.elapsed());
     let Level::Map { map, .. } = chain_of(&disk, None).levels()[0].clone() else { panic!("a map") };
     assert_eq!(u64::from(map.blocks_allocated()), blocks);
     assert!(map.memory_bytes() < 20 << 20, "{} bytes", map.memory_bytes());

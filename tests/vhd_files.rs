@@ -277,6 +277,36 @@ fn growing_shows_zeros_only() {
     }
 }
 
+/// Windows keeps room behind the paths to the parent, in which it lets them grow: nothing of ours goes there.
+#[test]
+fn room_for_paths_stays_free() {
+    let parent = NewKind::Differencing(parent_named(Uuid::max()));
+    let mut file = new_disk(&options(8 * BLOCK, parent, BLOCK));
+    // The last path's room: 64 KiB in bytes, then in sectors.
+    for space in [64 << 10, 128] {
+        change_header(&mut file, |header| {
+            let locator = &mut header.locators[1];
+            locator.space = space.into();
+            locator.offset = (1 << 20).into();
+        });
+        let mut footer = [0; 512];
+        file.read(0, &mut footer);
+        file.set_len(1 << 20);
+        file.write((1 << 20) + (64 << 10), &footer);
+        let mut changed = file.clone();
+        set_parent(&mut changed, &parent_named(Uuid::nil())).expect("changes");
+        resize(&mut changed, 2000 * BLOCK).expect("grows");
+        let parent = SparseFile { len: 8 * BLOCK, ..SparseFile::default() };
+        let mut host = Host::open(RecordedFile::new(file.clone()), Some(parent), 1);
+        host.write(0, &[7; 4096]).expect("writes");
+        for file in [changed, host.close().0.now] {
+            let mut room = vec![1; 64 << 10];
+            file.read(1 << 20, &mut room);
+            assert!(room[44..].iter().all(|byte| *byte == 0), "space {space}");
+        }
+    }
+}
+
 /// A full file system refuses blocks, and everything else goes on.
 #[test]
 fn a_full_file_system_is_survived() {

@@ -1,6 +1,6 @@
 //! Power cuts and process kills at every instant of seeded histories of VHDX disks, with and without a parent: after
-//! reopening, what was flushed is there, everything else is old or new sector by sector, nothing acknowledged is lost by
-//! a kill, the file is sound, and a reader that shares no code with ours sees the same.
+//! reopening, what was flushed is there, everything else is old or new sector by sector, nothing acknowledged is lost
+//! by a kill, the file is sound, and a reader that shares no code with ours sees the same.
 
 mod vhdx_support;
 

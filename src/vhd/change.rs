@@ -85,7 +85,7 @@ impl<'a> Workshop<'a> {
         let placed = loaded.blocks.placed.iter();
         let blocks = placed.map(|at| (u64::from(at.sector) * SECTOR, layout.data_of(at.sector) + layout.block_bytes));
         let blocks = blocks.collect();
-        let taken = Vec::from([(end, end + FOOTER_LEN)]);
+        let taken = loaded.front.rooms.iter().copied().chain([(end, end + FOOTER_LEN)]).collect();
         Ok(Self { storage, loaded, blocks, taken, end })
     }
 

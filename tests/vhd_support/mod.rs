@@ -320,7 +320,7 @@ impl Host {
         Ok(())
     }
 
-    /// Write several ranges, and release blocks, at the same time: everything is asked for before anything is waited for.
+    /// Write several ranges, and release blocks, at the same time: all is asked for before anything is waited for.
     pub fn write_together(
         &mut self,
         writes: &[(u64, Vec<u8>)],
