@@ -31,13 +31,14 @@
 //! # Modules, and what each may use
 //!
 //! ```text
-//! main → cli ; main → control → jobs → shard → { iscsi, medium, ring, mem, observe }      sim → { shard, ring, mem }
-//! iscsi → scsi      medium → { vhdx, vhd, scsi, ring, mem, observe }      vhdx, vhd → blocks      ring → mem
+//! main → cli ; main → control → jobs → shard → { iscsi, scsi, medium, ring, mem, observe }    sim → { shard, ring, mem }
+//! iscsi → scsi     medium → { vhdx, vhd, scsi, ring, mem, observe }     vhdx, vhd → blocks     blocks, scsi → nothing
+//! ring → mem
 //! ```
 //!
-//! `bounded`, `crc32c`, `limits` and `units` are leafs that all may use. [`iscsi`], [`scsi`], [`blocks`] and [`vhdx`]
-//! are sans-IO: no sockets, files, clocks or threads; time and randomness are arguments. `unsafe` lives in [`ring`] and
-//! [`mem`] only. `tests/tidy.rs` holds all of this.
+//! `bounded`, `crc32c`, `limits` and `units` are leafs that all may use. [`iscsi`], [`scsi`], [`blocks`], [`vhdx`] and
+//! [`vhd`] are sans-IO: no sockets, files, clocks or threads; time and randomness are arguments. `unsafe` lives in
+//! [`ring`] and [`mem`] only. `tests/tidy.rs` holds all of this.
 //!
 //! # What always holds
 //!
