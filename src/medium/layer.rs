@@ -201,6 +201,11 @@ impl LayerFile {
         self.reopen(false)
     }
 
+    /// The same to write as well; for a leaf that no shard serves.
+    pub(super) fn open_writer(&self) -> Result<File, FileError> {
+        self.reopen(true)
+    }
+
     /// The lock becomes a shared one: the layer is only read from now on, by others too.
     pub fn share_lock(&self) -> Result<(), FileError> {
         lock(&self.file.locked, self.path(), true)
