@@ -73,4 +73,5 @@ pub mod scsi;
 pub mod shard;
 pub mod sim;
 pub mod units;
+pub mod vhd;
 pub mod vhdx;

@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 
 use lunaring::scsi::command_table::COMMANDS;
 use lunaring::scsi::{
-    Action, BlockLength, CommandRequest, LbaStatusReply, LogicalUnit, NexusUnit, ParameterList, Provisioning, Sense,
-    SenseCode, SenseFormat, TargetView, Unit, UnitConfig, execute, lun,
+    Action, BlockLength, CommandRequest, Condition, LbaStatusReply, LogicalUnit, NexusUnit, ParameterList,
+    Provisioning, Sense, SenseCode, SenseFormat, TargetView, Unit, UnitConfig, execute, lun,
 };
 use lunaring::units::{Lba, Lun};
 
@@ -70,7 +70,7 @@ fn reply_of(config: &UnitConfig<'_>, cdb: &[u8]) -> Vec<u8> {
     let mut buffer = vec![0; ParameterList::BYTES_MIN];
     let mut out = ParameterList::new(&mut buffer);
     let (unit, mut nexus) = (Unit::new(config).expect("a valid description"), NexusUnit::default());
-    let logical_unit = LogicalUnit { unit: &unit, nexus: &mut nexus };
+    let logical_unit = LogicalUnit { unit: &unit, nexus: &mut nexus, condition: Condition::Ready };
     let action = execute(&CommandRequest { cdb: &padded }, &target, Some(logical_unit), &mut out);
     assert_eq!(action, Action::DataIn, "{cdb:02x?}");
     out.bytes().to_vec()

@@ -68,6 +68,16 @@ impl Level {
             Self::Flat { map, .. } => map.size_bytes(),
         }
     }
+
+    /// Up to which byte from `position` (below its size) to about `end` it is known to have nothing; `position` when not
+    /// even there.
+    pub(super) fn absent_until(&self, position: u64, end: u64) -> u64 {
+        match self {
+            Self::Map { map, .. } => map.absent_until(position, end),
+            Self::Raw { .. } => position,
+            Self::Flat { map, .. } => map.absent_until(position, end),
+        }
+    }
 }
 
 impl Chain {
@@ -105,7 +115,7 @@ impl Chain {
         let mut list = ExtentList::EMPTY;
         let mut position = offset_bytes;
         while position < end {
-            match resolve(&self.levels, position, (end - position) as u32) {
+            match resolve(self.levels.iter().enumerate(), position, (end - position) as u32) {
                 Ok(extent) => {
                     if !list.push(extent) {
                         break;
@@ -143,7 +153,7 @@ impl Chain {
         let mut position = offset_bytes;
         for _ in 0..STATUS_STEPS_MAX {
             let left = (end - position).min(1 << 31) as u32;
-            let extent = match (resolve(&self.levels, position, left), status) {
+            let extent = match (resolve(self.levels.iter().enumerate(), position, left), status) {
                 (Ok(extent), _) => extent,
                 (Err(_), Some(status)) => return Ok(status),
                 (Err(fault), None) => return Err(fault),
@@ -153,21 +163,41 @@ impl Chain {
             if run.mapped != mapped {
                 break;
             }
-            run.len_bytes += u64::from(extent.len_bytes());
             position += u64::from(extent.len_bytes());
+            if !mapped {
+                position = self.absent_until(position, end);
+            }
+            run.len_bytes = position - offset_bytes;
             if position == end {
                 break;
             }
         }
         Ok(status.expect("the first step gives a status"))
     }
+
+    /// Up to which byte from `position` to `end` no level has anything, as far as is known without looking at entries.
+    fn absent_until(&self, position: u64, end: u64) -> u64 {
+        let mut until = end;
+        for level in &*self.levels {
+            if until == position || position >= level.size_bytes() {
+                break;
+            }
+            // Behind the end of a level there is nothing, but that is for the next step to find.
+            until = until.min(level.absent_until(position, until));
+        }
+        until
+    }
 }
 
 /// Where the bytes from `position` on are; at least one sector, at most `len_bytes`.
 #[inline]
-pub(super) fn resolve(levels: &[Level], position: u64, len_bytes: u32) -> Result<Extent, LevelFault> {
+pub(super) fn resolve<'a>(
+    levels: impl Iterator<Item = (usize, &'a Level)>,
+    position: u64,
+    len_bytes: u32,
+) -> Result<Extent, LevelFault> {
     let mut len_bytes = len_bytes;
-    for (number, level) in levels.iter().enumerate() {
+    for (number, level) in levels {
         let size_bytes = level.size_bytes();
         if position >= size_bytes {
             break; // A parent that is smaller: zeros, whatever is behind it.

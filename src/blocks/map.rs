@@ -7,8 +7,11 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use super::entry::Entry;
-use super::pages::PagedTable;
+use super::pages::{PagedTable, WORDS_PER_PAGE};
 use super::source::PageSource;
+
+/// Pages of absent blocks that are skipped at once: a few microseconds.
+const SKIP_PAGES_MAX: usize = 1024;
 
 /// The shape of a layer. Never changes while it is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +65,13 @@ impl Shape {
         (index % period < u64::from(self.chunk_blocks) && block < u64::from(self.blocks())).then_some(block as u32)
     }
 
+    /// The first block whose word is at `index` or behind it.
+    fn block_from(&self, index: u64) -> u64 {
+        let chunk_blocks = u64::from(self.chunk_blocks);
+        let (chunk, within) = (index / (chunk_blocks + 1), index % (chunk_blocks + 1));
+        chunk * chunk_blocks + within
+    }
+
     /// Words of the table: with a parent up to the bitmap entry of the last chunk, else up to the last block's entry.
     pub fn table_words(&self) -> u64 {
         let blocks = self.blocks();
@@ -109,7 +119,7 @@ pub struct Fault {
 
 impl Fault {
     fn at(table: Table, index: u64) -> Self {
-        Self { table, page: (index / super::WORDS_PER_PAGE) as u32 }
+        Self { table, page: (index / WORDS_PER_PAGE) as u32 }
     }
 }
 
@@ -204,6 +214,20 @@ impl BlockMap {
     #[inline]
     pub fn entry(&self, block: u32) -> Result<Entry, Fault> {
         self.word(self.shape.word_index(block))
+    }
+
+    /// Up to which byte of the disk, from `position` to about `end`, all blocks are known to be absent without looking at
+    /// each: those in pages of zeros. `position` itself when not even its own block is.
+    pub(super) fn absent_until(&self, position: u64, end: u64) -> u64 {
+        let page = |byte: u64| (self.shape.word_index((byte >> self.shape.block_shift) as u32) / WORDS_PER_PAGE) as u32;
+        let first = page(position);
+        let pages = (first..=page(end.min(self.shape.size_bytes) - 1)).take(SKIP_PAGES_MAX);
+        let zeros = pages.take_while(|page| self.entries.is_zeros(*page)).count() as u32;
+        if zeros == 0 {
+            return position;
+        }
+        let block = self.shape.block_from(u64::from(first + zeros) * WORDS_PER_PAGE);
+        (block << self.shape.block_shift).clamp(position, self.shape.size_bytes)
     }
 
     /// The entry of a chunk's bitmap.

@@ -20,6 +20,9 @@ mod map;
 mod pages;
 mod plan;
 mod source;
+mod storage;
+#[cfg(test)]
+mod tests;
 
 pub use chain::{Chain, LEVELS_MAX, Level, Status};
 pub use engine::{
@@ -32,3 +35,4 @@ pub use map::{BlockMap, Fault, FlushMark, MapLimits, Shape, Table};
 pub use pages::{PAGE_BYTES, PagedTable, PinRefused, WORDS_PER_PAGE};
 pub use plan::{EXTENTS_MAX, Extent, ExtentList, LevelFault, ReadPlan, WritePlan};
 pub use source::{PIECES_MAX, PageSource, Piece, PieceList, load_blocking};
+pub use storage::{Storage, StorageError};

@@ -3,8 +3,8 @@
 use super::map::{BlockMap, Fault};
 use super::pages::PAGE_BYTES;
 
-/// Pieces of a file that one page may come from.
-pub const PIECES_MAX: usize = 16;
+/// Pieces of a file that one page may come from: a page of bits covers 32 blocks of 512 KiB, the smallest.
+pub const PIECES_MAX: usize = 32;
 
 /// A part of a page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -109,6 +109,13 @@ fn converted(asker: &Asker, convert: &DiskConvert) -> Printed {
         return Err(ClientError::new("--parent is for image files; a disk of the server has its parent already"));
     }
     let to = absolute(&convert.to)?;
+    let body = conversion(convert, &to);
+    let words = |_: &Value| format!("disk '{}' is copied into {to}", convert.image);
+    run_job(asker, Method::POST, &disk_path(&convert.image, "/convert"), Some(body), convert.detach, words)
+}
+
+/// What a copy is to be, as the API has it.
+pub fn conversion(convert: &DiskConvert, to: &str) -> Value {
     let mut body = json!({ "to": to });
     if let Some(format) = &convert.format {
         body["format"] = word(format);
@@ -119,8 +126,7 @@ fn converted(asker: &Asker, convert: &DiskConvert) -> Printed {
     if let Some(block_size) = convert.block_size {
         body["block_size_bytes"] = json!(block_size);
     }
-    let words = |_: &Value| format!("disk '{}' is copied into {to}", convert.image);
-    run_job(asker, Method::POST, &disk_path(&convert.image, "/convert"), Some(body), convert.detach, words)
+    body
 }
 
 /// Start a job, and wait for its end unless nobody wants to.
@@ -245,7 +251,7 @@ pub fn snapshot(arguments: SnapshotArguments) -> Printed {
         SnapshotVerb::List { disk } => asker.get(&disk_path(&disk, "/snapshots"), show::snapshots),
         SnapshotVerb::Restore { disk, name } => {
             let words = |_: &Value| format!("disk '{disk}' is what it was in snapshot '{name}'");
-            asker.ask(Method::POST, &path(&disk, &name, "/restore"), Some(json!({})), words)
+            asker.ask(Method::POST, &path(&disk, &name, "/restore"), None, words)
         }
         SnapshotVerb::Delete { disk, name, detach } => {
             let answer = asker.client.request(Method::DELETE, &path(&disk, &name, ""), None)?;

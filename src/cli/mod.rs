@@ -14,7 +14,7 @@ mod table;
 
 pub use arguments::{Arguments, Command};
 pub use client::{Client, ClientError};
-pub use images::{FileCommand, checked, file_command};
+pub use images::{FileCommand, checked, conversion, file_command};
 pub use progress::ProgressLine;
 
 use std::fmt;

@@ -70,12 +70,18 @@ pub struct DiskConfig {
     /// The file that a differencing disk's image is based on; relative to the state folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<PathBuf>,
+    /// The parent is where the operator said, and not where the image says.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub parent_given: bool,
     /// The snapshot that the disk's present state comes from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
     /// Its snapshots, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub snapshots: BTreeMap<String, SnapshotConfig>,
+    /// Two of its files that are being merged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge: Option<MergeConfig>,
     /// The snapshot of another disk that this one shows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub export: Option<ExportConfig>,
@@ -110,6 +116,22 @@ pub struct SnapshotConfig {
     /// It is not a snapshot any more: its file is to be merged with the one above it.
     #[serde(default, skip_serializing_if = "is_false")]
     pub deleting: bool,
+}
+
+/// A merge under way: the file of what comes right after a snapshot goes into the snapshot's file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MergeConfig {
+    /// The snapshot.
+    pub snapshot: String,
+    /// The snapshot that comes right after it; none: the disk's present state does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub child: Option<String>,
+    /// What the merged file will be known by.
+    pub identifier: Uuid,
+    /// Everything has been copied.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub copied: bool,
 }
 
 /// Which snapshot a disk shows.

@@ -1,6 +1,8 @@
 //! Which jobs there are and were.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -129,6 +131,11 @@ impl Progress {
     /// So much is done in all.
     pub fn set_done(&self, bytes: u64) {
         self.done_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes done, and in all.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.done_bytes.load(Ordering::Relaxed), self.total_bytes.load(Ordering::Relaxed))
     }
 
     /// Ask the worker to stop.
@@ -268,6 +275,12 @@ impl Drop for Running {
             self.registry.end(self.id, Err(JobError::Failed(why)));
         }
     }
+}
+
+/// A failure that has to do with a file.
+pub(super) fn failed(path: &Path, error: impl fmt::Display) -> JobError {
+    let (shown, said) = (path.display().to_string(), error.to_string().replace(['\n', '\r'], " "));
+    JobError::Failed(if said.contains(&shown) { said } else { format!("{shown}: {said}") })
 }
 
 fn now() -> u64 {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::storage::FileStorage;
-use super::{DiskFormat, DiskKind, FileError, ImageDescription, ImageIdentity};
+use super::{DiskFormat, DiskKind, FileError, ImageDescription};
 use crate::vhdx::{self, Guid};
 use rustix::fs::{FallocateFlags, fallocate};
 
@@ -116,14 +116,7 @@ fn vhdx_parent(spec: &CreateSpec) -> Result<Option<vhdx::NewParent>, FileError> 
     };
     let folder = spec.path.parent().unwrap_or(Path::new("/"));
     let of = &parent.description;
-    let locator = match of.identity {
-        ImageIdentity::Vhdx(linkage) => vhdx::ParentLocator::Vhdx(vhdx::VhdxParent::new(linkage, &parent.path, folder)),
-        ImageIdentity::Raw { size_bytes, modified_ns } => {
-            let disk_id = spec.disk_id.map_or(Guid::ZERO, |id| Guid(id.to_bytes_le()));
-            vhdx::ParentLocator::Raw(vhdx::RawParent::new(&parent.path, folder, size_bytes, modified_ns, disk_id))
-        }
-        ImageIdentity::Vhd(_) => return Err(FileError::Spec("differencing vhdx", "cannot have a vhd as its parent")),
-    };
+    let locator = super::offline::locator_to(&parent.path, of, folder, spec.disk_id)?;
     let logical_sector_bytes = match of.format {
         // A raw image does not say.
         DiskFormat::Raw => spec.sector_size_bytes,

@@ -76,6 +76,14 @@ pub enum FileError {
         /// Layers at most.
         layers_max: usize,
     },
+    /// A change to the file is not possible.
+    #[error("{}: {reason}", path.display())]
+    Edit {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: vhdx::EditError,
+    },
     /// The requested image is impossible.
     #[error("{0}")]
     Options(vhdx::CreateError),
@@ -115,6 +123,11 @@ pub enum FileError {
 }
 
 impl FileError {
+    /// A file that cannot even be looked at.
+    pub fn unreadable(path: &Path, source: io::Error) -> Self {
+        Self::io("look at", path, source)
+    }
+
     /// Wraps a system error.
     pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io { action, path: path.to_owned(), source }

@@ -233,7 +233,7 @@ impl LayerFile {
 }
 
 /// Lock a file, or turn the lock that this opening of it holds into another one.
-fn lock(file: &File, path: &Path, shared: bool) -> Result<(), FileError> {
+pub(super) fn lock(file: &File, path: &Path, shared: bool) -> Result<(), FileError> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         let locked = if shared { file.try_lock_shared() } else { file.try_lock() };

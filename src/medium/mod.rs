@@ -19,6 +19,7 @@ mod disk;
 mod error;
 mod image;
 mod layer;
+pub mod offline;
 mod open;
 mod parents;
 mod plan;

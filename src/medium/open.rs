@@ -42,7 +42,7 @@ pub struct OpenSpec {
     pub id: DiskId,
     /// Its name.
     pub name: String,
-    /// Its identity towards initiators; a VHDX has its own in the file.
+    /// Its identity towards initiators; nil: that of its file.
     pub uuid: Uuid,
     /// What stores it.
     pub format: DiskFormat,
@@ -182,7 +182,7 @@ impl Rest {
             size_bytes: leaf.size_bytes(),
             sector_size_bytes: leaf.sector_size_bytes(),
             physical_sector_bytes: self.physical_sector_bytes,
-            uuid: self.disk_id.unwrap_or(spec.uuid),
+            uuid: if spec.uuid.is_nil() { self.disk_id.unwrap_or_default() } else { spec.uuid },
             notes: self.notes,
             backing: Backing::Chain { layers: layers.into(), chain },
         }

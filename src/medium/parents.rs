@@ -112,12 +112,11 @@ impl Parents {
 
     /// A chain of these layers, leaf first, folded where it is deep. What lies below the leaf must not change any more.
     pub fn chain(&self, layers: &[Arc<LayerFile>]) -> Result<Chain, FileError> {
-        let mut levels = vec![layers[0].level(0)];
         if layers.len() <= LEVELS_MAX {
-            levels.extend(layers.iter().enumerate().skip(1).map(|(number, layer)| layer.level(number as u16)));
-        } else {
-            levels.push(Level::Flat { first_layer: 1, map: self.folded(&layers[1..])? });
+            return Ok(Chain::new(levels_of(layers, 0)));
         }
+        let mut levels = vec![layers[0].level(0)];
+        levels.extend(self.folded(&layers[1..], 1)?);
         Ok(Chain::new(levels))
     }
 
@@ -127,28 +126,31 @@ impl Parents {
         match &layers[2..] {
             [] => {}
             [one] => levels.push(one.level(2)),
-            several => levels.push(Level::Flat { first_layer: 2, map: self.folded(several)? }),
+            several => levels.extend(self.folded(several, 2)?),
         }
         Ok(Chain::new(levels))
     }
 
-    /// Layers in one map.
-    fn folded(&self, layers: &[Arc<LayerFile>]) -> Result<Arc<FlatMap>, FileError> {
+    /// Layers in one map; as they are where that would be too large. `first_layer` is the number of the first.
+    fn folded(&self, layers: &[Arc<LayerFile>], first_layer: u16) -> Result<Vec<Level>, FileError> {
         let key: Vec<FileId> = layers.iter().map(|layer| layer.id()).collect();
         if let Some(map) = self.registry().flats.get(&key).and_then(Weak::upgrade) {
-            return Ok(map);
+            return Ok(vec![Level::Flat { first_layer, map }]);
         }
         // Folding the nearest layer over those behind it is quick when these are folded already.
         let levels: Vec<Level> = match self.registry().flats.get(&key[1..]).and_then(Weak::upgrade) {
             Some(map) => vec![layers[0].level(0), Level::Flat { first_layer: 1, map }],
-            None => layers.iter().enumerate().map(|(number, layer)| layer.level(number as u16)).collect(),
+            None => levels_of(layers, 0),
         };
         let mut load = |layer: u16, map: &BlockMap, fault: Fault| load_page(&layers[usize::from(layer)], map, fault);
-        let map = Arc::new(FlatMap::build(&levels, &mut load, &mut |_, _| Ok(()))?);
+        let Some(map) = FlatMap::build(&levels, &mut load, &mut |_, _| Ok(()))? else {
+            return Ok(levels_of(layers, first_layer));
+        };
+        let map = Arc::new(map);
         let mut registry = self.registry();
         registry.flats.retain(|_, map| map.strong_count() > 0);
         registry.flats.insert(key, Arc::downgrade(&map));
-        Ok(map)
+        Ok(vec![Level::Flat { first_layer, map }])
     }
 
     fn registry(&self) -> std::sync::MutexGuard<'_, Registry> {
@@ -160,6 +162,11 @@ impl fmt::Debug for Parents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Parents").field("open", &self.registry().layers.len()).finish()
     }
+}
+
+/// Layers one by one; the first has the number `first_layer`.
+fn levels_of(layers: &[Arc<LayerFile>], first_layer: u16) -> Vec<Level> {
+    (first_layer..).zip(layers).map(|(number, layer)| layer.level(number)).collect()
 }
 
 /// Where the parent is: the first of the locator's paths at which there is a file.

@@ -17,23 +17,32 @@ pub enum Attention {
     NexusLoss = 2,
     /// COMMANDS CLEARED BY ANOTHER INITIATOR: CLEAR TASK SET aborted this initiator's commands.
     CommandsCleared = 3,
+    /// RESERVATIONS PREEMPTED: CLEAR removed the initiator's registration.
+    ReservationsPreempted = 4,
+    /// RESERVATIONS RELEASED: a reservation that the initiator shared is no more, or of another type.
+    ReservationsReleased = 5,
+    /// REGISTRATIONS PREEMPTED: another initiator removed this one's registration.
+    RegistrationsPreempted = 6,
     /// REPORTED LUNS DATA HAS CHANGED: units were mapped or unmapped.
-    ReportedLunsChanged = 4,
+    ReportedLunsChanged = 7,
     /// CAPACITY DATA HAS CHANGED: the unit was resized.
-    CapacityChanged = 5,
+    CapacityChanged = 8,
     /// MODE PARAMETERS CHANGED: write protection or caching changed.
-    ModeParametersChanged = 6,
+    ModeParametersChanged = 9,
     /// INQUIRY DATA HAS CHANGED: identity or provisioning changed.
-    InquiryChanged = 7,
+    InquiryChanged = 10,
 }
 
 impl Attention {
     /// Every condition, most urgent first.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::PowerOn,
         Self::DeviceReset,
         Self::NexusLoss,
         Self::CommandsCleared,
+        Self::ReservationsPreempted,
+        Self::ReservationsReleased,
+        Self::RegistrationsPreempted,
         Self::ReportedLunsChanged,
         Self::CapacityChanged,
         Self::ModeParametersChanged,
@@ -47,6 +56,9 @@ impl Attention {
             Self::DeviceReset => SenseCode::BUS_DEVICE_RESET_FUNCTION_OCCURRED,
             Self::NexusLoss => SenseCode::I_T_NEXUS_LOSS_OCCURRED,
             Self::CommandsCleared => SenseCode::COMMANDS_CLEARED_BY_ANOTHER_INITIATOR,
+            Self::ReservationsPreempted => SenseCode::RESERVATIONS_PREEMPTED,
+            Self::ReservationsReleased => SenseCode::RESERVATIONS_RELEASED,
+            Self::RegistrationsPreempted => SenseCode::REGISTRATIONS_PREEMPTED,
             Self::ReportedLunsChanged => SenseCode::REPORTED_LUNS_DATA_HAS_CHANGED,
             Self::CapacityChanged => SenseCode::CAPACITY_DATA_HAS_CHANGED,
             Self::ModeParametersChanged => SenseCode::MODE_PARAMETERS_CHANGED,
@@ -54,14 +66,14 @@ impl Attention {
         }
     }
 
-    const fn bit(self) -> u8 {
+    const fn bit(self) -> u16 {
         1 << self as u8
     }
 }
 
 /// The conditions pending for one initiator on one unit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Attentions(u8);
+pub struct Attentions(u16);
 
 impl Attentions {
     /// None pending.
@@ -80,7 +92,8 @@ impl Attentions {
     /// Establish a condition. A reset hides nothing else, but POWER ON says all that the other resets say (SAM-5 clause
     /// 5.14.2), so those are not added to it, and it takes their place.
     pub fn raise(&mut self, attention: Attention) {
-        const RESETS: u8 = Attention::DeviceReset.bit() | Attention::NexusLoss.bit() | Attention::CommandsCleared.bit();
+        const RESETS: u16 =
+            Attention::DeviceReset.bit() | Attention::NexusLoss.bit() | Attention::CommandsCleared.bit();
         if self.contains(Attention::PowerOn) && attention.bit() & RESETS != 0 {
             return;
         }
@@ -122,6 +135,9 @@ mod tests {
         let told: Vec<_> = std::iter::from_fn(|| pending.take_first()).collect();
         let expected = [
             Attention::PowerOn,
+            Attention::ReservationsPreempted,
+            Attention::ReservationsReleased,
+            Attention::RegistrationsPreempted,
             Attention::ReportedLunsChanged,
             Attention::CapacityChanged,
             Attention::ModeParametersChanged,

@@ -6,8 +6,8 @@ use super::execute::{Action, LogicalUnit, TargetView};
 use super::parameter_list::ParameterList;
 use super::unit::{Features, Unit};
 use super::{
-    capacity, defects, inquiry, lba_status, mode, read_write, readiness, report_luns, supported, uninterrupted, unmap,
-    write_same,
+    capacity, defects, format, inquiry, lba_status, mode, read_write, readiness, report_luns, reservations, sanitize,
+    supported, uninterrupted, unmap, write_same,
 };
 
 /// Which way a command's data goes.
@@ -19,7 +19,7 @@ pub enum DataDirection {
     In,
     /// From the initiator.
     Out,
-    /// None or from the initiator, as a field of the CDB says (BYTCHK, NDOB).
+    /// None or from the initiator, as a field of the CDB says (BYTCHK, NDOB, FMTDATA).
     NoneOrOut,
 }
 
@@ -34,14 +34,20 @@ pub enum Ordering {
     Write,
     /// Covers the writes that were answered before it.
     Flush,
+    /// Writes all of the medium, alone, for as long as it takes.
+    Long,
 }
 
 /// How the command meets a persistent reservation that another I_T nexus holds (SPC-5 and SBC-4 tables of allowed
-/// commands).
+/// commands). With a RESERVE of another I_T nexus every command is in conflict, unless the rule says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReservationRule {
-    /// Never in conflict.
+    /// Never in conflict, not even with a RESERVE.
+    Always,
+    /// Never in conflict with a persistent reservation.
     Allowed,
+    /// Decides for itself where persistent reservations are concerned; in conflict with every RESERVE.
+    Persistent,
     /// In conflict with the exclusive access types.
     Read,
     /// In conflict with the write exclusive and the exclusive access types.
@@ -180,6 +186,7 @@ const fn command(
         Ordering::Immediate => 10,
         Ordering::Read | Ordering::Write => 30,
         Ordering::Flush => 60,
+        Ordering::Long => 24 * 60 * 60,
     };
     Command {
         name,
@@ -202,6 +209,10 @@ use Handler::{Any, Medium, Reply};
 use Ordering as O;
 use ReservationRule as R;
 
+/// CDB usage of the PERSISTENT RESERVE commands.
+const PERSISTENT_IN: &[u8] = &[0x1f, 0, 0, 0, 0, 0, 0xff, 0xff, 0];
+const PERSISTENT_OUT: &[u8] = &[0x1f, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff, 0];
+
 /// Every command, by operation code and service action.
 ///
 /// The CONTROL byte is zero in every row: NACA is refused because NORMACA is zero (SAM-5 clause 5.2), and its other
@@ -212,13 +223,19 @@ pub static COMMANDS: &[Command] = &[
     command("TEST UNIT READY", 0x00, None, &[0, 0, 0, 0, 0],
         D::None, O::Immediate, R::Allowed, Medium(readiness::test_unit_ready)),
     command("REQUEST SENSE", 0x03, None, &[0x01, 0, 0, 0xff, 0],
-        D::In, O::Immediate, R::Allowed, Any(readiness::request_sense)),
+        D::In, O::Immediate, R::Always, Any(readiness::request_sense)),
+    command("FORMAT UNIT", 0x04, None, &[0x3f, 0, 0, 0, 0],
+        D::NoneOrOut, O::Long, R::Write, Medium(format::format_unit)).needs(Features::FORMAT),
     command("READ(6)", 0x08, None, &[0x1f, 0xff, 0xff, 0xff, 0],
         D::In, O::Read, R::Read, Medium(read_write::read_6)),
     command("WRITE(6)", 0x0a, None, &[0x1f, 0xff, 0xff, 0xff, 0],
         D::Out, O::Write, R::Write, Medium(read_write::write_6)),
     command("INQUIRY", 0x12, None, &[0x01, 0xff, 0xff, 0xff, 0],
-        D::In, O::Immediate, R::Allowed, Any(inquiry::inquiry)),
+        D::In, O::Immediate, R::Always, Any(inquiry::inquiry)),
+    command("RESERVE(6)", 0x16, None, &[0, 0, 0, 0, 0],
+        D::None, O::Immediate, R::Always, Medium(reservations::reserve_unit)).needs(Features::RESERVATIONS),
+    command("RELEASE(6)", 0x17, None, &[0, 0, 0, 0, 0],
+        D::None, O::Immediate, R::Always, Medium(reservations::release_unit)).needs(Features::RESERVATIONS),
     command("MODE SENSE(6)", 0x1a, None, &[0x08, 0xff, 0xff, 0xff, 0],
         D::In, O::Immediate, R::Read, Reply(mode::mode_sense_6)),
     command("START STOP UNIT", 0x1b, None, &[0x01, 0, 0x0f, 0xf7, 0],
@@ -226,7 +243,7 @@ pub static COMMANDS: &[Command] = &[
     command("PREVENT ALLOW MEDIUM REMOVAL", 0x1e, None, &[0, 0, 0, 0x03, 0],
         D::None, O::Immediate, R::WriteUnlessAllow, Medium(readiness::prevent_allow_medium_removal)),
     command("READ CAPACITY(10)", 0x25, None, &[0, 0, 0, 0, 0, 0, 0, 0, 0],
-        D::In, O::Immediate, R::Allowed, Reply(capacity::read_capacity_10)),
+        D::In, O::Immediate, R::Always, Reply(capacity::read_capacity_10)),
     command("READ(10)", 0x28, None, &[0x18, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0],
         D::In, O::Read, R::Read, Medium(read_write::read_10)),
     command("WRITE(10)", 0x2a, None, &[0x18, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0],
@@ -245,8 +262,42 @@ pub static COMMANDS: &[Command] = &[
         D::Out, O::Write, R::Write, Medium(write_same::write_same_10)),
     command("UNMAP", 0x42, None, &[0, 0, 0, 0, 0, 0, 0xff, 0xff, 0],
         D::Out, O::Write, R::Write, Medium(unmap::unmap)).needs(Features::UNMAP),
+    command("SANITIZE, OVERWRITE", 0x48, Some(0x01), &[0xbf, 0, 0, 0, 0, 0, 0xff, 0xff, 0],
+        D::Out, O::Long, R::Write, Medium(sanitize::overwrite)).needs(Features::SANITIZE),
+    command("SANITIZE, BLOCK ERASE", 0x48, Some(0x02), &[0xbf, 0, 0, 0, 0, 0, 0, 0, 0],
+        D::None, O::Long, R::Write, Medium(sanitize::block_erase)).needs(Features::SANITIZE),
+    command("SANITIZE, EXIT FAILURE MODE", 0x48, Some(0x1f), &[0xbf, 0, 0, 0, 0, 0, 0, 0, 0],
+        D::None, O::Immediate, R::Write, Medium(sanitize::exit_failure_mode)).needs(Features::SANITIZE),
+    command("RESERVE(10)", 0x56, None, &[0, 0, 0, 0, 0, 0, 0, 0, 0],
+        D::None, O::Immediate, R::Always, Medium(reservations::reserve_unit)).needs(Features::RESERVATIONS),
+    command("RELEASE(10)", 0x57, None, &[0, 0, 0, 0, 0, 0, 0, 0, 0],
+        D::None, O::Immediate, R::Always, Medium(reservations::release_unit)).needs(Features::RESERVATIONS),
     command("MODE SENSE(10)", 0x5a, None, &[0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0],
         D::In, O::Immediate, R::Read, Reply(mode::mode_sense_10)),
+    command("PERSISTENT RESERVE IN, READ KEYS", 0x5e, Some(0x00), PERSISTENT_IN,
+        D::In, O::Immediate, R::Persistent, Medium(reservations::reserve_in)).needs(Features::RESERVATIONS),
+    command("PERSISTENT RESERVE IN, READ RESERVATION", 0x5e, Some(0x01), PERSISTENT_IN,
+        D::In, O::Immediate, R::Persistent, Medium(reservations::reserve_in)).needs(Features::RESERVATIONS),
+    command("PERSISTENT RESERVE IN, REPORT CAPABILITIES", 0x5e, Some(0x02), PERSISTENT_IN,
+        D::In, O::Immediate, R::Persistent, Medium(reservations::reserve_in)).needs(Features::RESERVATIONS),
+    command("PERSISTENT RESERVE IN, READ FULL STATUS", 0x5e, Some(0x03), PERSISTENT_IN,
+        D::In, O::Immediate, R::Persistent, Medium(reservations::reserve_in)).needs(Features::RESERVATIONS),
+    command("PERSISTENT RESERVE OUT, REGISTER", 0x5f, Some(0x00), PERSISTENT_OUT,
+        D::Out, O::Immediate, R::Persistent, Medium(reservations::reserve_out)).needs(Features::RESERVATIONS),
+    command("PERSISTENT RESERVE OUT, RESERVE", 0x5f, Some(0x01), PERSISTENT_OUT,
+        D::Out, O::Immediate, R::Persistent, Medium(reservations::reserve_out)).needs(Features::RESERVATIONS),
+    command("PERSISTENT RESERVE OUT, RELEASE", 0x5f, Some(0x02), PERSISTENT_OUT,
+        D::Out, O::Immediate, R::Persistent, Medium(reservations::reserve_out)).needs(Features::RESERVATIONS),
+    command("PERSISTENT RESERVE OUT, CLEAR", 0x5f, Some(0x03), PERSISTENT_OUT,
+        D::Out, O::Immediate, R::Persistent, Medium(reservations::reserve_out)).needs(Features::RESERVATIONS),
+    command("PERSISTENT RESERVE OUT, PREEMPT", 0x5f, Some(0x04), PERSISTENT_OUT,
+        D::Out, O::Immediate, R::Persistent, Medium(reservations::reserve_out)).needs(Features::RESERVATIONS),
+    command("PERSISTENT RESERVE OUT, PREEMPT AND ABORT", 0x5f, Some(0x05), PERSISTENT_OUT,
+        D::Out, O::Immediate, R::Persistent, Medium(reservations::reserve_out)).needs(Features::RESERVATIONS),
+    command("PERSISTENT RESERVE OUT, REGISTER AND IGNORE EXISTING KEY", 0x5f, Some(0x06), PERSISTENT_OUT,
+        D::Out, O::Immediate, R::Persistent, Medium(reservations::reserve_out)).needs(Features::RESERVATIONS),
+    command("PERSISTENT RESERVE OUT, REGISTER AND MOVE", 0x5f, Some(0x07), PERSISTENT_OUT,
+        D::Out, O::Immediate, R::Persistent, Medium(reservations::reserve_out)).needs(Features::RESERVATIONS),
     command("READ(16)", 0x88, None,
         &[0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::In, O::Read, R::Read, Medium(read_write::read_16)),
@@ -278,12 +329,12 @@ pub static COMMANDS: &[Command] = &[
         &[0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::Out, O::Write, R::Write, Medium(uninterrupted::write_atomic)).needs(Features::WRITE_ATOMIC),
     command("READ CAPACITY(16)", 0x9e, Some(0x10), &[0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
-        D::In, O::Immediate, R::Allowed, Reply(capacity::read_capacity_16)),
+        D::In, O::Immediate, R::Always, Reply(capacity::read_capacity_16)),
     command("GET LBA STATUS(16)", 0x9e, Some(0x12),
         &[0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::In, O::Read, R::Read, Reply(lba_status::get_lba_status_16)),
     command("REPORT LUNS", 0xa0, None, &[0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
-        D::In, O::Immediate, R::Allowed, Any(report_luns::report_luns)),
+        D::In, O::Immediate, R::Always, Any(report_luns::report_luns)),
     command("REPORT SUPPORTED OPERATION CODES", 0xa3, Some(0x0c),
         &[0x1f, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::In, O::Immediate, R::Read, Reply(supported::report_supported_operation_codes)),
@@ -347,7 +398,7 @@ mod tests {
             assert_eq!(reserved[0], 0);
             for (byte, (reserved, usage)) in reserved.into_iter().zip(command.cdb_usage).enumerate().skip(1) {
                 let expected = match byte {
-                    1 if command.service_action.is_some() => 0xe0,
+                    1 if command.service_action.is_some() => !usage & 0xe0,
                     _ if byte < usize::from(command.cdb_length) => !usage,
                     _ => 0,
                 };

@@ -3,8 +3,11 @@
 
 use super::cdb::Cdb;
 use super::command_table::{self, Command, Handler};
+use super::condition::Condition;
 use super::parameter_list::ParameterList;
-use super::sense::{Outcome, Sense, SenseCode, SenseFormat};
+use super::reservations::{ReserveIn, ReserveOut};
+use super::sanitize::SanitizeMethod;
+use super::sense::{Outcome, Sense, SenseCode, SenseFormat, Status};
 use super::unit::{BlockLength, NexusUnit, Unit};
 use crate::units::{Lba, Lun};
 
@@ -36,6 +39,8 @@ pub struct LogicalUnit<'a> {
     pub unit: &'a Unit,
     /// This initiator's state on it.
     pub nexus: &'a mut NexusUnit,
+    /// Whether it serves at all.
+    pub condition: Condition,
 }
 
 /// What VERIFY compares with (BYTCHK).
@@ -170,6 +175,48 @@ pub enum Action {
         /// NDOB: there is no Data-Out, and the block is all zeros. Otherwise Data-Out is the one block.
         no_data_out: bool,
     },
+    /// Take a parameter list as Data-Out, ask [`format::parse`](super::format::parse), and make every block read as
+    /// zeros: unmapped where blocks can be unmapped, written elsewhere. All commands in between are given
+    /// [`Condition::Formatting`].
+    Format {
+        /// Bytes of Data-Out: 0, 4 or 8. What the initiator offers beyond is not wanted.
+        list_bytes: u8,
+    },
+    /// Remove what every block holds, so that it cannot be had back. All commands in between are given
+    /// [`Condition::Sanitizing`], and after a failure [`Condition::SanitizeFailed`].
+    Sanitize {
+        /// How.
+        method: SanitizeMethod,
+        /// IMMED: answer GOOD as soon as the work has begun.
+        immed: bool,
+        /// AUSE: after a failure, EXIT FAILURE MODE is allowed.
+        may_exit: bool,
+    },
+    /// Set the unit's condition to what [`Condition::exit_failure_mode`] says, or answer with its sense.
+    ExitSanitizeFailure,
+    /// Answer from the unit's [`Reservations`](super::reservations::Reservations) with its `report`.
+    ReserveIn {
+        /// Which reply.
+        what: ReserveIn,
+        /// ALLOCATION LENGTH: the most bytes of Data-In.
+        allocation_length: u16,
+    },
+    /// Take the parameter list as Data-Out and `apply` it to the unit's
+    /// [`Reservations`](super::reservations::Reservations), at home; then all shards learn of it; then answer.
+    ReserveOut {
+        /// What it asks for.
+        service_action: ReserveOut,
+        /// SCOPE and TYPE.
+        scope_type: u8,
+        /// Bytes of Data-Out, 24 to 64 KiB.
+        list_bytes: u32,
+    },
+    /// RESERVE or RELEASE of the unit: `reserve` or `release` of its
+    /// [`Reservations`](super::reservations::Reservations), as with `ReserveOut`.
+    ReserveUnit {
+        /// RELEASE.
+        release: bool,
+    },
     /// Tell which blocks are mapped, from an address on: [`LbaStatusReply`](super::LbaStatusReply) makes Data-In of
     /// what the medium says. Only on units that are thin provisioned.
     GetLbaStatus {
@@ -192,6 +239,9 @@ impl Action {
             Self::Verify { byte_check: ByteCheck::Single, .. } | Self::WriteSame { no_data_out: false, .. } => 1,
             Self::CompareAndWrite { blocks, .. } => 2 * u32::from(blocks),
             Self::Unmap { list_bytes } => return u64::from(list_bytes),
+            Self::ReserveOut { list_bytes, .. } => return u64::from(list_bytes),
+            Self::Format { list_bytes } => return u64::from(list_bytes),
+            Self::Sanitize { method: SanitizeMethod::Overwrite { list_bytes }, .. } => return u64::from(list_bytes),
             Self::Verify { byte_check: ByteCheck::None, .. }
             | Self::Done(_)
             | Self::DataIn
@@ -199,6 +249,10 @@ impl Action {
             | Self::Read { .. }
             | Self::Flush { .. }
             | Self::WriteSame { no_data_out: true, .. }
+            | Self::ReserveIn { .. }
+            | Self::ReserveUnit { .. }
+            | Self::Sanitize { method: SanitizeMethod::BlockErase, .. }
+            | Self::ExitSanitizeFailure
             | Self::GetLbaStatus { .. } => 0,
         };
         u64::from(blocks) << block_length.shift()
@@ -244,7 +298,7 @@ pub fn execute(
             Err(sense) => sense.into(),
         };
     }
-    let Some(LogicalUnit { unit, nexus }) = unit else {
+    let Some(LogicalUnit { unit, nexus, condition }) = unit else {
         return Sense::new(SenseCode::LOGICAL_UNIT_NOT_SUPPORTED).into();
     };
     if let Some(attention) = nexus.attentions_mut().take_first() {
@@ -253,6 +307,14 @@ pub fn execute(
     let Some(command) = command.filter(|command| command.is_served_on(unit)) else {
         return Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into();
     };
+    if nexus.standing().conflicts(command.reservation, request.cdb[4]) {
+        return Action::Done(Outcome::status(Status::RESERVATION_CONFLICT));
+    }
+    if let Some(sense) = condition.sense()
+        && !condition.allows(command.opcode)
+    {
+        return sense.into();
+    }
     if let Err(sense) = check_reserved_bits(request, command) {
         return sense.into();
     }
@@ -288,7 +350,7 @@ fn with_whole_reply(action: Action, out: &ParameterList<'_>) -> Action {
 mod tests {
     use super::*;
     use crate::scsi::fixture::{DISK, TARGET, THIN, cdb, invalid_field, refused, run, run_on, unit};
-    use crate::scsi::{Attention, Attentions, Status, UnitConfig};
+    use crate::scsi::{Attention, Attentions, UnitConfig};
 
     #[test]
     fn an_action_stays_small() {
@@ -436,6 +498,15 @@ mod tests {
                 Some((lba, u64::from(blocks)))
             }
             Action::GetLbaStatus { lba, .. } => Some((lba, 1)),
+            Action::ReserveOut { list_bytes, .. } => {
+                assert!((24..=65_536).contains(&list_bytes), "{cdb:02x?}");
+                None
+            }
+            Action::ReserveIn { .. } | Action::ReserveUnit { .. } | Action::ExitSanitizeFailure => None,
+            Action::Format { .. } | Action::Sanitize { .. } => {
+                assert!(!unit.read_only(), "{cdb:02x?}");
+                None
+            }
             Action::Done(_) | Action::DataIn | Action::NeedsBuffer { .. } => None,
         };
         let Some((lba, blocks)) = range else { return };
@@ -473,7 +544,8 @@ mod tests {
             let mut nexus = if round % 64 == 0 { NexusUnit::new() } else { NexusUnit::default() };
             let capacity = if round % 8 == 0 { random.below(64) } else { ParameterList::BYTES_MIN };
             let mut out = ParameterList::new(&mut buffer[..capacity]);
-            let logical_unit = (round % 16 != 1).then_some(LogicalUnit { unit, nexus: &mut nexus });
+            let logical_unit =
+                (round % 16 != 1).then_some(LogicalUnit { unit, nexus: &mut nexus, condition: Condition::Ready });
             let action = execute(&CommandRequest { cdb: &cdb }, &TARGET, logical_unit, &mut out);
             check_action(&action, &cdb, unit);
             let row = command_table::find(&cdb);
@@ -520,7 +592,7 @@ mod tests {
                     let mut buffer = vec![stale; ParameterList::BYTES_MIN];
                     let mut out = ParameterList::new(&mut buffer);
                     let mut nexus = NexusUnit::default();
-                    let logical_unit = LogicalUnit { unit: &unit, nexus: &mut nexus };
+                    let logical_unit = LogicalUnit { unit: &unit, nexus: &mut nexus, condition: Condition::Ready };
                     let request = CommandRequest { cdb: &cdb(&bytes) };
                     let action = execute(&request, &TARGET, Some(logical_unit), &mut out);
                     if action == Action::DataIn { out.bytes().to_vec() } else { Vec::new() }

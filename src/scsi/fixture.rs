@@ -3,7 +3,8 @@
 
 use super::attention::Attentions;
 use super::{
-    Action, BlockLength, CommandRequest, Features, LogicalUnit, NexusUnit, Outcome, ParameterList, Sense, SenseFormat,
+    Action, BlockLength, CommandRequest, Condition, Features, LogicalUnit, NexusUnit, Outcome, ParameterList, Sense,
+    SenseFormat,
 };
 use super::{SenseCode, TargetView, Unit, UnitConfig, execute};
 use crate::units::Lun;
@@ -47,9 +48,17 @@ pub(super) fn cdb(bytes: &[u8]) -> [u8; 16] {
 
 /// One command to a unit, with the nexus state given; the action and the Data-In of a reply.
 pub(super) fn run_on(unit: Option<&Unit>, nexus: &mut NexusUnit, bytes: &[u8]) -> (Action, Vec<u8>) {
+    run_with(unit.map(|unit| LogicalUnit { unit, nexus, condition: Condition::Ready }), bytes)
+}
+
+/// One command to a disk in a condition.
+pub(super) fn run_in(condition: Condition, bytes: &[u8]) -> (Action, Vec<u8>) {
+    run_with(Some(LogicalUnit { unit: &unit(&DISK), nexus: &mut NexusUnit::default(), condition }), bytes)
+}
+
+fn run_with(logical_unit: Option<LogicalUnit<'_>>, bytes: &[u8]) -> (Action, Vec<u8>) {
     let mut buffer = vec![0xee; ParameterList::BYTES_MIN];
     let mut out = ParameterList::new(&mut buffer);
-    let logical_unit = unit.map(|unit| LogicalUnit { unit, nexus });
     let action = execute(&CommandRequest { cdb: &cdb(bytes) }, &TARGET, logical_unit, &mut out);
     let data = if action == Action::DataIn { out.bytes().to_vec() } else { Vec::new() };
     (action, data)

@@ -14,23 +14,27 @@ pub(super) fn test_unit_ready(_cdb: Cdb<'_>, _unit: &Unit) -> Action {
     Action::Done(Outcome::GOOD)
 }
 
-/// SPC-5 clause 6.39: a pending unit attention is told as parameter data, with GOOD status, and is thereby cleared.
+/// SPC-5 clause 6.39: a pending unit attention is told as parameter data, with GOOD status, and is thereby cleared. Without one, what the
+/// unit is busy with is told.
 pub(super) fn request_sense(
     cdb: Cdb<'_>,
     _target: &TargetView<'_>,
     unit: Option<LogicalUnit<'_>>,
     out: &mut ParameterList<'_>,
 ) -> Action {
-    let code = match unit {
-        None => SenseCode::LOGICAL_UNIT_NOT_SUPPORTED,
+    let sense = match unit {
+        None => Sense::new(SenseCode::LOGICAL_UNIT_NOT_SUPPORTED),
         Some(logical_unit) => match logical_unit.nexus.attentions_mut().take_first() {
-            Some(attention) => attention.sense_code(),
-            None => SenseCode::NO_ADDITIONAL_SENSE_INFORMATION,
+            Some(attention) => Sense::new(attention.sense_code()),
+            None => {
+                let nothing = Sense::new(SenseCode::NO_ADDITIONAL_SENSE_INFORMATION);
+                logical_unit.condition.sense().unwrap_or(nothing)
+            }
         },
     };
     let format = if cdb.bit(1, 0) { SenseFormat::Descriptor } else { SenseFormat::Fixed };
     out.begin(u32::from(cdb.byte(4)));
-    out.push(&Sense::new(code).encode(format));
+    out.push(&sense.encode(format));
     Action::DataIn
 }
 

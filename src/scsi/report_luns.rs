@@ -47,7 +47,7 @@ fn selected(select_report: u8, luns: &[Lun]) -> Option<&[Lun]> {
 mod tests {
     use super::*;
     use crate::scsi::fixture::{DISK, TARGET, cdb, invalid_field, reply, run, run_on, unit};
-    use crate::scsi::{CommandRequest, NexusUnit, execute};
+    use crate::scsi::{CommandRequest, Condition, NexusUnit, execute};
 
     fn report_luns(select_report: u8, allocation_length: u32) -> [u8; 12] {
         let [a, b, c, d] = allocation_length.to_be_bytes();
@@ -101,15 +101,18 @@ mod tests {
         let cdb = cdb(&report_luns(0, u32::MAX));
         let request = CommandRequest { cdb: &cdb };
 
+        let condition = Condition::Ready;
         let mut small = [0; ParameterList::BYTES_MIN];
         let mut out = ParameterList::new(&mut small);
-        let action = execute(&request, &target, Some(LogicalUnit { unit: &unit, nexus: &mut nexus }), &mut out);
+        let action =
+            execute(&request, &target, Some(LogicalUnit { unit: &unit, nexus: &mut nexus, condition }), &mut out);
         assert_eq!(action, Action::NeedsBuffer { bytes: ParameterList::BYTES_MAX as u32 });
         assert!(nexus.attentions().contains(Attention::ReportedLunsChanged));
 
         let mut large = vec![0; ParameterList::BYTES_MAX];
         let mut out = ParameterList::new(&mut large);
-        let action = execute(&request, &target, Some(LogicalUnit { unit: &unit, nexus: &mut nexus }), &mut out);
+        let action =
+            execute(&request, &target, Some(LogicalUnit { unit: &unit, nexus: &mut nexus, condition }), &mut out);
         assert_eq!(action, Action::DataIn);
         assert_eq!(out.len(), ParameterList::BYTES_MAX);
         assert!(nexus.attentions().is_empty());

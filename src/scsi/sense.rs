@@ -125,6 +125,9 @@ sense_codes! {
     NO_ADDITIONAL_SENSE_INFORMATION = NO_SENSE, 0x00, 0x00, "NO ADDITIONAL SENSE INFORMATION";
     LOGICAL_UNIT_NOT_READY_MANUAL_INTERVENTION_REQUIRED =
         NOT_READY, 0x04, 0x03, "LOGICAL UNIT NOT READY, MANUAL INTERVENTION REQUIRED";
+    LOGICAL_UNIT_NOT_READY_FORMAT_IN_PROGRESS = NOT_READY, 0x04, 0x04, "LOGICAL UNIT NOT READY, FORMAT IN PROGRESS";
+    LOGICAL_UNIT_NOT_READY_SANITIZE_IN_PROGRESS =
+        NOT_READY, 0x04, 0x1b, "LOGICAL UNIT NOT READY, SANITIZE IN PROGRESS";
     LOGICAL_UNIT_COMMUNICATION_TIME_OUT = ABORTED_COMMAND, 0x08, 0x01, "LOGICAL UNIT COMMUNICATION TIME-OUT";
     WRITE_ERROR = MEDIUM_ERROR, 0x0c, 0x00, "WRITE ERROR";
     WRITE_ERROR_UNEXPECTED_UNSOLICITED_DATA = ABORTED_COMMAND, 0x0c, 0x0c, "WRITE ERROR - UNEXPECTED UNSOLICITED DATA";
@@ -137,15 +140,22 @@ sense_codes! {
     INVALID_FIELD_IN_CDB = ILLEGAL_REQUEST, 0x24, 0x00, "INVALID FIELD IN CDB";
     LOGICAL_UNIT_NOT_SUPPORTED = ILLEGAL_REQUEST, 0x25, 0x00, "LOGICAL UNIT NOT SUPPORTED";
     INVALID_FIELD_IN_PARAMETER_LIST = ILLEGAL_REQUEST, 0x26, 0x00, "INVALID FIELD IN PARAMETER LIST";
+    INVALID_RELEASE_OF_PERSISTENT_RESERVATION =
+        ILLEGAL_REQUEST, 0x26, 0x04, "INVALID RELEASE OF PERSISTENT RESERVATION";
     WRITE_PROTECTED = DATA_PROTECT, 0x27, 0x00, "WRITE PROTECTED";
     SPACE_ALLOCATION_FAILED_WRITE_PROTECT = DATA_PROTECT, 0x27, 0x07, "SPACE ALLOCATION FAILED WRITE PROTECT";
     POWER_ON_OR_RESET_OCCURRED = UNIT_ATTENTION, 0x29, 0x00, "POWER ON, RESET, OR BUS DEVICE RESET OCCURRED";
     BUS_DEVICE_RESET_FUNCTION_OCCURRED = UNIT_ATTENTION, 0x29, 0x03, "BUS DEVICE RESET FUNCTION OCCURRED";
     I_T_NEXUS_LOSS_OCCURRED = UNIT_ATTENTION, 0x29, 0x07, "I_T NEXUS LOSS OCCURRED";
     MODE_PARAMETERS_CHANGED = UNIT_ATTENTION, 0x2a, 0x01, "MODE PARAMETERS CHANGED";
+    RESERVATIONS_PREEMPTED = UNIT_ATTENTION, 0x2a, 0x03, "RESERVATIONS PREEMPTED";
+    RESERVATIONS_RELEASED = UNIT_ATTENTION, 0x2a, 0x04, "RESERVATIONS RELEASED";
+    REGISTRATIONS_PREEMPTED = UNIT_ATTENTION, 0x2a, 0x05, "REGISTRATIONS PREEMPTED";
     CAPACITY_DATA_HAS_CHANGED = UNIT_ATTENTION, 0x2a, 0x09, "CAPACITY DATA HAS CHANGED";
     COMMANDS_CLEARED_BY_ANOTHER_INITIATOR = UNIT_ATTENTION, 0x2f, 0x00, "COMMANDS CLEARED BY ANOTHER INITIATOR";
     MEDIUM_FORMAT_CORRUPTED = MEDIUM_ERROR, 0x31, 0x00, "MEDIUM FORMAT CORRUPTED";
+    FORMAT_COMMAND_FAILED = MEDIUM_ERROR, 0x31, 0x01, "FORMAT COMMAND FAILED";
+    SANITIZE_COMMAND_FAILED = MEDIUM_ERROR, 0x31, 0x03, "SANITIZE COMMAND FAILED";
     SAVING_PARAMETERS_NOT_SUPPORTED = ILLEGAL_REQUEST, 0x39, 0x00, "SAVING PARAMETERS NOT SUPPORTED";
     LOGICAL_UNIT_FAILURE = MEDIUM_ERROR, 0x3e, 0x01, "LOGICAL UNIT FAILURE";
     INQUIRY_DATA_HAS_CHANGED = UNIT_ATTENTION, 0x3f, 0x03, "INQUIRY DATA HAS CHANGED";
@@ -153,6 +163,7 @@ sense_codes! {
     INTERNAL_TARGET_FAILURE = HARDWARE_ERROR, 0x44, 0x00, "INTERNAL TARGET FAILURE";
     PROTOCOL_SERVICE_CRC_ERROR = ABORTED_COMMAND, 0x47, 0x05, "PROTOCOL SERVICE CRC ERROR";
     COMMAND_ABORTED = ABORTED_COMMAND, 0x00, 0x00, "NO ADDITIONAL SENSE INFORMATION";
+    INSUFFICIENT_REGISTRATION_RESOURCES = ILLEGAL_REQUEST, 0x55, 0x04, "INSUFFICIENT REGISTRATION RESOURCES";
     INSUFFICIENT_RESOURCES = ILLEGAL_REQUEST, 0x55, 0x03, "INSUFFICIENT RESOURCES";
 }
 
@@ -192,6 +203,8 @@ enum Detail {
         byte: u16,
         bit: Option<u8>,
     },
+    /// PROGRESS INDICATION, with NOT READY.
+    Progress(u16),
 }
 
 impl Sense {
@@ -217,6 +230,11 @@ impl Sense {
         Self { code: self.code, detail: Detail::Information(information) }
     }
 
+    /// With how much of what the unit is busy with is done, in 65,536ths. Only with NOT READY.
+    pub const fn with_progress(self, progress: u16) -> Self {
+        Self { code: self.code, detail: Detail::Progress(progress) }
+    }
+
     /// The named condition.
     pub const fn code(self) -> SenseCode {
         self.code
@@ -226,7 +244,7 @@ impl Sense {
     pub const fn information(self) -> Option<u64> {
         match self.detail {
             Detail::Information(information) => Some(information),
-            Detail::None | Detail::CdbField { .. } | Detail::ListField { .. } => None,
+            Detail::None | Detail::CdbField { .. } | Detail::ListField { .. } | Detail::Progress(_) => None,
         }
     }
 
@@ -260,6 +278,7 @@ impl Sense {
                 bytes[15..18].copy_from_slice(&field_pointer(IN_CDB, u16::from(byte), bit));
             }
             Detail::ListField { byte, bit } => bytes[15..18].copy_from_slice(&field_pointer(IN_LIST, byte, bit)),
+            Detail::Progress(progress) => bytes[15..18].copy_from_slice(&progress_indication(progress)),
         }
         data
     }
@@ -280,9 +299,10 @@ impl Sense {
                 data.len = 20;
             }
             Detail::CdbField { byte, bit } => {
-                data.push_field_pointer(field_pointer(IN_CDB, u16::from(byte), bit));
+                data.push_key_specific(field_pointer(IN_CDB, u16::from(byte), bit));
             }
-            Detail::ListField { byte, bit } => data.push_field_pointer(field_pointer(IN_LIST, byte, bit)),
+            Detail::ListField { byte, bit } => data.push_key_specific(field_pointer(IN_LIST, byte, bit)),
+            Detail::Progress(progress) => data.push_key_specific(progress_indication(progress)),
         }
         data.bytes[7] = data.len - 8;
         data
@@ -306,6 +326,12 @@ fn field_pointer(flags: u8, byte: u16, bit: Option<u8>) -> [u8; 3] {
     [flags | bit_pointer, high, low]
 }
 
+/// Sense-key-specific bytes of NOT READY (SPC-5 clause 4.4.2.4.4): SKSV, and PROGRESS INDICATION.
+fn progress_indication(progress: u16) -> [u8; 3] {
+    let [high, low] = progress.to_be_bytes();
+    [0x80, high, low]
+}
+
 /// Encoded sense data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SenseData {
@@ -318,9 +344,9 @@ impl SenseData {
     pub const BYTES_MAX: usize = 20;
 
     /// The sense-key-specific descriptor, the only one.
-    fn push_field_pointer(&mut self, pointer: [u8; 3]) {
+    fn push_key_specific(&mut self, bytes: [u8; 3]) {
         self.bytes[8..12].copy_from_slice(&[0x02, 0x06, 0, 0]);
-        self.bytes[12..15].copy_from_slice(&pointer);
+        self.bytes[12..15].copy_from_slice(&bytes);
         self.len = 16;
     }
 }
@@ -344,6 +370,8 @@ mod tests {
         (0x04, 0x01, "LOGICAL UNIT IS IN PROCESS OF BECOMING READY"),
         (0x04, 0x02, "LOGICAL UNIT NOT READY, INITIALIZING COMMAND REQUIRED"),
         (0x04, 0x03, "LOGICAL UNIT NOT READY, MANUAL INTERVENTION REQUIRED"),
+        (0x04, 0x04, "LOGICAL UNIT NOT READY, FORMAT IN PROGRESS"),
+        (0x04, 0x1b, "LOGICAL UNIT NOT READY, SANITIZE IN PROGRESS"),
         (0x08, 0x00, "LOGICAL UNIT COMMUNICATION FAILURE"),
         (0x08, 0x01, "LOGICAL UNIT COMMUNICATION TIME-OUT"),
         (0x0c, 0x00, "WRITE ERROR"),
@@ -357,6 +385,7 @@ mod tests {
         (0x24, 0x00, "INVALID FIELD IN CDB"),
         (0x25, 0x00, "LOGICAL UNIT NOT SUPPORTED"),
         (0x26, 0x00, "INVALID FIELD IN PARAMETER LIST"),
+        (0x26, 0x04, "INVALID RELEASE OF PERSISTENT RESERVATION"),
         (0x27, 0x00, "WRITE PROTECTED"),
         (0x27, 0x07, "SPACE ALLOCATION FAILED WRITE PROTECT"),
         (0x29, 0x00, "POWER ON, RESET, OR BUS DEVICE RESET OCCURRED"),
@@ -364,9 +393,14 @@ mod tests {
         (0x29, 0x03, "BUS DEVICE RESET FUNCTION OCCURRED"),
         (0x29, 0x07, "I_T NEXUS LOSS OCCURRED"),
         (0x2a, 0x01, "MODE PARAMETERS CHANGED"),
+        (0x2a, 0x03, "RESERVATIONS PREEMPTED"),
+        (0x2a, 0x04, "RESERVATIONS RELEASED"),
+        (0x2a, 0x05, "REGISTRATIONS PREEMPTED"),
         (0x2a, 0x09, "CAPACITY DATA HAS CHANGED"),
         (0x2f, 0x00, "COMMANDS CLEARED BY ANOTHER INITIATOR"),
         (0x31, 0x00, "MEDIUM FORMAT CORRUPTED"),
+        (0x31, 0x01, "FORMAT COMMAND FAILED"),
+        (0x31, 0x03, "SANITIZE COMMAND FAILED"),
         (0x39, 0x00, "SAVING PARAMETERS NOT SUPPORTED"),
         (0x3e, 0x01, "LOGICAL UNIT FAILURE"),
         (0x3f, 0x03, "INQUIRY DATA HAS CHANGED"),
@@ -374,6 +408,7 @@ mod tests {
         (0x44, 0x00, "INTERNAL TARGET FAILURE"),
         (0x47, 0x05, "PROTOCOL SERVICE CRC ERROR"),
         (0x55, 0x03, "INSUFFICIENT RESOURCES"),
+        (0x55, 0x04, "INSUFFICIENT REGISTRATION RESOURCES"),
     ];
 
     #[test]

@@ -4,6 +4,7 @@
 //! whoever replaces it raises the matching [`Attention`](super::Attention) for every I_T nexus.
 
 use super::attention::{Attention, Attentions};
+use super::reservations::Standing;
 use super::sense::SenseFormat;
 use crate::limits;
 use crate::units::Lba;
@@ -53,8 +54,17 @@ impl Features {
     pub const COMPARE_AND_WRITE: Self = Self(1 << 0);
     /// [`Action::OrWrite`](super::Action::OrWrite).
     pub const OR_WRITE: Self = Self(1 << 1);
+    /// [`Action::ReserveIn`](super::Action::ReserveIn), [`Action::ReserveOut`](super::Action::ReserveOut) and
+    /// [`Action::ReserveUnit`](super::Action::ReserveUnit).
+    pub const RESERVATIONS: Self = Self(1 << 2);
+    /// [`Action::Format`](super::Action::Format).
+    pub const FORMAT: Self = Self(1 << 3);
+    /// [`Action::Sanitize`](super::Action::Sanitize) and
+    /// [`Action::ExitSanitizeFailure`](super::Action::ExitSanitizeFailure). Not where other files hold some of what the
+    /// unit's blocks read as.
+    pub const SANITIZE: Self = Self(1 << 4);
     /// All of them.
-    pub const ALL: Self = Self((1 << 2) - 1);
+    pub const ALL: Self = Self((1 << 5) - 1);
     /// Blocks can be unmapped: [`UnitConfig::thin_provisioned`] says so.
     pub(super) const UNMAP: Self = Self(1 << 30);
     /// [`Unit::with_atomic_writes`] says so.
@@ -304,10 +314,12 @@ pub(super) fn upper_hex<const BYTES: usize>(bytes: [u8; BYTES]) -> [u8; 32] {
     text
 }
 
-/// What one initiator has pending on one unit: one per session and mapped LUN. Plain data, two bytes at most.
+/// What one initiator has pending on one unit, and what the unit's reservations mean for it: one per session and mapped
+/// LUN. Plain data of a few bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NexusUnit {
     attentions: Attentions,
+    standing: Standing,
 }
 
 impl NexusUnit {
@@ -326,6 +338,16 @@ impl NexusUnit {
     /// Take a condition back.
     pub fn clear(&mut self, attention: Attention) {
         self.attentions.clear(attention);
+    }
+
+    /// The unit's reservations have changed, or are learned of: this is what they mean for the nexus.
+    pub fn set_standing(&mut self, standing: Standing) {
+        self.standing = standing;
+    }
+
+    /// What the unit's reservations mean for the nexus.
+    pub fn standing(&self) -> Standing {
+        self.standing
     }
 
     /// The pending conditions.

@@ -11,8 +11,8 @@ use crate::observe::Operation;
 use crate::ring::Ring;
 use crate::scsi::sense::SenseKey;
 use crate::scsi::{
-    self, Action, ByteCheck, CommandRequest, LogicalUnit, MediumError, Outcome, ParameterList, Sense, SenseCode,
-    SenseFormat, TargetView,
+    self, Action, ByteCheck, CommandRequest, Condition, LogicalUnit, MediumError, Outcome, ParameterList, Sense,
+    SenseCode, SenseFormat, TargetView,
 };
 
 impl<R: Ring> Work<'_, R> {
@@ -84,7 +84,11 @@ impl<R: Ring> Work<'_, R> {
             Some(index) => {
                 let entry = &mut session.luns[index];
                 let disk = self.core.disks.of_task(entry.disk);
-                Some(LogicalUnit { unit: disk.unit(entry.read_only), nexus: &mut entry.nexus })
+                Some(LogicalUnit {
+                    unit: disk.unit(entry.read_only),
+                    nexus: &mut entry.nexus,
+                    condition: Condition::Ready,
+                })
             }
             None => None,
         };
@@ -106,8 +110,10 @@ impl<R: Ring> Work<'_, R> {
             (Action::NeedsBuffer { .. }, _) | (_, None) => {
                 return self.complete(task, MediumError::Removed.outcome());
             }
-            (Action::CompareAndWrite { .. } | Action::OrWrite { .. } | Action::WriteAtomic { .. }, _) => {
-                // No unit says that it serves these: commands of others are not kept out.
+            (Action::CompareAndWrite { .. } | Action::OrWrite { .. } | Action::WriteAtomic { .. }, _)
+            | (Action::ReserveIn { .. } | Action::ReserveOut { .. } | Action::ReserveUnit { .. }, _)
+            | (Action::Format { .. } | Action::Sanitize { .. } | Action::ExitSanitizeFailure, _) => {
+                // No unit says that it serves these.
                 return self.complete(task, Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into());
             }
             (Action::GetLbaStatus { lba, allocation_length }, _) => {
@@ -165,6 +171,8 @@ impl<R: Ring> Work<'_, R> {
             Action::Done(_) | Action::DataIn | Action::NeedsBuffer { .. } => {}
             Action::Flush { .. } | Action::GetLbaStatus { .. } => {}
             Action::CompareAndWrite { .. } | Action::OrWrite { .. } | Action::WriteAtomic { .. } => {}
+            Action::ReserveIn { .. } | Action::ReserveOut { .. } | Action::ReserveUnit { .. } => {}
+            Action::Format { .. } | Action::Sanitize { .. } | Action::ExitSanitizeFailure => {}
         }
     }
 

@@ -139,11 +139,14 @@ pub fn read_sector(file: &SparseFile, shape: &Geometry, sector: u64, parent_byte
     byte[0]
 }
 
-/// Sectors that tell the content of a small disk: some of each block, and those around every end.
+/// Sectors that tell the content of a disk: some of each block, and those around every end. Of a large disk, blocks at
+/// both ends and here and there.
 pub fn samples(shape: &Geometry) -> Vec<u64> {
     let last = shape.disk_size_bytes / SECTOR - 1;
     let per_block = u64::from(shape.block_size_bytes) / SECTOR;
-    let each = (0..=last / per_block).flat_map(|block| {
+    let blocks = last / per_block;
+    let few = |block: &u64| blocks < 2000 || *block < 64 || block + 64 > blocks || block % (blocks / 500) == 0;
+    let each = (0..=blocks).filter(few).flat_map(|block| {
         [0, 1, 7, 8, per_block / 2 - 1, per_block / 2, per_block - 9, per_block - 1].map(|at| block * per_block + at)
     });
     each.chain([last.saturating_sub(1), last]).filter(|sector| *sector <= last).collect()

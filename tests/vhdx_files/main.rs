@@ -5,5 +5,12 @@
 #[path = "../vhdx_support/mod.rs"]
 mod vhdx_support;
 
+mod check;
 mod crash;
+mod create;
 mod hand;
+mod interop;
+mod items;
+mod mutation;
+mod repair;
+mod resize;
