@@ -201,11 +201,14 @@ impl Engine {
         let Some((offset_bytes, block)) = self.relocation.found.last().copied() else {
             // As many were found as are kept, and some have moved: there may be others behind the free space.
             self.relocation.pass = if moved && more { Pass::Search { block: 0 } } else { Pass::Cut { asked: false } };
+            // Nothing is in flight whose end would bring the engine back here.
+            self.retry = true;
             return Ok(());
         };
         let entry = self.entry(block)?;
         if !entry.is_present() || entry.offset_bytes() != offset_bytes || self.is_in_a_group(block) {
             self.relocation.found.pop();
+            self.retry = true;
             return Ok(());
         }
         let Some(to) = self.space.find(self.block_len(), offset_bytes) else {
@@ -213,6 +216,7 @@ impl Engine {
                 // The others lie lower and find less.
                 self.relocation.found.clear();
                 self.relocation.pass = Pass::Cut { asked: false };
+                self.retry = true;
             }
             return Ok(());
         };
@@ -274,6 +278,7 @@ impl Engine {
                 }
                 self.collecting.add(moving.block, kind);
                 self.set_stage(Stage::Logged);
+                self.retry = true;
             }
             Stage::Barrier | Stage::Copying | Stage::Logged => {}
         }
@@ -372,6 +377,7 @@ impl Engine {
         } else {
             self.relocation.pass = Pass::Cut { asked: true };
             self.cut_wanted = true;
+            self.retry = true;
         }
         Ok(())
     }
