@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::images;
 use super::server::{Answer, Pending, Server};
 use crate::blocks::Engine;
-use crate::medium::{self, Disk, DiskFormat, Opened};
+use crate::medium::{self, Disk, Opened};
 use crate::shard::{DetachError, Reply, ToShard};
 use crate::sim::Initiator;
 use crate::units::ShardId;
@@ -72,7 +72,7 @@ impl Server {
         let child = self.directory.join(&name);
         images::create_child(&child, self.config.disks[index], &leaf, identity)?;
         self.leaves[index] = name;
-        self.formats[index] = DiskFormat::Vhdx;
+        self.formats[index] = images::child_format(self.formats[index]);
         let mut spec = self.open_spec(index, disk.id(), disk.home());
         spec.predecessor = Some(Arc::clone(disk));
         let opened = medium::open_over(spec, disk).map_err(|error| format!("{}: {error}", child.display()))?;
@@ -169,7 +169,7 @@ impl Server {
     }
 
     fn compact(&mut self, disk: &Disk, clients: &mut [Initiator]) -> Result<(), String> {
-        for _ in 0..self.random.below(12) {
+        for _ in 0..self.random.below(24) {
             let id = disk.id();
             let reply = self.tell(disk.home(), |reply: Answer| ToShard::Relocate {
                 disk: id,

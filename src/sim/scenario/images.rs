@@ -56,12 +56,21 @@ fn create_file(path: &Path, plan: DiskPlan, parent: Option<NewParent>) -> Result
         format: plan.format,
         kind: plan.kind,
         size_bytes: plan.size_bytes,
-        block_size_bytes: (plan.format == DiskFormat::Vhdx).then_some(BLOCK_BYTES),
+        block_size_bytes: match plan.format {
+            DiskFormat::Vhdx => Some(BLOCK_BYTES),
+            DiskFormat::Vhd => Some(BLOCK_BYTES / 2),
+            _ => None,
+        },
         sector_size_bytes: plan.sector_size_bytes,
         parent,
         disk_id: None,
     };
     medium::create_file(&spec).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// The format of a child of a leaf of this format.
+pub(super) fn child_format(leaf: DiskFormat) -> DiskFormat {
+    if leaf == DiskFormat::Vhd { DiskFormat::Vhd } else { DiskFormat::Vhdx }
 }
 
 /// Create a child of a leaf that is being served and whose identity is known to be this.
@@ -70,7 +79,8 @@ pub(super) fn create_child(path: &Path, plan: DiskPlan, leaf: &Path, identity: O
     if let Some(guid) = identity {
         description.identity = ImageIdentity::Vhdx(vhdx::Guid(guid));
     }
-    let plan = DiskPlan { format: DiskFormat::Vhdx, kind: DiskKind::Differencing, ..plan };
+    let format = child_format(plan.format);
+    let plan = DiskPlan { format, kind: DiskKind::Differencing, ..plan };
     create_file(path, plan, Some(NewParent { path: leaf.to_owned(), description }))
 }
 

@@ -173,7 +173,8 @@ fn initiator_config(number: u64, setting: &Setting, plans: &[DiskPlan], random: 
         first_sector: number * setting.region_sectors,
         sector_count: setting.region_sectors,
         may_fail: false,
-        thin: matches!(plan.format, DiskFormat::Raw | DiskFormat::Vhdx) && plan.kind != DiskKind::Fixed,
+        thin: matches!(plan.format, DiskFormat::Raw | DiskFormat::Vhdx | DiskFormat::Vhd)
+            && plan.kind != DiskKind::Fixed,
         layered: plan.kind == DiskKind::Differencing,
     };
     InitiatorConfig {
@@ -268,6 +269,8 @@ fn thin_disks() -> Vec<DiskPlan> {
         plan(DiskFormat::Vhdx, DiskKind::Dynamic, 512),
         plan(DiskFormat::Vhdx, DiskKind::Differencing, 512),
         plan(DiskFormat::Vhdx, DiskKind::Differencing, 4096),
+        plan(DiskFormat::Vhd, DiskKind::Dynamic, 512),
+        plan(DiskFormat::Vhd, DiskKind::Differencing, 512),
     ]
 }
 
@@ -300,7 +303,7 @@ fn with_changes(run: Run, end: Option<End>) -> Result<Report, String> {
         if scene.run(time)? == Outcome::Satisfied {
             break;
         }
-        let (kind, index) = (scene.random.below(8), scene.random.index(4));
+        let (kind, index) = (scene.random.below(8), scene.random.index(thin_disks().len()));
         let change = match kind {
             0 | 1 => Change::Pause,
             2..=4 => Change::Snapshot,
@@ -315,6 +318,16 @@ fn with_changes(run: Run, end: Option<End>) -> Result<Report, String> {
             scene.server.crash_and_restart(end == End::PowerCut)?;
             scene.initiators.iter_mut().for_each(|initiator| initiator.server_ended(end));
         }
+    }
+    if scene.run(PATIENCE)? != Outcome::Satisfied {
+        return scene.finish();
+    }
+    // Nothing but compaction keeps the shards awake.
+    for index in 0..thin_disks().len() {
+        scene
+            .server
+            .change(index, Change::Compact, &mut [])
+            .map_err(|why| format!("compacting disk {index}: {why}"))?;
     }
     scene.finish()
 }
