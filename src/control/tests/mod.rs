@@ -4,3 +4,4 @@ mod commands;
 mod crashes;
 mod fake;
 mod http;
+mod snapshots;
