@@ -470,6 +470,7 @@ impl Controller {
             }
         }
         self.publish();
+        step("merge: leaf opened");
         if let Err(refused) = merged {
             self.end_change();
             return Err(refused);

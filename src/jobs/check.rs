@@ -288,5 +288,5 @@ fn find(child: &Path, locator: &ParentLocator) -> Option<PathBuf> {
         PathKind::Relative => folder.join(path),
         PathKind::Volume | PathKind::Absolute => PathBuf::from(path),
     });
-    places.into_iter().find(|place| place.exists())
+    places.into_iter().find_map(|place| place.canonicalize().ok())
 }

@@ -179,7 +179,7 @@ fn find(child: &Path, locator: &ParentLocator) -> Result<PathBuf, FileError> {
         .map(|(kind, path)| if kind == PathKind::Relative { folder.join(path) } else { PathBuf::from(path) })
         .collect();
     match places.iter().find(|place| place.exists()) {
-        Some(place) => Ok(place.clone()),
+        Some(place) => Ok(place.canonicalize().unwrap_or_else(|_| place.clone())),
         None => Err(FileError::ParentMissing { child, locator: locator.to_string(), places }),
     }
 }

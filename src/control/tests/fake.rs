@@ -7,10 +7,10 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
+use crate::blocks::Engine;
 use crate::control::controller::Controller;
 use crate::control::dataplane::DataPlane;
 use crate::control::state::StateDir;
-use crate::blocks::Engine;
 use crate::medium::Disk;
 use crate::medium::blocking::BlockingDisk;
 use crate::observe::{SessionStats, ShardStats};
