@@ -282,3 +282,222 @@ fn every_instant_of_a_differencing_life_is_recoverable() {
         assert!(cuts > 300, "{cuts}");
     }
 }
+
+/// Which flushes belong to what, by their numbers.
+type Marks = BTreeMap<&'static str, std::ops::Range<usize>>;
+
+/// How the file of a counted life begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Start {
+    /// With what an interrupted session left behind the footer.
+    Slack,
+    /// With a last block that is stored as far as the disk goes, the footer right behind that.
+    Short,
+}
+
+/// A disk whose last block is cut short in its file.
+fn short_disk() -> SparseFile {
+    let start = new_disk(&options(24 * BLOCK - BLOCK / 2, NewKind::Dynamic, BLOCK));
+    let mut host = Host::open(RecordedFile::new(start), None, 1);
+    host.write(23 * BLOCK, &[1; 512]).expect("writes");
+    let mut file = host.close().0.now;
+    let mut footer = [0; 512];
+    file.read(file.len - 512, &mut footer);
+    let end = file.len - 512 - BLOCK / 2;
+    file.set_len(end);
+    file.write(end, &footer);
+    file
+}
+
+/// A short life in which every kind of flush is needed once.
+fn counted_life(kind: Start, has_parent: bool, flush_ignored: Option<usize>) -> (History, Marks) {
+    let script = Script { seed: 5, blocks: 24, steps: 0, has_parent, flush_ignored, abandoned: false };
+    let (mut start, parent) = start_of(script);
+    let mut guest = Guest { has_parent, ..Guest::default() };
+    if has_parent {
+        // Somebody's interrupted write: a block whose first sector counts, with bytes behind it that nobody may see.
+        let mut host = Host::open(RecordedFile::new(start), parent.clone(), 1);
+        host.write(6 * BLOCK, &sector_bytes(0x60)).expect("writes");
+        host.land(6 * BLOCK + 4096, &[0xdd; 4096]).expect("lands");
+        start = host.close().0.now;
+        guest.sector(6 * BLOCK_SECTORS).0.push((0, 0, 0x60));
+        guest.sector(6 * BLOCK_SECTORS + 8);
+    }
+    if kind == Start::Short {
+        start = short_disk();
+    } else {
+        let end = start.len;
+        start.write(end, &[0xee; 1 << 20]);
+        let footer = start.len;
+        let mut good = [0; 512];
+        start.read(end - 512, &mut good);
+        start.write(footer, &good);
+        start.write(end - 512, &[0xee; 512]);
+    }
+    // The copy of the footer is damaged: nothing may happen to the other before it is mended.
+    start.write(100, &[1]);
+    let mut file = RecordedFile::new(start);
+    file.flush_ignored = flush_ignored;
+    let mut host = Host::open(file, parent.clone(), 77);
+    let mut marks = Marks::new();
+    let mut from = 0;
+    let mut mark = |host: &Host, name| {
+        marks.insert(name, from..host.file.flushes);
+        from = host.file.flushes;
+    };
+    lunaring::blocks::Engine::begin_write_session(&mut *host.engine).expect("begins");
+    host.settle();
+    mark(&host, "open");
+    guest.write(&mut host, 3 * BLOCK_SECTORS, 2);
+    mark(&host, "first write");
+    guest.flush(&mut host);
+    mark(&host, "guest");
+    guest.write(&mut host, 3 * BLOCK_SECTORS + 5, 1);
+    mark(&host, "second write");
+    guest.flush(&mut host);
+    mark(&host, "guest again");
+    guest.unmap(&mut host, 6, 1);
+    mark(&host, "unmap");
+    guest.flush(&mut host);
+    mark(&host, "guest at last");
+    let file = guest.close(host);
+    marks.insert("close", from..file.flushes);
+    (History { file, guest, parent }, marks)
+}
+
+/// Cut many times right behind the place of the flush that was ignored. The disk must be sound and right, and `demand`
+/// must hold of the file. `reach`: changes behind the place that are looked at.
+fn cut_behind(
+    history: &History,
+    place: usize,
+    reach: usize,
+    demand: &dyn Fn(&SparseFile) -> Result<(), String>,
+) -> Result<(), String> {
+    let changes = &history.file.history;
+    let from = changes[..place].iter().rposition(|change| matches!(change, Change::Flush)).map_or(0, |at| at + 1);
+    let durable = history.file.cut(&history.file.start, 0, from, None);
+    let end =
+        changes[place..].iter().position(|change| matches!(change, Change::Flush)).unwrap_or(changes.len() - place);
+    for cut in place..=place + end.min(reach) {
+        for round in 0..64 {
+            let mut random = Random((cut as u64) << 8 | round);
+            let left = history.file.cut(&durable, from, cut, Some(&mut random));
+            demand(&left)?;
+            history.guest.check(left, history.parent.as_ref(), cut, false)?;
+        }
+    }
+    Ok(())
+}
+
+/// Other programs look at the end of the file first, and not all look at its start.
+fn footer_at_the_end(file: &SparseFile) -> Result<(), String> {
+    let disk = open_with(&mut file.clone(), Access::ReadOnly).map_err(|error| error.to_string())?;
+    let missing = disk.warnings.contains(&lunaring::vhd::Warning::EndFooterInvalid);
+    if missing { Err("no footer at the end".into()) } else { Ok(()) }
+}
+
+/// The barriers hold something: without one of them the same cuts find a loss. With all of them, they find none.
+#[test]
+fn a_missing_barrier_is_noticed() {
+    let nothing = |_: &SparseFile| Ok(());
+    let nothing: &dyn Fn(&SparseFile) -> Result<(), String> = &nothing;
+    use Start::{Short, Slack};
+    const ALL: usize = usize::MAX;
+    for (start, has_parent, phase, number, reach, demand, why) in [
+        (Short, false, "open", 0, ALL, nothing, "one footer is whole at any time"),
+        (Slack, false, "open", 1, 1, &footer_at_the_end, "a footer is durable before what is behind it is cut off"),
+        (Slack, false, "first write", 0, ALL, nothing, "the file is longer before the table names its new end"),
+        (Slack, true, "second write", 0, ALL, nothing, "data is durable before the bits that show it"),
+        (Slack, true, "unmap", 0, ALL, nothing, "zeros are durable before the bits that show them"),
+        (Slack, false, "close", 0, 1, &footer_at_the_end, "a footer is durable before the file is cut to it"),
+    ] {
+        let (whole, marks) = counted_life(start, has_parent, None);
+        let flush =
+            marks[phase].clone().nth(number).unwrap_or_else(|| panic!("{phase} has no flush {number}: {marks:?}"));
+        let (faulty, _) = counted_life(start, has_parent, Some(flush));
+        let at = faulty.file.ignored_at.expect("the flush was asked for");
+        let found = cut_behind(&faulty, at, reach, demand).expect_err(why);
+        println!("{phase}, flush {number} ({why}): {found}");
+        let flushes = whole.file.history.iter().enumerate().filter(|(_, change)| matches!(change, Change::Flush));
+        let (at, _) = flushes.clone().nth(flush).expect("the same flush");
+        cut_behind(&whole, at + 1, reach, demand)
+            .unwrap_or_else(|what| panic!("{why}, though the flush was made: {what}"));
+    }
+}
+
+/// Growing the disk and changing its parent, cut at every write: the disk is the old or the new one, with its content.
+#[test]
+fn offline_changes_are_all_or_nothing() {
+    for (seed, has_parent) in [(1, false), (2, true), (3, false)] {
+        let script = Script { seed, blocks: 24, steps: 20, has_parent, flush_ignored: None, abandoned: seed == 3 };
+        let History { file, mut guest, parent } = live(script);
+        let length = file.history.len();
+        guest.flushes.push((length, length));
+        let mut changed = RecordedFile::new(file.now);
+        let (old, new) = (script.blocks * BLOCK, 1000 * BLOCK + 4096);
+        resize(&mut changed, new).expect("grows");
+        if has_parent {
+            set_parent(&mut changed, &VhdParent { name: "other.vhd".into(), ..parent_named(Uuid::max()) })
+                .expect("sets");
+            set_parent(&mut changed, &VhdParent { name: "third.vhd".into(), ..parent_named(Uuid::max()) })
+                .expect("sets");
+        }
+        let history = History { file: changed, guest, parent };
+        let (mut durable, mut from) = (history.file.start.clone(), 0);
+        let mut seen = [0; 2];
+        for cut in 0..=history.file.history.len() {
+            if cut > 0 && matches!(history.file.history[cut - 1], Change::Flush) {
+                durable = history.file.cut(&durable, from, cut, None);
+                from = cut;
+            }
+            for round in 0..24 {
+                let mut left = history.file.cut(&durable, from, cut, Some(&mut Random((cut as u64) << 8 | round)));
+                let disk =
+                    open_with(&mut left, Access::ReadOnly).unwrap_or_else(|error| panic!("{cut}/{round}: {error}"));
+                seen[usize::from(disk.shape.size_bytes == new)] += 1;
+                assert!([old, new].contains(&disk.shape.size_bytes));
+                history
+                    .guest
+                    .check(left.clone(), history.parent.as_ref(), length, false)
+                    .unwrap_or_else(|what| panic!("seed {seed}, cut at {cut}/{round}: {what}"));
+                repair(&mut left).expect("repairs");
+                assert_eq!(check(&mut left).expect("readable").worst, None, "{cut}/{round}");
+            }
+        }
+        assert!(seen[0] > 20 && seen[1] > 20, "{seen:?}");
+    }
+}
+
+/// A fixed disk that grows has one footer on its way from the old end to the new one.
+#[test]
+fn growing_a_fixed_disk_is_never_more_than_a_repair_away() {
+    let mut start = new_disk(&options(MIB, NewKind::Fixed, 2 * MIB));
+    start.write(MIB - 512, &[7; 512]);
+    start.write(0, b"first");
+    let mut changed = RecordedFile::new(start);
+    resize(&mut changed, 3 * MIB).expect("grows");
+    let (mut durable, mut from) = (changed.start.clone(), 0);
+    let mut seen = [0; 3];
+    for cut in 0..=changed.history.len() {
+        if cut > 0 && matches!(changed.history[cut - 1], Change::Flush) {
+            durable = changed.cut(&durable, from, cut, None);
+            from = cut;
+        }
+        for round in 0..24 {
+            let mut left = changed.cut(&durable, from, cut, Some(&mut Random((cut as u64) << 8 | round)));
+            if open_with(&mut left, Access::ReadOnly).is_err() {
+                seen[2] += 1;
+                repair(&mut left).expect("repairs");
+            }
+            let disk = open_with(&mut left, Access::ReadOnly).expect("opens");
+            let mut last = [0; 512];
+            left.read(MIB - 512, &mut last);
+            assert_eq!(last, [7; 512]);
+            seen[usize::from(disk.shape.size_bytes == 3 * MIB)] += 1;
+        }
+    }
+    assert!(seen.iter().all(|count| *count > 0), "{seen:?}");
+    let (mut tail, disk) = (vec![1; 2 << 20], open_with(&mut changed.now, Access::ReadOnly).expect("opens"));
+    changed.now.read(MIB, &mut tail);
+    assert!(disk.shape.size_bytes == 3 * MIB && tail.iter().all(|byte| *byte == 0));
+}

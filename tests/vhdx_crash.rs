@@ -235,3 +235,23 @@ fn a_replay_that_is_cut_is_repeated() {
         }
     }
 }
+
+/// Many lives, without cuts: every request ends, and the disk shows what was written last.
+#[test]
+fn lives_end_well() {
+    for seed in 0..seeds(300) {
+        let script = Script {
+            seed: 5000 + seed,
+            blocks: 4 + seed % 9,
+            block_mib: 1 + seed % 2,
+            steps: 80,
+            child: seed % 2 == 0,
+            abandoned: seed % 3 == 1,
+        };
+        println!("{script:?}");
+        let history = Life::new(script).live();
+        let mut instants = Instants::of(&history);
+        instants.go_to(history.file.history.len());
+        instants.kill().unwrap_or_else(|what| panic!("{script:?}: {what}"));
+    }
+}

@@ -48,10 +48,10 @@ fn check(root: &Path, image: &Value) {
     let path = unpack(&root.join(name), directory.path());
     let size = image["virtual_size"].as_u64().expect("a size");
     if image["type"] == "differencing" {
-        let refusal = content_sha256(&path, size).map(|_| ()).expect_err(name);
-        assert!(matches!(refusal, OpenError::Differencing { .. }), "{name}: {refusal}");
-        println!("{name}: refused: {refusal}; {}", refusal.advice());
-        return;
+        let mut file = HostFile(File::open(&path).expect("unpacked"));
+        let disk = open_with(&mut file, Access::ReadOnly, 1).unwrap_or_else(|error| panic!("{name}: {error}"));
+        println!("{name}: a child of {}", disk.parent.expect("a child names its parent"));
+        return; // Its content is the parent's too; whoever opens chains looks at that.
     }
     assert_eq!(image["expect"], "open", "{name}");
     let (hash, mut file) = content_sha256(&path, size).unwrap_or_else(|error| panic!("{name}: {error}"));

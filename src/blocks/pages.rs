@@ -1,7 +1,7 @@
 //! A table of 64-bit words in pages, a bounded number of them in memory; readers take no lock.
 //!
 //! A page is all zeros (costs nothing), resident in a *slot*, or not resident. The directory leads from a page to its
-//! slot. A slot's *tag* names the page that it holds and counts how often the slot was taken.
+//! slot. A slot's *tag* names the page that it holds, how often that is pinned, and how often the slot was taken.
 //!
 //! # Why a reader never returns a wrong word
 //!
@@ -11,12 +11,14 @@
 //! * The first load of the tag (acquire) names the page: the stores that filled the slot come before the store of that
 //!   tag (release), so the word is at least as new as that fill.
 //! * Had the word come from a later fill, then its store (release) is after the store of "nobody's", and the load of
-//!   the word (acquire) makes that earlier store visible: the second load of the tag gives another value. A tag's
-//!   count makes every value new, so the same page coming back to the same slot does not look like no change.
+//!   the word (acquire) makes that earlier store visible: the second load of the tag gives another value. The count in
+//!   the tag makes every value new, so the same page coming back to the same slot does not look like no change.
 //!
-//! A page that is pinned keeps its slot. Pinning and taking a slot are a handshake in one total order (SeqCst): the
-//! pinner raises the count and then looks at the tag; the taker clears the tag and then looks at the count. At least
-//! one of them sees the other and steps back.
+//! # Why a pinned page stays
+//!
+//! A slot is taken from its page, and a page is pinned, by one compare-and-exchange of the tag each: the first fails
+//! when the page is pinned, the second when the slot is no longer the page's. The directory is changed after the tag,
+//! in both directions, so whoever has pinned a page looks whether the directory has followed.
 //!
 //! Fills and evictions are done by one thread at a time, which holds the claim; the others are told to try again.
 
@@ -39,6 +41,9 @@ const CHUNK_SLOTS: usize = 16;
 /// Fewest slots of a table: one for the page that is wanted, one that may be pinned.
 const SLOTS_MIN: u32 = 2;
 
+/// Most slots of a table: 2^24 pages have no more.
+const SLOTS_MAX: u32 = 1 << 24;
+
 /// Looks at a slot whose page is just changing, before a reader says "not resident".
 const READ_TRIES: u32 = 4;
 
@@ -49,15 +54,19 @@ const ZEROS: u32 = 1;
 /// In the directory: what is added to a slot's number.
 const SLOT_BIAS: u32 = 2;
 
-/// In a tag: no page.
-const NOBODY: u32 = u32::MAX;
+/// In a tag: no page. The low 24 bits of a tag are the page: four times as many as the bits of 64 TiB need.
+const NOBODY: u32 = (1 << 24) - 1;
+/// In a tag: one pin. Twelve bits are the number of pins.
+const PIN: u64 = 1 << 24;
+const PINS: u64 = 0xfff * PIN;
+/// In a tag: one taking of the slot. A reader would have to sleep through 2^28 of them to be deceived.
+const TAKEN: u64 = 1 << 36;
 
 type DirectoryPiece = [AtomicU32];
 
 /// Slots that were allocated together. What a reader looks at beside the word is kept dense.
 struct Chunk {
     tags: [AtomicU64; CHUNK_SLOTS],
-    pins: [AtomicU32; CHUNK_SLOTS],
     used: [AtomicBool; CHUNK_SLOTS],
     words: Box<[AtomicU64]>,
 }
@@ -93,7 +102,6 @@ impl Chunk {
     fn new(slots: usize) -> Box<Self> {
         Box::new(Self {
             tags: [const { AtomicU64::new(NOBODY as u64) }; CHUNK_SLOTS],
-            pins: [const { AtomicU32::new(0) }; CHUNK_SLOTS],
             used: [const { AtomicBool::new(false) }; CHUNK_SLOTS],
             words: (0..slots * WORDS_PER_PAGE as usize).map(|_| AtomicU64::new(0)).collect(),
         })
@@ -106,12 +114,17 @@ impl Chunk {
 
 /// The page that a tag names.
 fn tag_page(tag: u64) -> u32 {
-    tag as u32
+    tag as u32 & NOBODY
 }
 
-/// The tag that follows `tag`, for another page.
+/// The tag that follows `tag`, for another page that nobody has pinned.
 fn next_tag(tag: u64, page: u32) -> u64 {
-    ((tag >> 32) + 1) << 32 | u64::from(page)
+    (tag & !(TAKEN - 1)).wrapping_add(TAKEN) | u64::from(page)
+}
+
+/// Whether the slot has held the same page all the time between two loads of its tag.
+fn same_page(before: u64, after: u64) -> bool {
+    (before ^ after) & !PINS == 0
 }
 
 /// A slot, and its place.
@@ -125,10 +138,6 @@ struct Slot<'a> {
 impl<'a> Slot<'a> {
     fn tag(self) -> &'a AtomicU64 {
         &self.chunk.tags[self.at]
-    }
-
-    fn pins(self) -> &'a AtomicU32 {
-        &self.chunk.pins[self.at]
     }
 
     fn used(self) -> &'a AtomicBool {
@@ -154,8 +163,9 @@ impl PagedTable {
     /// beside those that are all zeros.
     pub fn new(words: u64, resident_pages_max: u32) -> Self {
         let pages = words.div_ceil(WORDS_PER_PAGE);
-        assert!(pages < u64::from(NOBODY), "a table has fewer than 2^32 pages");
-        let slots_max = u64::from(resident_pages_max.max(SLOTS_MIN)).min(pages.max(u64::from(SLOTS_MIN))) as u32;
+        assert!(pages < u64::from(NOBODY), "a table has fewer than 2^24 pages");
+        let slots_max =
+            u64::from(resident_pages_max.clamp(SLOTS_MIN, SLOTS_MAX)).min(pages.max(u64::from(SLOTS_MIN))) as u32;
         Self {
             words,
             directory: (0..pages.div_ceil(DIRECTORY_PAGES as u64)).map(|_| OnceLock::new()).collect(),
@@ -216,7 +226,7 @@ impl PagedTable {
             };
             let tag = slot.tag().load(Ordering::Acquire);
             let word = slot.words()[(index % WORDS_PER_PAGE) as usize].load(Ordering::Acquire);
-            if tag_page(tag) == page && slot.tag().load(Ordering::Relaxed) == tag {
+            if tag_page(tag) == page && same_page(tag, slot.tag().load(Ordering::Relaxed)) {
                 if self.evicts && !slot.used().load(Ordering::Relaxed) {
                     slot.used().store(true, Ordering::Relaxed);
                 }
@@ -299,7 +309,7 @@ impl PagedTable {
             for (word, bytes) in slot.words().iter().zip(into.as_chunks_mut::<8>().0) {
                 *bytes = word.load(Ordering::Acquire).to_le_bytes();
             }
-            if tag_page(tag) == page && slot.tag().load(Ordering::Relaxed) == tag {
+            if tag_page(tag) == page && same_page(tag, slot.tag().load(Ordering::Relaxed)) {
                 return true;
             }
         }
@@ -315,15 +325,19 @@ impl PagedTable {
         }
         let biased = entry.load(Ordering::Acquire);
         let slot = biased.checked_sub(SLOT_BIAS).and_then(|number| self.slot(number)).ok_or(PinRefused::NotResident)?;
-        let before = slot.pins().fetch_add(1, Ordering::SeqCst);
-        if tag_page(slot.tag().load(Ordering::SeqCst)) != page {
-            slot.pins().fetch_sub(1, Ordering::SeqCst);
-            return Err(PinRefused::NotResident);
-        }
-        if before == 0 && self.pages_pinned.fetch_add(1, Ordering::AcqRel) >= self.pins_max() {
-            self.pages_pinned.fetch_sub(1, Ordering::AcqRel);
-            slot.pins().fetch_sub(1, Ordering::SeqCst);
+        let pin = |tag: u64| (tag_page(tag) == page && tag & PINS != PINS).then_some(tag + PIN);
+        let before = slot
+            .tag()
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, pin)
+            .map_err(|tag| if tag_page(tag) == page { PinRefused::TooMany } else { PinRefused::NotResident })?;
+        if before & PINS == 0 && self.pages_pinned.fetch_add(1, Ordering::AcqRel) >= self.pins_max() {
+            self.drop_pin(slot);
             return Err(PinRefused::TooMany);
+        }
+        // The page may have gone and come back to this slot since the first look, and not be in the directory yet.
+        if entry.load(Ordering::Acquire) != biased {
+            self.drop_pin(slot);
+            return Err(PinRefused::Claimed);
         }
         Ok(())
     }
@@ -331,9 +345,14 @@ impl PagedTable {
     /// Undo one [`Self::pin`]. The page must be pinned.
     pub fn unpin(&self, page: u32) {
         let slot = self.pinned_slot(page).expect("a page that is unpinned was pinned");
-        let before = slot.pins().fetch_sub(1, Ordering::SeqCst);
-        assert!(before > 0, "a page that is unpinned was pinned");
-        if before == 1 {
+        assert!(tag_page(slot.tag().load(Ordering::Relaxed)) == page, "a page that is unpinned was pinned");
+        self.drop_pin(slot);
+    }
+
+    fn drop_pin(&self, slot: Slot<'_>) {
+        let before = slot.tag().fetch_sub(PIN, Ordering::AcqRel);
+        assert!(before & PINS != 0, "a page that is unpinned was pinned");
+        if before & PINS == PIN {
             self.pages_pinned.fetch_sub(1, Ordering::AcqRel);
         }
     }
@@ -394,31 +413,28 @@ impl PagedTable {
             self.slots_taken.store(taken + 1, Ordering::Relaxed);
             return self.slot(taken);
         }
-        // Second chance: the first round clears the marks, so the second finds one unless all are pinned.
-        for _ in 0..2 * self.slots_max {
+        // Second chance: the first round clears the marks. Where readers are quick to set them again, the third round takes
+        // what it gets.
+        for step in 0..3 * self.slots_max {
             let number = self.hand.load(Ordering::Relaxed);
             self.hand.store((number + 1) % self.slots_max, Ordering::Relaxed);
             let slot = self.slot(number)?;
-            if slot.pins().load(Ordering::Relaxed) == 0 && !slot.used().swap(false, Ordering::Relaxed) {
-                if self.evict(slot) {
-                    return Some(slot);
-                }
+            let unused = !slot.used().swap(false, Ordering::Relaxed) || step >= 2 * self.slots_max;
+            if unused && self.evict(slot) {
+                return Some(slot);
             }
         }
         None
     }
 
-    /// Take a slot from its page, unless somebody pins it at this moment.
+    /// Take a slot from its page, unless that is pinned.
     fn evict(&self, slot: Slot<'_>) -> bool {
-        let tag = slot.tag().load(Ordering::Relaxed);
-        let page = tag_page(tag);
-        slot.tag().store(next_tag(tag, NOBODY), Ordering::SeqCst);
-        if slot.pins().load(Ordering::SeqCst) != 0 {
-            slot.tag().store(next_tag(next_tag(tag, NOBODY), page), Ordering::SeqCst);
+        let unless_pinned = |tag: u64| (tag & PINS == 0).then_some(next_tag(tag, NOBODY));
+        let Ok(before) = slot.tag().fetch_update(Ordering::AcqRel, Ordering::Acquire, unless_pinned) else {
             return false;
-        }
-        if page != NOBODY {
-            self.directory_entry_or_new(page).store(NOT_RESIDENT, Ordering::Release);
+        };
+        if tag_page(before) != NOBODY {
+            self.directory_entry_or_new(tag_page(before)).store(NOT_RESIDENT, Ordering::Release);
         }
         true
     }
@@ -426,7 +442,7 @@ impl PagedTable {
     /// Let readers find `page` in a slot that has been filled.
     fn give_slot(&self, slot: Slot<'_>, page: u32, entry: &AtomicU32) {
         let tag = next_tag(slot.tag().load(Ordering::Relaxed), page);
-        slot.tag().store(tag, Ordering::SeqCst);
+        slot.tag().store(tag, Ordering::Release);
         // The first reader marks it; until then the hand, which has just passed, needs a whole round to come back.
         slot.used().store(false, Ordering::Relaxed);
         entry.store(slot.number + SLOT_BIAS, Ordering::Release);

@@ -6,8 +6,8 @@ use super::execute::{Action, LogicalUnit, TargetView};
 use super::parameter_list::ParameterList;
 use super::unit::{Features, Unit};
 use super::{
-    capacity, defects, format, inquiry, lba_status, mode, read_write, readiness, report_luns, reservations, sanitize,
-    supported, uninterrupted, unmap, write_same,
+    capacity, defects, format, inquiry, lba_status, mode, mode_select, read_write, readiness, report_luns,
+    reservations, sanitize, supported, uninterrupted, unmap, write_same,
 };
 
 /// Which way a command's data goes.
@@ -232,6 +232,8 @@ pub static COMMANDS: &[Command] = &[
         D::Out, O::Write, R::Write, Medium(read_write::write_6)),
     command("INQUIRY", 0x12, None, &[0x01, 0xff, 0xff, 0xff, 0],
         D::In, O::Immediate, R::Always, Any(inquiry::inquiry)),
+    command("MODE SELECT(6)", 0x15, None, &[0x11, 0, 0, 0xff, 0],
+        D::Out, O::Immediate, R::Write, Medium(mode_select::mode_select_6)).needs(Features::MODE_SELECT),
     command("RESERVE(6)", 0x16, None, &[0, 0, 0, 0, 0],
         D::None, O::Immediate, R::Always, Medium(reservations::reserve_unit)).needs(Features::RESERVATIONS),
     command("RELEASE(6)", 0x17, None, &[0, 0, 0, 0, 0],
@@ -268,6 +270,8 @@ pub static COMMANDS: &[Command] = &[
         D::None, O::Long, R::Write, Medium(sanitize::block_erase)).needs(Features::SANITIZE),
     command("SANITIZE, EXIT FAILURE MODE", 0x48, Some(0x1f), &[0xbf, 0, 0, 0, 0, 0, 0, 0, 0],
         D::None, O::Immediate, R::Write, Medium(sanitize::exit_failure_mode)).needs(Features::SANITIZE),
+    command("MODE SELECT(10)", 0x55, None, &[0x11, 0, 0, 0, 0, 0, 0xff, 0xff, 0],
+        D::Out, O::Immediate, R::Write, Medium(mode_select::mode_select_10)).needs(Features::MODE_SELECT),
     command("RESERVE(10)", 0x56, None, &[0, 0, 0, 0, 0, 0, 0, 0, 0],
         D::None, O::Immediate, R::Always, Medium(reservations::reserve_unit)).needs(Features::RESERVATIONS),
     command("RELEASE(10)", 0x57, None, &[0, 0, 0, 0, 0, 0, 0, 0, 0],

@@ -1,5 +1,5 @@
-//! What keeps a unit as a whole from serving: it is being formatted or sanitized, or that has failed (SBC-4 clauses 4.33
-//! and 4.11). Who carries it out keeps the condition and gives it with every command.
+//! What keeps a unit as a whole from serving: it is being formatted or sanitized, or that has failed (SBC-4 clauses
+//! 4.33 and 4.11). Who carries it out keeps the condition and gives it with every command.
 
 use super::sense::{Sense, SenseCode};
 

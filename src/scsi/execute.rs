@@ -175,6 +175,18 @@ pub enum Action {
         /// NDOB: there is no Data-Out, and the block is all zeros. Otherwise Data-Out is the one block.
         no_data_out: bool,
     },
+    /// Take the parameter list as Data-Out, ask [`mode_select::parse`](super::mode_select::parse), and replace the unit
+    /// by one [`with_write_cache`](Unit::with_write_cache); if that changes it, every other I_T nexus learns of it by
+    /// [`Attention::ModeParametersChanged`](super::Attention::ModeParametersChanged). While WCE is zero, a write is
+    /// durable before it is answered.
+    ModeSelect {
+        /// Bytes of Data-Out, at least a header's.
+        list_bytes: u16,
+        /// It is MODE SELECT(10)'s.
+        long: bool,
+        /// SP: the values outlast a restart.
+        save: bool,
+    },
     /// Take a parameter list as Data-Out, ask [`format::parse`](super::format::parse), and make every block read as
     /// zeros: unmapped where blocks can be unmapped, written elsewhere. All commands in between are given
     /// [`Condition::Formatting`].
@@ -240,6 +252,7 @@ impl Action {
             Self::CompareAndWrite { blocks, .. } => 2 * u32::from(blocks),
             Self::Unmap { list_bytes } => return u64::from(list_bytes),
             Self::ReserveOut { list_bytes, .. } => return u64::from(list_bytes),
+            Self::ModeSelect { list_bytes, .. } => return u64::from(list_bytes),
             Self::Format { list_bytes } => return u64::from(list_bytes),
             Self::Sanitize { method: SanitizeMethod::Overwrite { list_bytes }, .. } => return u64::from(list_bytes),
             Self::Verify { byte_check: ByteCheck::None, .. }
@@ -503,6 +516,10 @@ mod tests {
                 None
             }
             Action::ReserveIn { .. } | Action::ReserveUnit { .. } | Action::ExitSanitizeFailure => None,
+            Action::ModeSelect { list_bytes, long, .. } => {
+                assert!(list_bytes >= if long { 8 } else { 4 }, "{cdb:02x?}");
+                None
+            }
             Action::Format { .. } | Action::Sanitize { .. } => {
                 assert!(!unit.read_only(), "{cdb:02x?}");
                 None

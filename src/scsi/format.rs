@@ -1,7 +1,8 @@
-//! FORMAT UNIT (SBC-4 clause 5.4): afterwards every block reads as zeros, and has no space where blocks can be unmapped.
+//! FORMAT UNIT (SBC-4 clause 5.4): afterwards every block reads as zeros, and has no space where blocks can be
+//! unmapped.
 //!
-//! Defect lists, protection information and initialization patterns are refused; certification is accepted, since there
-//! is nothing to certify.
+//! Defect lists, protection information and initialization patterns are refused; certification is accepted, since
+//! there is nothing to certify.
 
 use super::cdb::Cdb;
 use super::execute::Action;

@@ -21,6 +21,7 @@ pub mod lba_status;
 pub mod lun;
 pub mod medium_error;
 mod mode;
+pub mod mode_select;
 pub mod parameter_list;
 mod read_write;
 mod readiness;

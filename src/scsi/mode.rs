@@ -1,28 +1,71 @@
-//! MODE SENSE (SPC-5 clauses 6.13 and 6.14, pages of SPC-5 clause 7.5 and SBC-4 clause 6.5). Nothing can be changed by
-//! MODE SELECT, so changeable values are zero, defaults are the current values, and no values are saved.
+//! MODE SENSE and MODE SELECT (SPC-5 clauses 6.11 to 6.14, pages of SPC-5 clause 7.5 and SBC-4 clause 6.5).
+//!
+//! WCE is the one field that can be changed, and saved, where the unit has a write cache and its owner carries the
+//! change out. All other values are fixed.
 
 use super::cdb::Cdb;
 use super::execute::Action;
 use super::parameter_list::ParameterList;
 use super::sense::{Sense, SenseCode, SenseFormat};
-use super::unit::Unit;
+use super::unit::{Features, Unit};
 
 /// PAGE CODE and SUBPAGE CODE that ask for all.
 const ALL_PAGES: u8 = 0x3f;
 const ALL_SUBPAGES: u8 = 0xff;
 
 /// A mode page: where it is asked for, and its bytes after the page's header.
-struct Page {
-    code: u8,
-    subpage: u8,
+pub(super) struct Page {
+    pub(super) code: u8,
+    pub(super) subpage: u8,
     /// Bytes after the header.
     body_bytes: u8,
-    /// Writes the current values into a zeroed body.
-    fill: fn(&Unit, &mut [u8]),
+    /// Writes values into a zeroed body.
+    fill: fn(&Unit, Values, &mut [u8]),
 }
 
+/// PAGE CONTROL: which values are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Values {
+    Current,
+    /// A one for every bit that MODE SELECT can change.
+    Changeable,
+    Default,
+    Saved,
+}
+
+impl Page {
+    /// The page's body with these values; only its first `body_bytes` count.
+    pub(super) fn body(&self, unit: &Unit, values: Values) -> [u8; BODY_BYTES_MAX] {
+        let mut body = [0; BODY_BYTES_MAX];
+        (self.fill)(unit, values, &mut body[..usize::from(self.body_bytes)]);
+        body
+    }
+
+    /// Bytes before the body: with a subpage the header is longer.
+    pub(super) fn header_bytes(&self) -> usize {
+        if self.subpage == 0 { 2 } else { 4 }
+    }
+
+    pub(super) fn body_bytes(&self) -> usize {
+        usize::from(self.body_bytes)
+    }
+
+    /// PS: its values can be saved.
+    fn is_saveable(&self, unit: &Unit) -> bool {
+        self.body(unit, Values::Changeable) != [0; BODY_BYTES_MAX]
+    }
+}
+
+/// MODE SELECT can change and save WCE.
+pub(super) fn can_change_cache(unit: &Unit) -> bool {
+    unit.write_cache_exists() && unit.features().contains(Features::MODE_SELECT)
+}
+
+/// WCE in the body of the caching page.
+pub(super) const WCE: u8 = 1 << 2;
+
 /// Every page, ascending.
-const PAGES: [Page; 4] = [
+pub(super) const PAGES: [Page; 4] = [
     Page { code: 0x08, subpage: 0, body_bytes: 18, fill: caching },
     Page { code: 0x0a, subpage: 0, body_bytes: 10, fill: control },
     Page { code: 0x0a, subpage: 1, body_bytes: 28, fill: nothing_set },
@@ -30,33 +73,43 @@ const PAGES: [Page; 4] = [
 ];
 
 /// The longest body.
-const BODY_BYTES_MAX: usize = 28;
+pub(super) const BODY_BYTES_MAX: usize = 28;
 
 /// Caching (SBC-4 clause 6.5.6): WCE is the truth about answered writes.
-fn caching(unit: &Unit, body: &mut [u8]) {
-    body[0] = u8::from(unit.write_cache_enabled()) << 2;
+fn caching(unit: &Unit, values: Values, body: &mut [u8]) {
+    let write_cache = match values {
+        Values::Current => unit.write_cache_enabled(),
+        Values::Changeable => can_change_cache(unit),
+        Values::Default => unit.write_cache_exists(),
+        Values::Saved => unit.write_cache_saved(),
+    };
+    body[0] = if write_cache { WCE } else { 0 };
 }
 
 /// Control (SPC-5 clause 7.5.9): D_SENSE, and QUEUE ALGORITHM MODIFIER 1, since commands in flight are not kept in
 /// order.
-fn control(unit: &Unit, body: &mut [u8]) {
-    body[0] = u8::from(unit.sense_format() == SenseFormat::Descriptor) << 2;
-    body[1] = 1 << 4;
+fn control(unit: &Unit, values: Values, body: &mut [u8]) {
+    if values != Values::Changeable {
+        body[0] = u8::from(unit.sense_format() == SenseFormat::Descriptor) << 2;
+        body[1] = 1 << 4;
+    }
 }
 
 /// Control Extension (SPC-5 clause 7.5.10): every feature it speaks of is off.
-fn nothing_set(_unit: &Unit, _body: &mut [u8]) {}
+fn nothing_set(_unit: &Unit, _values: Values, _body: &mut [u8]) {}
 
 /// Informational Exceptions Control (SPC-5 clause 7.5.16): DEXCPT, since no failure is predicted.
-fn informational_exceptions(_unit: &Unit, body: &mut [u8]) {
-    body[0] = 1 << 3;
+fn informational_exceptions(_unit: &Unit, values: Values, body: &mut [u8]) {
+    if values != Values::Changeable {
+        body[0] = 1 << 3;
+    }
 }
 
 /// What is asked for, the same in both lengths of the command.
 struct Request {
     page: u8,
     subpage: u8,
-    changeable: bool,
+    values: Values,
     block_descriptor: BlockDescriptor,
 }
 
@@ -79,18 +132,21 @@ impl BlockDescriptor {
 }
 
 impl Request {
-    fn parse(cdb: Cdb<'_>, long_lba_accepted: bool) -> Result<Self, Sense> {
-        let page_control = cdb.byte(2) >> 6;
-        if page_control == 3 {
-            return Err(Sense::new(SenseCode::SAVING_PARAMETERS_NOT_SUPPORTED));
-        }
+    fn parse(cdb: Cdb<'_>, unit: &Unit, long_lba_accepted: bool) -> Result<Self, Sense> {
+        let values = match cdb.byte(2) >> 6 {
+            0 => Values::Current,
+            1 => Values::Changeable,
+            2 => Values::Default,
+            _ if can_change_cache(unit) => Values::Saved,
+            _ => return Err(Sense::new(SenseCode::SAVING_PARAMETERS_NOT_SUPPORTED)),
+        };
         let block_descriptor = match (cdb.bit(1, 3), long_lba_accepted) {
             (true, _) => BlockDescriptor::None,
             (false, false) => BlockDescriptor::Short,
             (false, true) => BlockDescriptor::Long,
         };
         let (page, subpage) = (cdb.byte(2) & 0x3f, cdb.byte(3));
-        let request = Self { page, subpage, changeable: page_control == 1, block_descriptor };
+        let request = Self { page, subpage, values, block_descriptor };
         if page == ALL_PAGES && !matches!(subpage, 0 | ALL_SUBPAGES) {
             return Err(Sense::invalid_field_in_cdb(3, None));
         }
@@ -130,18 +186,14 @@ impl Request {
     }
 
     fn push_page(&self, page: &Page, unit: &Unit, out: &mut ParameterList<'_>) {
+        let saveable = u8::from(page.is_saveable(unit)) << 7;
         if page.subpage == 0 {
-            out.push(&[page.code, page.body_bytes]);
+            out.push(&[saveable | page.code, page.body_bytes]);
         } else {
             // SPF, and a two-byte length.
-            out.push(&[0x40 | page.code, page.subpage, 0, page.body_bytes]);
+            out.push(&[saveable | 0x40 | page.code, page.subpage, 0, page.body_bytes]);
         }
-        let mut body = [0; BODY_BYTES_MAX];
-        let body = &mut body[..usize::from(page.body_bytes)];
-        if !self.changeable {
-            (page.fill)(unit, body);
-        }
-        out.push(body);
+        out.push(&page.body(unit, self.values)[..page.body_bytes()]);
     }
 }
 
@@ -151,7 +203,7 @@ fn device_specific_parameter(unit: &Unit) -> u8 {
 }
 
 pub(super) fn mode_sense_6(cdb: Cdb<'_>, unit: &Unit, out: &mut ParameterList<'_>) -> Action {
-    let request = match Request::parse(cdb, false) {
+    let request = match Request::parse(cdb, unit, false) {
         Ok(request) => request,
         Err(sense) => return sense.into(),
     };
@@ -164,7 +216,7 @@ pub(super) fn mode_sense_6(cdb: Cdb<'_>, unit: &Unit, out: &mut ParameterList<'_
 }
 
 pub(super) fn mode_sense_10(cdb: Cdb<'_>, unit: &Unit, out: &mut ParameterList<'_>) -> Action {
-    let request = match Request::parse(cdb, cdb.bit(1, 4)) {
+    let request = match Request::parse(cdb, unit, cdb.bit(1, 4)) {
         Ok(request) => request,
         Err(sense) => return sense.into(),
     };
@@ -181,10 +233,10 @@ pub(super) fn mode_sense_10(cdb: Cdb<'_>, unit: &Unit, out: &mut ParameterList<'
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scsi::fixture::{DISK, invalid_field, refused, reply, run};
-    use crate::scsi::{BlockLength, UnitConfig};
+    use crate::scsi::fixture::{DISK, invalid_field, refused, reply, run, run_on, unit};
+    use crate::scsi::{BlockLength, NexusUnit, UnitConfig};
 
-    const CACHING: [u8; 20] = [0x08, 0x12, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    const CACHING: [u8; 20] = [0x88, 0x12, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     const CONTROL: [u8; 12] = [0x0a, 0x0a, 0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0];
     const EXCEPTIONS: [u8; 12] = [0x1c, 0x0a, 0x08, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
@@ -234,14 +286,30 @@ mod tests {
     }
 
     #[test]
-    fn nothing_can_be_changed_or_saved() {
+    fn only_the_write_cache_can_be_changed_and_saved() {
         let changeable = reply(&DISK, &[0x1a, 0x08, 0x7f, 0xff, 255, 0]);
         let headers =
-            [&[0x08, 0x12][..], &[0; 18], &[0x0a, 0x0a], &[0; 10], &control_extension(), &[0x1c, 0x0a], &[0; 10]];
+            [&[0x88, 0x12, 4][..], &[0; 17], &[0x0a, 0x0a], &[0; 10], &control_extension(), &[0x1c, 0x0a], &[0; 10]];
         assert_eq!(changeable[4..], headers.concat());
-        let current = reply(&DISK, &[0x1a, 0x08, 0x3f, 0, 255, 0]);
-        assert_eq!(reply(&DISK, &[0x1a, 0x08, 0xbf, 0, 255, 0]), current, "defaults");
-        assert_eq!(run(&DISK, &[0x1a, 0x08, 0xff, 0, 255, 0]), refused(SenseCode::SAVING_PARAMETERS_NOT_SUPPORTED));
+        let unit = unit(&DISK).with_write_cache(false, true);
+        let values = |control: u8| run_on(Some(&unit), &mut NexusUnit::default(), &[0x1a, 8, control | 8, 0, 255]).1[6];
+        assert_eq!((values(0x00), values(0x40), values(0x80), values(0xc0)), (0, 4, 4, 4));
+        let saved = unit.clone().with_write_cache(true, false);
+        let (_, data) = run_on(Some(&saved), &mut NexusUnit::default(), &[0x1a, 8, 0xff, 0xff, 255]);
+        assert_eq!((data.len(), data[6]), (80, 0), "every page has saved values");
+    }
+
+    #[test]
+    fn nothing_can_be_changed_or_saved_where_there_is_no_cache_or_nobody_to_do_it() {
+        let uncached = UnitConfig { write_cache_enabled: false, ..DISK };
+        for unit in [unit(&uncached).with_write_cache(true, true), Unit::new(&DISK).expect("valid")] {
+            let run = |bytes: &[u8]| run_on(Some(&unit), &mut NexusUnit::default(), bytes);
+            let (_, changeable) = run(&[0x1a, 0x08, 0x48, 0, 255, 0]);
+            assert_eq!(changeable[4..], [&[0x08, 0x12][..], &[0; 18]].concat());
+            let (action, _) = run(&[0x1a, 0x08, 0xc8, 0, 255, 0]);
+            assert_eq!(action, refused(SenseCode::SAVING_PARAMETERS_NOT_SUPPORTED));
+            assert_eq!(run(&[0x1a, 0x08, 0x88, 0, 255, 0]), run(&[0x1a, 0x08, 0x08, 0, 255, 0]), "defaults");
+        }
     }
 
     #[test]

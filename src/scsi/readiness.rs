@@ -14,8 +14,8 @@ pub(super) fn test_unit_ready(_cdb: Cdb<'_>, _unit: &Unit) -> Action {
     Action::Done(Outcome::GOOD)
 }
 
-/// SPC-5 clause 6.39: a pending unit attention is told as parameter data, with GOOD status, and is thereby cleared. Without one, what the
-/// unit is busy with is told.
+/// SPC-5 clause 6.39: a pending unit attention is told as parameter data, with GOOD status, and is thereby cleared.
+/// Without one, what the unit is busy with is told.
 pub(super) fn request_sense(
     cdb: Cdb<'_>,
     _target: &TargetView<'_>,

@@ -1,5 +1,5 @@
-//! SANITIZE (SBC-4 clause 5.29): OVERWRITE, BLOCK ERASE and EXIT FAILURE MODE. Nothing is encrypted here, so there is no
-//! CRYPTOGRAPHIC ERASE.
+//! SANITIZE (SBC-4 clause 5.29): OVERWRITE, BLOCK ERASE and EXIT FAILURE MODE. Nothing is encrypted here, so there is
+//! no CRYPTOGRAPHIC ERASE.
 
 use super::cdb::Cdb;
 use super::execute::Action;

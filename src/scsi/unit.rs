@@ -63,8 +63,10 @@ impl Features {
     /// [`Action::ExitSanitizeFailure`](super::Action::ExitSanitizeFailure). Not where other files hold some of what the
     /// unit's blocks read as.
     pub const SANITIZE: Self = Self(1 << 4);
+    /// [`Action::ModeSelect`](super::Action::ModeSelect).
+    pub const MODE_SELECT: Self = Self(1 << 5);
     /// All of them.
-    pub const ALL: Self = Self((1 << 5) - 1);
+    pub const ALL: Self = Self((1 << 6) - 1);
     /// Blocks can be unmapped: [`UnitConfig::thin_provisioned`] says so.
     pub(super) const UNMAP: Self = Self(1 << 30);
     /// [`Unit::with_atomic_writes`] says so.
@@ -124,6 +126,14 @@ pub enum UnitError {
     UnmapGranularity,
 }
 
+/// WCE: whether there is anything that it could switch, its current and its saved value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct WriteCache {
+    exists: bool,
+    enabled: bool,
+    saved: bool,
+}
+
 /// Description of a logical unit. Immutable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unit {
@@ -132,7 +142,7 @@ pub struct Unit {
     capacity_blocks: u64,
     transfer_blocks_max: u32,
     read_only: bool,
-    write_cache_enabled: bool,
+    write_cache: WriteCache,
     thin_provisioned: bool,
     unmap_granularity_blocks: u32,
     atomic_write_blocks_max: u32,
@@ -168,7 +178,11 @@ impl Unit {
             capacity_blocks: config.capacity_blocks,
             transfer_blocks_max: limits::TRANSFER_BYTES_MAX >> shift,
             read_only: config.read_only,
-            write_cache_enabled: config.write_cache_enabled,
+            write_cache: WriteCache {
+                exists: config.write_cache_enabled,
+                enabled: config.write_cache_enabled,
+                saved: config.write_cache_enabled,
+            },
             thin_provisioned: config.thin_provisioned,
             unmap_granularity_blocks: if config.thin_provisioned { config.unmap_granularity_blocks } else { 0 },
             atomic_write_blocks_max: 0,
@@ -191,6 +205,16 @@ impl Unit {
         self.atomic_write_blocks_max = blocks.min(self.transfer_blocks_max);
         if self.atomic_write_blocks_max > 0 {
             self.features = self.features.and(Features::WRITE_ATOMIC);
+        }
+        self
+    }
+
+    /// The same unit, with WCE set by MODE SELECT; `saved` is the value that it starts with next time. On a unit that
+    /// was described without a write cache nothing changes.
+    pub fn with_write_cache(mut self, enabled: bool, saved: bool) -> Self {
+        if self.write_cache.exists {
+            self.write_cache.enabled = enabled;
+            self.write_cache.saved = saved;
         }
         self
     }
@@ -237,7 +261,17 @@ impl Unit {
 
     /// A write is answered before it is durable (WCE).
     pub fn write_cache_enabled(&self) -> bool {
-        self.write_cache_enabled
+        self.write_cache.enabled
+    }
+
+    /// The value of WCE that was saved by MODE SELECT.
+    pub fn write_cache_saved(&self) -> bool {
+        self.write_cache.saved
+    }
+
+    /// WCE can be one: there is something between an answered write and the medium. It is one unless it was changed.
+    pub fn write_cache_exists(&self) -> bool {
+        self.write_cache.exists
     }
 
     /// Blocks may be unmapped (LBPME).

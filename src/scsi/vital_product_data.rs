@@ -105,7 +105,7 @@ fn push_name(code_set: u8, association: u8, parts: &[&[u8]], out: &mut Parameter
 /// Extended INQUIRY Data: SIMPSUP is the one task attribute that is promised; V_SUP when there is a volatile cache.
 fn extended_inquiry_data(_target: &TargetView<'_>, unit: &Unit, out: &mut ParameterList<'_>) {
     const SIMPSUP: u8 = 0x01;
-    out.push(&[0, SIMPSUP, u8::from(unit.write_cache_enabled())]);
+    out.push(&[0, SIMPSUP, u8::from(unit.write_cache_exists())]);
     out.push_zeros(60 - 3);
 }
 

@@ -112,7 +112,8 @@ impl<R: Ring> Work<'_, R> {
             }
             (Action::CompareAndWrite { .. } | Action::OrWrite { .. } | Action::WriteAtomic { .. }, _)
             | (Action::ReserveIn { .. } | Action::ReserveOut { .. } | Action::ReserveUnit { .. }, _)
-            | (Action::Format { .. } | Action::Sanitize { .. } | Action::ExitSanitizeFailure, _) => {
+            | (Action::Format { .. } | Action::Sanitize { .. } | Action::ExitSanitizeFailure, _)
+            | (Action::ModeSelect { .. }, _) => {
                 // No unit says that it serves these.
                 return self.complete(task, Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into());
             }
@@ -173,6 +174,7 @@ impl<R: Ring> Work<'_, R> {
             Action::CompareAndWrite { .. } | Action::OrWrite { .. } | Action::WriteAtomic { .. } => {}
             Action::ReserveIn { .. } | Action::ReserveOut { .. } | Action::ReserveUnit { .. } => {}
             Action::Format { .. } | Action::Sanitize { .. } | Action::ExitSanitizeFailure => {}
+            Action::ModeSelect { .. } => {}
         }
     }
 

@@ -297,6 +297,11 @@ impl<'a> Edit<'a> {
         self.current.header.data_write_guid
     }
 
+    /// Behind everything that is referred to.
+    pub fn end_bytes(&self) -> u64 {
+        self.end_bytes
+    }
+
     /// The file's size now.
     pub fn len_bytes(&self) -> u64 {
         self.len_bytes

@@ -191,14 +191,6 @@ pub enum OpenError {
     /// The creating program marks files that are not finished.
     #[error("the file's creation was never finished")]
     Incomplete,
-    /// HasParent.
-    #[error(
-        "a differencing disk: it holds only changes to a parent ({parent}), and chains of disks are not supported yet"
-    )]
-    Differencing {
-        /// The parent's path and identity as the file tells them.
-        parent: String,
-    },
     /// Section 2.5: the BAT region is too small for the disk.
     #[error("the block allocation table at {offset_bytes} has room for {entries} entries; the disk needs {needed}")]
     BatTooSmall {
@@ -275,7 +267,6 @@ impl OpenError {
             | Self::LogVersion { .. }
             | Self::RegionUnknown { .. }
             | Self::MetadataUnknown { .. }
-            | Self::Differencing { .. }
             | Self::ParentLocator { reason: LocatorError::Type { .. } }
             | Self::ReadOnlyReplay { .. } => OpenErrorKind::Unsupported,
             Self::Storage(StorageError::UnexpectedEnd(_)) => OpenErrorKind::Corrupt,
@@ -308,11 +299,7 @@ impl OpenError {
             Self::Block { .. } => "2.5.1.1",
             Self::Bitmap { .. } => "2.5.1.2",
             Self::Overlap { .. } => "2.1",
-            Self::TooLong { .. }
-            | Self::Incomplete
-            | Self::Differencing { .. }
-            | Self::ReadOnlyReplay { .. }
-            | Self::Storage(_) => "",
+            Self::TooLong { .. } | Self::Incomplete | Self::ReadOnlyReplay { .. } | Self::Storage(_) => "",
         }
     }
 
@@ -346,7 +333,6 @@ impl OpenError {
             Self::MetadataMissing { .. } => "all required items are there",
             Self::ParentLocator { .. } => "the parent locator can be read",
             Self::Incomplete => "the file's creation was finished",
-            Self::Differencing { .. } => "differencing",
             Self::BatTooSmall { .. } => "the table has room for every block",
             Self::Overlap { .. } => "objects do not share bytes",
             Self::Storage(StorageError::UnexpectedEnd(_)) => "the file holds what it refers to",
@@ -381,7 +367,6 @@ impl OpenError {
     pub fn advice(&self) -> &'static str {
         match self {
             Self::NotVhdx => "check the path, or name the file's real format",
-            Self::Differencing { .. } => "merge it into a copy of its parent first, or serve a disk without a parent",
             Self::ReadOnlyReplay { .. } => "open it writable once, or let the program that wrote it close it",
             Self::Incomplete => "create or copy the disk again",
             _ => match self.kind() {

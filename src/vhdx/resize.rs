@@ -76,14 +76,13 @@ pub fn resize(storage: &mut dyn Storage, size_bytes: u64, options: ResizeOptions
     let mut released = Vec::new();
     if size_bytes > old.disk_size_bytes {
         resize.grow(&mut edit)?;
+        edit.cut_tail(edit.end_bytes())?;
     } else if size_bytes < old.disk_size_bytes {
         if !allow_cut {
             resize.refuse_to_cut(&mut edit)?;
         }
         released = resize.shrink(&mut edit)?;
-    }
-    if size_bytes != old.disk_size_bytes {
-        // What is behind the last object now is given back; no log can promise the size any more.
+        // The blocks that are left tell where the file can end.
         let report = super::check::check(edit.storage)?;
         edit.cut_tail((report.file_len_bytes - report.tail_bytes).next_multiple_of(MIB))?;
         released.retain_mut(|range| {

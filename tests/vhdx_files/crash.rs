@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use lunaring::vhdx::format::Guid;
 use lunaring::vhdx::{
-    CheckReport, DiskKind, ParentLocator, ResizeOptions, Severity, check, delete_item, get_item, list_items, repair,
-    resize, set_item, set_parent,
+    CheckReport, DiskKind, LogFacts, ParentLocator, ResizeOptions, Severity, check, delete_item, get_item, list_items,
+    repair, resize, set_item, set_parent,
 };
 
 use crate::hand::{
@@ -292,6 +292,52 @@ fn the_parent_is_old_or_new() {
         assert_eq!(report.header().map(|header| header.data_write_guid), Some(guid), "children keep their parent");
     };
     prove(&Scenario { name: "set the parent", start, parent_bytes: 6 * MIB, change: &change }, 8, 6);
+}
+
+/// The file that a change finds has a pending log: the power went when another change had just become visible.
+#[test]
+fn a_change_of_a_dirty_file_is_old_or_new() {
+    let mut first = RecordedFile::new(half_block(dynamic(5 * MIB + MIB / 2), 6));
+    to(8 * MIB, None, false)(&mut first);
+    let flushes = first.history.iter().enumerate().filter(|(_, change)| matches!(change, Change::Flush));
+    let (named, _) = flushes.clone().nth(2).expect("the header that names the log is durable");
+    let start = first.cut(&first.start, 0, named + 1, None);
+    assert!(matches!(check(&mut start.clone()).expect("read").log, LogFacts::Pending(_)));
+    let change = |file: &mut RecordedFile| set_item(file, source(6), ITEM, false, b"behind the replay").expect("sets");
+    // The replay's own second headers are durable with the flush behind them at the latest.
+    prove_all_but(&Scenario { name: "dirty", start, parent_bytes: 0, change: &change }, 5, 10, &[1, 4]);
+}
+
+/// A repair is cut, and made again: what the disk shows never changes, and in the end nothing is wrong.
+#[test]
+fn a_repair_that_is_cut_is_repeated() {
+    for copy in 0..2 {
+        let good = half_block(dynamic(5 * MIB + MIB / 2), 6);
+        let (shape, mut start) = (check(&mut good.clone()).expect("read").geometry.expect("sound"), good.clone());
+        start.write([64 << 10, 128 << 10][copy], b"torn");
+        start.write([192 << 10, 256 << 10][copy], b"torn");
+        start.write(3 * MIB + 16, &(MIB | 2).to_le_bytes());
+        start.set_len(good.len + 512);
+        let mut recorded = RecordedFile::new(start.clone());
+        assert_eq!(repair(&mut recorded, source(1)).expect("repairs").done.len(), 4);
+        let (mut durable, mut from) = (start, 0);
+        for cut in 0..=recorded.history.len() {
+            if cut > 0 && matches!(recorded.history[cut - 1], Change::Flush) {
+                durable = recorded.cut(&durable, from, cut, None);
+                from = cut;
+            }
+            for round in 0..24 {
+                let mut random = Random((cut as u64) << 16 | round);
+                let mut left = left_behind(&durable, &recorded.history[from..cut], &mut random);
+                let again = repair(&mut left, source(2)).expect("repairs");
+                let what = || format!("copy {copy}, cut at {cut}/{round}: {:?}", again.refused);
+                assert!(again.refused.is_empty() && again.after.count(Severity::Warning) == 0, "{}", what());
+                for sector in samples(&shape) {
+                    assert_eq!(read_sector(&left, &shape, sector, 0), read_sector(&good, &shape, sector, 0));
+                }
+            }
+        }
+    }
 }
 
 /// A history by itself, to be sure that the hostile cut is what it says.

@@ -9,6 +9,7 @@ mod check;
 mod crash;
 mod create;
 mod hand;
+mod interop;
 mod items;
 mod mutation;
 mod repair;

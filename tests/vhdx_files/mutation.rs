@@ -2,12 +2,13 @@
 //! and what a change leaves behind is as sound as what it was given.
 
 use lunaring::vhdx::{
-    ResizeOptions, check, delete_item, get_item, inherited_items, list_items, repair, resize, set_item, set_parent,
+    Access, OpenError, ResizeOptions, check, delete_item, get_item, inherited_items, list_items, repair, resize,
+    set_item, set_parent,
 };
 
 use crate::check::reseal;
 use crate::hand::{child, dynamic, locator, put_block, put_sector, resize_options, source};
-use crate::vhdx_support::{MIB, Random, RecordedFile, SparseFile};
+use crate::vhdx_support::{MIB, Random, RecordedFile, SparseFile, open_with};
 
 const ITEM: lunaring::vhdx::Guid = lunaring::vhdx::Guid([0x42; 16]);
 
@@ -57,6 +58,11 @@ fn mutate(file: &mut SparseFile, random: &mut Random) {
 fn exercise(file: &SparseFile, random: &mut Random) -> bool {
     let report = check(&mut file.clone()).expect("a file in memory can be read");
     assert!(report.findings.len() < 1000);
+    match open_with(&mut file.clone(), Access::ReadOnly, 1) {
+        Ok(_) => assert!(report.is_sound(), "opens, but: {:?}", report.findings),
+        Err(OpenError::ReadOnlyReplay { .. }) => {}
+        Err(error) => assert!(!report.is_sound(), "{error}, but a check finds {:?}", report.findings),
+    }
     let _ = (list_items(&mut file.clone()), get_item(&mut file.clone(), ITEM), inherited_items(&mut file.clone()));
     let size = [3 * MIB, 9 * MIB, 14 * MIB + 512, 300 << 30, random.below(1 << 34)][random.below(5) as usize];
     let options = ResizeOptions { allow_cut: random.below(2) == 0, ..resize_options(1) };

@@ -23,6 +23,8 @@ fn sound(file: &SparseFile) -> CheckReport {
 /// Every sampled sector of the resized disk is what the old one showed, or zero behind its end.
 fn grown(before: &SparseFile, size_bytes: u64, parent_bytes: u64, options: ResizeOptions) -> (SparseFile, Resized) {
     let mut file = before.clone();
+    // What an interrupted session left behind the last object.
+    file.write(before.len.next_multiple_of(MIB), &[0xee; 5 << 20]);
     let resized = resize(&mut file, size_bytes, options).expect("grows");
     sound(&file);
     let (old, new) = (geometry(before), geometry(&file));

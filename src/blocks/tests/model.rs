@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::blocks::{
     BlockMap, Chain, Entry, Fault, Level, LevelFault, MapLimits, PAGE_BYTES, PageSource, Piece, PieceList, Shape,
-    State, Table, load_blocking,
+    State, Table, WORDS_PER_PAGE, load_blocking,
 };
 use crate::sim::Random;
 
@@ -19,6 +19,8 @@ pub struct Layer {
     pub shape: Shape,
     pub raw: bool,
     pub blocks: Vec<Entry>,
+    /// The table as it is in the file.
+    words: Vec<u64>,
     /// Bits are equal for this many sectors.
     run_sectors: u64,
     seed: u64,
@@ -39,11 +41,13 @@ impl Layer {
         let chunk_blocks = if random.below(2) == 0 { u32::MAX } else { chunk_blocks };
         let has_parent = depth_below > 0;
         let shape = Shape { size_bytes, block_shift, sector_shift, chunk_blocks, has_parent };
-        let block_sectors = 1u64 << (block_shift - sector_shift);
-        let run_sectors = [1, 8, 64, 1024, 4096][random.index(5)].max(block_sectors / 1000);
-        let mut layer = Self { shape, raw, blocks: Vec::new(), run_sectors, seed: random.word() };
+        // The shortest runs only where there are not too many of them for a test.
+        let runs_max = if depth_below > 8 { 500 } else { 5000 };
+        let run_sectors = [1, 8, 64, 1024, 4096][random.index(5)].max((size_bytes >> sector_shift) / runs_max);
+        let mut layer = Self { shape, raw, blocks: Vec::new(), words: Vec::new(), run_sectors, seed: random.word() };
         // In deep chains most layers have little, so that all of them are seen.
         layer.scatter(random, depth_below as u64);
+        layer.words = (0..shape.table_words()).map(|index| layer.make_word(index)).collect();
         layer
     }
 
@@ -62,7 +66,13 @@ impl Layer {
             });
             let state = at.map_or(State::Absent, |at| states[at]);
             let long = if state == State::Absent && random.below(3) == 0 { 2000 } else { 5 };
-            for _ in 0..random.below(long) + 1 {
+            let mut count = random.below(long) + 1;
+            if long > 5 && random.below(2) == 0 {
+                // Up to the end of a page, so that what is behind a page of zeros is something.
+                let word = self.shape.word_index((self.blocks.len() as u64 + count) as u32);
+                count += word.next_multiple_of(WORDS_PER_PAGE) - word;
+            }
+            for _ in 0..count {
                 let present = matches!(state, State::Full | State::Partial);
                 let space = present || (staged && random.below(3) == 0);
                 offset += if random.below(4) == 0 { random.below(100) * UNIT } else { 0 };
@@ -100,30 +110,61 @@ impl Layer {
     }
 
     fn word(&self, index: u64) -> u64 {
+        self.words.get(index as usize).copied().unwrap_or(0)
+    }
+
+    fn make_word(&self, index: u64) -> u64 {
         match self.shape.block_at(index) {
             Some(block) => self.blocks[block as usize].0,
-            // Every other chunk's bitmap is in the file; which no partial block depends on, see `read`.
-            None if self.shape.has_parent && index < self.shape.table_words() => {
+            // The bitmap of a chunk is in the file when one of its blocks is partial.
+            None if self.shape.has_parent && (index + 1).is_multiple_of(u64::from(self.shape.chunk_blocks) + 1) => {
                 let chunk = index / (u64::from(self.shape.chunk_blocks) + 1);
-                Entry::new(State::Full, BITS_AT + (chunk << 20)).0
+                let blocks = chunk * u64::from(self.shape.chunk_blocks)..self.blocks.len() as u64;
+                let mut blocks = blocks.take(self.shape.chunk_blocks as usize);
+                if blocks.any(|block| self.blocks[block as usize].state() == State::Partial) {
+                    Entry::new(State::Full, BITS_AT + (chunk << 20)).0
+                } else {
+                    0
+                }
             }
             None => 0,
         }
+    }
+
+    /// Whether the file has this page of bits.
+    pub fn has_bits(&self, page: u32) -> bool {
+        let bits_of_words = self.shape.chunk_blocks == u32::MAX || !self.shape.has_parent;
+        bits_of_words || self.word(self.shape.bitmap_word_index(page >> 8)) != 0
     }
 
     /// Read from the layer's file: its table, or its bitmaps, which lie one behind the other.
     fn read(&self, offset_bytes: u64, into: &mut [u8]) {
         for (at, byte) in (offset_bytes..).zip(into) {
             *byte = match at.checked_sub(BITS_AT) {
+                Some(at) if at * 8 / self.run_sectors == (at * 8 + 7) / self.run_sectors => {
+                    if self.bit(at * 8) {
+                        0xff
+                    } else {
+                        0
+                    }
+                }
                 Some(at) => (0..8).fold(0, |byte, bit| byte | u8::from(self.bit(at * 8 + bit)) << bit),
                 None => self.word((at - TABLE_AT) / 8).to_le_bytes()[(at % 8) as usize],
             };
         }
     }
 
-    /// The map of this layer, of which nothing is resident.
-    pub fn map(&self, limits: MapLimits) -> Arc<BlockMap> {
-        Arc::new(BlockMap::new(self.shape, limits, Box::new(Source)))
+    /// The map of this layer, of which nothing is resident but, perhaps, what an opener learns: which pages are zeros.
+    pub fn map(&self, limits: MapLimits, zeros_known: bool) -> Arc<BlockMap> {
+        let map = BlockMap::new(self.shape, limits, Box::new(Source));
+        if zeros_known && !self.raw {
+            let is_zeros = |page: &u32| {
+                let first = u64::from(*page) * WORDS_PER_PAGE;
+                (first..first + WORDS_PER_PAGE).all(|index| self.word(index) == 0)
+            };
+            (0..map.entries().pages()).filter(is_zeros).for_each(|page| map.entries().fill_zeros(page));
+        }
+        Arc::new(map)
     }
 }
 
@@ -189,10 +230,10 @@ impl Model {
     }
 
     /// The levels, one for each layer.
-    pub fn levels(&self, limits: MapLimits) -> Vec<Level> {
+    pub fn levels(&self, limits: MapLimits, zeros_known: bool) -> Vec<Level> {
         let level = |(number, layer): (usize, &Layer)| match layer.raw {
             true => Level::Raw { layer: number as u16, size_bytes: layer.shape.size_bytes },
-            false => Level::Map { layer: number as u16, map: layer.map(limits) },
+            false => Level::Map { layer: number as u16, map: layer.map(limits, zeros_known) },
         };
         self.layers.iter().enumerate().map(level).collect()
     }

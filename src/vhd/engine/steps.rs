@@ -65,20 +65,20 @@ pub(super) enum Step {
 }
 
 /// Opening the session. The copy of the footer is good, durably, before the end of the file is touched: from then on it
-/// describes the disk at every instant.
-const OPEN: [Step; 8] = [
+/// describes the disk at every instant. Cutting needs no flush: the one of the file's next growth comes before anything
+/// names a place behind the cut.
+const OPEN: [Step; 7] = [
     Step::WriteCopy,
     Step::SyncChanges,
     Step::MakeRoom,
     Step::PlaceFooter,
     Step::SyncChanges,
     Step::CutSlack,
-    Step::SyncChanges,
     Step::Opened,
 ];
 
 /// Closing. The file is cut only once a footer is durable where it will end.
-const CLOSE: [Step; 5] = [Step::PlaceFooter, Step::Sync, Step::CutSlack, Step::SyncChanges, Step::Closed];
+const CLOSE: [Step; 4] = [Step::PlaceFooter, Step::Sync, Step::CutSlack, Step::Closed];
 
 impl Engine {
     /// Run until operations are in flight or nothing is left to do.

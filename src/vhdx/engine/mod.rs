@@ -430,6 +430,10 @@ impl blocks::Engine for Engine {
         &self.map
     }
 
+    fn data_write_guid(&self) -> Option<[u8; 16]> {
+        Some(self.header.header.data_write_guid.0)
+    }
+
     fn begin_write_session(&mut self) -> Result<(), EngineError> {
         self.refuse_unless_serving()?;
         self.reserve_buffers();

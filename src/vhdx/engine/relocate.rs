@@ -123,6 +123,7 @@ impl Engine {
     }
 
     fn step_done(&mut self) {
+        self.retry = true;
         if let Some(ticket) = self.relocation.ticket.take() {
             self.push_event(Event::Done { ticket, result: Ok(Done::Ok) });
         }
@@ -290,6 +291,7 @@ impl Engine {
         self.map.store(moving.block, entry.with_busy(false)).expect("the page of a busy block is pinned");
         self.unpin(self.entry_page(moving.block));
         self.release_target(moving);
+        self.retry = true;
     }
 
     /// The new place was not needed. It still reads as zeros, or holds nothing that was ever published: then it has to
