@@ -1,5 +1,5 @@
-//! Children of a golden image, snapshots, sizes, copies and checks, as an operator and his initiators meet them: the real
-//! server, QEMU's iSCSI client, and qemu-img as the judge of what is in the files.
+//! Children of a golden image, snapshots, sizes, copies and checks, as an operator and his initiators meet them: the
+//! real server, QEMU's iSCSI client, and qemu-img as the judge of what is in the files.
 
 use std::fs;
 
@@ -44,11 +44,8 @@ fn children_of_a_golden_disk_are_their_own_and_survive_kills() {
     assert!(refused.contains("a, b, c") && refused.contains("--read-only"), "{refused}");
     server.ok(&["target", "map", "t", "golden", "--lun", "0", "--read-only"]);
     for lun in 1..4u16 {
-        let own = [
-            format!("write -P {} 1049088 9k", 10 + lun),
-            format!("write -P {} 20M 5M", 20 + lun),
-            "flush".to_owned(),
-        ];
+        let own =
+            [format!("write -P {} 1049088 9k", 10 + lun), format!("write -P {} 20M 5M", 20 + lun), "flush".to_owned()];
         io(&url(&server, lun), false, &own.each_ref().map(String::as_str));
     }
     let check = |server: &Server| {
@@ -134,7 +131,11 @@ fn snapshots_under_way_and_back_and_their_deletion() {
             server.kill_9();
             server.start_again();
         }
-        io(&url(&server, 1), true, &["read -P 99 0 50k", "read -P 5 250k 100k", "read -P 4 200k 50k", "read -P 1 1M 4k"]);
+        io(
+            &url(&server, 1),
+            true,
+            &["read -P 99 0 50k", "read -P 5 250k 100k", "read -P 4 200k 50k", "read -P 1 1M 4k"],
+        );
     }
     let left = server.json(&["snapshot", "list", "d"]);
     assert_eq!(left["snapshots"].as_array().map(Vec::len), Some(0), "{left}");
@@ -196,9 +197,8 @@ fn copies_of_a_disk_that_is_served_hold_the_same_bytes() {
     tool_ok("qemu-img", &["compare", "-f", "raw", "-F", "raw", text(&raw), &url(&server, 1)]);
     tool_ok("qemu-img", &["compare", "-f", "raw", "-F", "vhdx", text(&raw), text(&vhdx)]);
     tool_ok("qemu-img", &["compare", "-f", "raw", "-F", "vhdx", text(&raw), text(&fixed)]);
-    let space = |file: &std::path::Path| {
-        std::os::unix::fs::MetadataExt::blocks(&fs::metadata(file).expect("a copy")) * 512
-    };
+    let space =
+        |file: &std::path::Path| std::os::unix::fs::MetadataExt::blocks(&fs::metadata(file).expect("a copy")) * 512;
     assert!(space(&raw) < 16 << 20, "what is empty takes no space: {}", space(&raw));
     assert!(space(&vhdx) < 32 << 20, "what is empty takes no space: {}", space(&vhdx));
     let refused = server.refused(&["disk", "convert", "d", "--to", text(&raw)]);
@@ -245,4 +245,49 @@ fn user_metadata_goes_with_the_file() {
     assert!(server.refused(&["disk", "meta", "get", "golden", item]).contains("has no item"));
     server.stop();
     tool_ok("qemu-img", &["check", "-f", "vhdx", text(&server.disk_file("golden"))]);
+}
+
+#[test]
+fn many_snapshots_of_a_disk_that_is_written_meanwhile() {
+    let count = crate::server::count("LUNARING_SNAPSHOTS", 24) as usize;
+    let server = Server::start();
+    let iqn = server.ready_target("busy", &["--size", "64M", "--block-size", "1M"]);
+    let plan = perf::verify::Plan {
+        portal: server.portals[0],
+        wishes: server.wishes(&iqn),
+        lun: 0,
+        first_byte: 0,
+        len_bytes: 32 << 20,
+        unit_bytes: 4096,
+        io_units_max: 16,
+        depth: 8,
+        write_percent: 70,
+        flush_one_in: 200,
+        writer: 5,
+        seed: 7,
+    };
+    let mut verifier = perf::verify::Verifier::open(plan).expect("a session");
+    let progress = std::sync::Arc::new(perf::verify::Progress::default());
+    let worker = {
+        let progress = progress.clone();
+        std::thread::spawn(move || verifier.run(&progress, std::time::Duration::from_secs(30)).map(|()| verifier))
+    };
+    let mut pauses = Vec::new();
+    for number in 0..count {
+        let taken = server.json(&["snapshot", "create", "busy", &format!("s{number}")]);
+        pauses.push(taken["pause_ms"].as_f64().expect("a pause"));
+    }
+    for number in (0..count).step_by(2) {
+        server.ok(&["snapshot", "delete", "busy", &format!("s{number}")]);
+    }
+    progress.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let mut verifier = worker.join().expect("the verifier's thread").unwrap_or_else(|e| panic!("{e}"));
+    verifier.check_all().expect("the whole region can be read");
+    assert_eq!(verifier.summary().finding_count, 0, "{}", verifier.summary());
+    assert_eq!(verifier.summary().reconnects, 0, "nobody was disturbed: {}", verifier.summary());
+    assert!(verifier.summary().writes > 100, "{}", verifier.summary());
+    pauses.sort_by(f64::total_cmp);
+    println!("{count} snapshots: pauses of {:.2} ms (median) to {:.2} ms", pauses[count / 2], pauses[count - 1]);
+    let left = server.json(&["snapshot", "list", "busy"]);
+    assert_eq!(left["snapshots"].as_array().map(Vec::len), Some(count / 2), "{left}");
 }
