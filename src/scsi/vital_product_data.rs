@@ -149,14 +149,14 @@ fn block_device_characteristics(_target: &TargetView<'_>, _unit: &Unit, out: &mu
     out.push_zeros(60 - 5);
 }
 
-/// Logical Block Provisioning: which commands unmap, and that unmapped blocks read as zeros. Nothing is anchored, no
-/// threshold is watched, and there are no provisioning groups.
+/// Logical Block Provisioning: which commands unmap, and that unmapped blocks read as zeros. Nothing is anchored, and
+/// there are no provisioning groups.
 fn logical_block_provisioning(_target: &TargetView<'_>, unit: &Unit, out: &mut ParameterList<'_>) {
     const LBPU_LBPWS_LBPWS10: u8 = 0xe0;
     const LBPRZ: u8 = 1 << 2;
     const THIN: u8 = 2;
     let (flags, provisioning_type) = if unit.thin_provisioned() { (LBPU_LBPWS_LBPWS10 | LBPRZ, THIN) } else { (0, 0) };
-    out.push(&[0, flags, provisioning_type, 0]);
+    out.push(&[unit.threshold_exponent(), flags, provisioning_type, 0]);
 }
 
 #[cfg(test)]
@@ -257,6 +257,6 @@ mod tests {
         assert_eq!((data.len(), &data[4..9]), (64, &[0, 1, 0, 0, 2][..]));
         assert_eq!(data[9..], [0; 55]);
         assert_eq!(page(&DISK, 0xb2), [0, 0xb2, 0, 4, 0, 0, 0, 0]);
-        assert_eq!(page(&THIN, 0xb2), [0, 0xb2, 0, 4, 0, 0xe4, 2, 0]);
+        assert_eq!(page(&THIN, 0xb2), [0, 0xb2, 0, 4, 11, 0xe4, 2, 0]);
     }
 }

@@ -109,14 +109,6 @@ impl<R: Ring> Work<'_, R> {
             (Action::NeedsBuffer { .. }, _) | (_, None) => {
                 return self.complete(task, MediumError::Removed.outcome());
             }
-            (Action::Unmap { .. } | Action::WriteSame { .. } | Action::GetLbaStatus { .. }, _)
-            | (Action::CompareAndWrite { .. } | Action::OrWrite { .. } | Action::WriteAtomic { .. }, _)
-            | (Action::ReserveIn { .. } | Action::ReserveOut { .. } | Action::ReserveUnit { .. }, _)
-            | (Action::Format { .. } | Action::Sanitize { .. } | Action::ExitSanitizeFailure, _)
-            | (Action::ModeSelect { .. }, _) => {
-                // The medium has no such operations yet.
-                return self.complete(task, Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into());
-            }
             (Action::Flush { immed, .. }, _) => {
                 self.task(task).kind = Kind::Flush;
                 self.task(task).operation = Operation::Flush;
@@ -127,6 +119,8 @@ impl<R: Ring> Work<'_, R> {
                 let medium = u64::from(blocks) << length.shift();
                 (lba.0 << length.shift(), medium, action.data_out_bytes(length))
             }
+            // No unit here says that it serves any other.
+            (_, Some(_)) => return self.complete(task, Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into()),
         };
         let entry = self.task(task);
         entry.offset_bytes = offset_bytes;
@@ -159,12 +153,7 @@ impl<R: Ring> Work<'_, R> {
                 entry.durable = true;
                 self.start_write(task, medium_bytes, data_out, data);
             }
-            Action::Done(_) | Action::DataIn | Action::NeedsBuffer { .. } | Action::Flush { .. } => {}
-            Action::Unmap { .. } | Action::WriteSame { .. } | Action::GetLbaStatus { .. } => {}
-            Action::CompareAndWrite { .. } | Action::OrWrite { .. } | Action::WriteAtomic { .. } => {}
-            Action::ReserveIn { .. } | Action::ReserveOut { .. } | Action::ReserveUnit { .. } => {}
-            Action::Format { .. } | Action::Sanitize { .. } | Action::ExitSanitizeFailure => {}
-            Action::ModeSelect { .. } => {}
+            _ => {}
         }
     }
 
