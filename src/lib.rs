@@ -30,12 +30,13 @@
 //! # Modules, and what each may use
 //!
 //! ```text
-//! main → cli ; main → control → shard → { iscsi, scsi, medium, vhdx, ring, mem, observe } sim → { shard, ring, mem }
-//! iscsi → scsi        medium → { vhdx, scsi, ring, mem, observe }        scsi, vhdx → nothing above        ring → mem
+//! main → cli ; main → control → shard → { iscsi, scsi, medium, ring, mem, observe }      sim → { shard, ring, mem }
+//! iscsi → scsi     medium → { vhdx, scsi, ring, mem, observe }     vhdx → blocks → nothing above     scsi → nothing
+//! ring → mem
 //! ```
 //!
-//! `bounded`, `crc32c`, `limits` and `units` are leafs that all may use. [`iscsi`], [`scsi`] and [`vhdx`] are sans-IO:
-//! no sockets, files, clocks or threads; time and randomness are arguments. `unsafe` lives in [`ring`] and [`mem`]
+//! `bounded`, `crc32c`, `limits` and `units` are leafs that all may use. [`iscsi`], [`scsi`], [`blocks`] and
+//! [`vhdx`] are sans-IO: no sockets, files, clocks or threads; time and randomness are arguments. `unsafe` lives in [`ring`] and [`mem`]
 //! only. `tests/tidy.rs` holds all of this.
 //!
 //! # What always holds
@@ -56,11 +57,13 @@
 //!   storm of `tests/interop`.
 #![deny(unsafe_code)]
 
+pub mod blocks;
 pub mod bounded;
 pub mod cli;
 pub mod control;
 pub mod crc32c;
 pub mod iscsi;
+pub mod jobs;
 pub mod limits;
 pub mod medium;
 pub mod mem;
@@ -70,4 +73,5 @@ pub mod scsi;
 pub mod shard;
 pub mod sim;
 pub mod units;
+pub mod vhd;
 pub mod vhdx;

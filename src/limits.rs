@@ -64,6 +64,22 @@ pub const DISKS_MAX: usize = 16_384;
 /// Logical units of one target: all numbers of the 14-bit flat addressing method (SAM-5 clause 4.7.7.5).
 pub const LUNS_PER_TARGET_MAX: usize = 16_384;
 
+/// Snapshots of one disk: what Windows Server publishes as its limit is 512. One flat map resolves at most 4096 layers,
+/// and a disk may have some below its first snapshot.
+pub const SNAPSHOTS_PER_DISK_MAX: usize = 2048;
+
+/// Disks of one group that are snapshotted at one instant: all of them are paused together.
+pub const SNAPSHOT_GROUP_MAX: usize = 64;
+
+/// Jobs that run at once: each has a thread, and more would only wait for the same drives.
+pub const JOBS_RUNNING_MAX: usize = 16;
+
+/// Jobs that have ended and are still listed.
+pub const JOBS_FINISHED_MAX: usize = 256;
+
+/// Bytes of one user metadata item (MS-VHDX section 2.6.1.2).
+pub const USER_METADATA_BYTES_MAX: usize = 1024 * 1024;
+
 /// Listening portals of one server.
 pub const PORTALS_MAX: usize = 256;
 

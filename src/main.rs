@@ -1,21 +1,65 @@
 //! The one binary `lunaring`: the server, the demo, and the client commands.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use lunaring::cli::arguments::{Command, DemoArguments, RingFeatures, ServeArguments};
-use lunaring::cli::{self, banner};
+use lunaring::cli::{self, FileCommand, banner};
 use lunaring::control::demo;
 use lunaring::control::error::Refused;
 use lunaring::control::launch::{Launch, launch};
+use lunaring::control::offline;
 use lunaring::control::server::Ready;
 
 fn main() -> ExitCode {
-    let outcome = match cli::parse().command {
+    let command = match cli::file_command(cli::parse().command) {
+        Ok(command) => return report(on_file(command)),
+        Err(command) => command,
+    };
+    let outcome = match command {
         Command::Serve(arguments) => serve(arguments).map_err(|refused| refused.message),
         Command::Demo(arguments) => run_demo(arguments).map_err(|refused| refused.message),
-        command => cli::run(command).map(|text| print(&text)).map_err(|error| error.to_string()),
+        command => printed(cli::run(command)),
     };
+    report(outcome)
+}
+
+/// Print what a command gives, also when it is not good.
+fn printed(outcome: Result<String, cli::ClientError>) -> Result<(), String> {
+    outcome.map(|text| print(&text)).map_err(|error| {
+        error.printed.iter().for_each(|text| print(text));
+        error.to_string()
+    })
+}
+
+/// A command on an image file: no server has a part in it.
+fn on_file(command: FileCommand) -> Result<(), String> {
+    let refused = |refused: Refused| refused.message;
+    match command {
+        FileCommand::Check(check, json) => {
+            let file = Path::new(&check.image);
+            let report = offline::check_file(file, check.parent.as_deref(), check.repair).map_err(refused)?;
+            printed(cli::checked(&serde_json::to_value(report).map_err(|e| e.to_string())?, json))
+        }
+        FileCommand::Convert(convert, json) => {
+            let to = std::path::absolute(&convert.to).map_err(|e| format!("{}: {e}", convert.to.display()))?;
+            let shown = to.display().to_string();
+            let wanted = serde_json::from_value(cli::conversion(&convert, &shown)).map_err(|e| e.to_string())?;
+            let mut line = cli::ProgressLine::new(format!("converting {}", convert.image));
+            let file = Path::new(&convert.image);
+            offline::convert(file, convert.parent, &wanted, |done, total| line.show(done, total)).map_err(refused)?;
+            drop(line);
+            match json {
+                true => print(&serde_json::json!({ "to": shown }).to_string()),
+                false => print(&format!("{} is copied into {shown}", convert.image)),
+            }
+            Ok(())
+        }
+    }
+}
+
+fn report(outcome: Result<(), String>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
@@ -90,6 +134,9 @@ fn log_to_stderr() {
 
 /// To standard output; a reader that has gone does not need it.
 fn print(text: &str) {
+    if text.is_empty() {
+        return;
+    }
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{text}").and_then(|()| out.flush());
 }

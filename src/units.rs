@@ -76,6 +76,34 @@ impl fmt::Display for HumanBytes {
     }
 }
 
+/// A moment as people read it, in UTC: `2026-11-21 10:44:01`. With `{:#}` as part of a name: `2026-11-21_10-44-01`.
+#[derive(Clone, Copy, Debug)]
+pub struct UtcTime(
+    /// Seconds since 1970.
+    pub u64,
+);
+
+impl fmt::Display for UtcTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (days, second) = (self.0 / 86_400, self.0 % 86_400);
+        // Years that begin in March end with the day that leap years add. 719 468 days lie before 1970-03-01 less a
+        // few weeks: the first of March of the year 0. Eras of 400 years have 146 097 days.
+        let days = days + 719_468;
+        let (era, day) = (days / 146_097, days % 146_097);
+        let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+        let day = day - (365 * year + year / 4 - year / 100);
+        let month = (5 * day + 2) / 153;
+        let day = day - (153 * month + 2) / 5 + 1;
+        let month = if month < 10 { month + 3 } else { month - 9 };
+        let year = era * 400 + year + u64::from(month <= 2);
+        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+        match f.alternate() {
+            true => write!(f, "{year:04}-{month:02}-{day:02}_{hour:02}-{minute:02}-{second:02}"),
+            false => write!(f, "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,5 +126,21 @@ mod tests {
             assert_eq!(parse_size(&HumanBytes(bytes).to_string()), Ok(bytes));
         }
         assert_eq!(HumanBytes(1536).to_string(), "1.5K");
+    }
+
+    #[test]
+    fn moments_are_dates_and_times() {
+        for (seconds, shown) in [
+            (0, "1970-01-01 00:00:00"),
+            (951_782_399, "2000-02-28 23:59:59"),
+            (951_782_400, "2000-02-29 00:00:00"),
+            (951_868_800, "2000-03-01 00:00:00"),
+            (1_795_257_841, "2026-11-21 10:44:01"),
+            (4_107_542_399, "2100-02-28 23:59:59"),
+            (4_107_542_400, "2100-03-01 00:00:00"),
+        ] {
+            assert_eq!(UtcTime(seconds).to_string(), shown);
+        }
+        assert_eq!(format!("{:#}", UtcTime(951_782_400)), "2000-02-29_00-00-00");
     }
 }

@@ -20,8 +20,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("medium", &["vhdx", "vhd", "ring", "mem", "scsi", "observe"]),
     ("ring", &["mem"]),
     ("scsi", &[]),
-    ("vhdx", &[]),
-    ("vhd", &[]),
+    ("vhdx", &["blocks"]),
+    ("vhd", &["blocks"]),
+    ("blocks", &[]),
     ("mem", &[]),
     ("observe", &[]),
     ("bounded", &[]),
@@ -34,7 +35,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const LEAFS: &[&str] = &["bounded", "crc32c", "limits", "units"];
 
 /// Modules without sockets, files, clocks or threads.
-const SANS_IO: &[&str] = &["iscsi", "scsi", "vhdx", "vhd"];
+const SANS_IO: &[&str] = &["iscsi", "scsi", "blocks", "vhdx", "vhd"];
 
 /// Modules that may hold `unsafe`.
 const UNSAFE_ALLOWED: &[&str] = &["src/ring/", "src/mem/"];

@@ -4,11 +4,11 @@ mod vhdx_support;
 
 use std::sync::Arc;
 
-use lunaring::vhdx::format::Guid;
-use lunaring::vhdx::{
-    Access, Allocate, DiskKind, Engine, EngineError, Event, Extent, IoFailure, METADATA_WRITE_BYTES_MAX,
-    MetadataIoKind, Ticket, WritePlan, create, plan_read, plan_write,
+use lunaring::blocks::{
+    Asked, BlockMap, Done, Engine as _, EngineError, Event, IoFailure, MetadataIoKind, Ticket, WritePlan,
 };
+use lunaring::vhdx::format::Guid;
+use lunaring::vhdx::{Access, DiskKind, Engine, create};
 use vhdx_support::{Change, Host, MIB, RecordedFile, SparseFile, create_options, open_with};
 
 fn host(blocks: u64, kind: DiskKind) -> Host {
@@ -23,6 +23,11 @@ fn open_host(blocks: u64) -> Host {
     host.settle();
     assert_eq!(std::mem::take(&mut host.events), [Event::WriteSession(Ok(()))]);
     host
+}
+
+/// Ask for the space of one block.
+fn allocate(host: &mut Host, block: u32, ticket: Ticket) -> Result<Asked, EngineError> {
+    host.engine.prepare(u64::from(block) * MIB, MIB, ticket)
 }
 
 fn guids(file: &SparseFile, header: u64) -> (u64, Guid, Guid, Guid) {
@@ -47,8 +52,8 @@ fn the_engine_can_move_to_its_home_shard() {
     fn sent<T: Send + 'static>() {}
     fn shared<T: Send + Sync + 'static>() {}
     sent::<Engine>();
-    shared::<Arc<lunaring::vhdx::BatView>>();
-    assert!(size_of::<Result<Allocate, EngineError>>() <= 2, "errors of the data path are small");
+    shared::<Arc<BlockMap>>();
+    assert!(size_of::<Result<Asked, EngineError>>() <= 2, "errors of the data path are small");
     assert!(size_of::<Event>() <= 24);
 }
 
@@ -57,16 +62,16 @@ fn many_allocations_share_one_entry() {
     let mut host = open_host(100);
     let before = host.file.history.len();
     for block in 0..40 {
-        assert_eq!(host.engine.allocate(block, Ticket(u64::from(block))), Ok(Allocate::Queued));
-        assert_eq!(host.engine.allocate(block, Ticket(1000 + u64::from(block))), Ok(Allocate::Queued));
-        assert!(!host.view.entry(block).is_present(), "nothing shows before its entry is written");
+        assert_eq!(allocate(&mut host, block, Ticket(u64::from(block))), Ok(Asked::Queued));
+        assert_eq!(allocate(&mut host, block, Ticket(1000 + u64::from(block))), Ok(Asked::Queued));
+        assert!(!host.map.entry(block).expect("resident").is_present(), "nothing shows before its entry is written");
     }
     host.settle();
     assert_eq!(writes_since(&host, before), (1, 0), "one log entry, and nothing else");
-    let done = |ticket| Event::Allocated { ticket: Ticket(ticket), result: Ok(()) };
+    let done = |ticket| Event::Done { ticket: Ticket(ticket), result: Ok(Done::Ok) };
     let expected: Vec<Event> = (0..40).flat_map(|block| [done(block), done(1000 + block)]).collect();
     assert_eq!(host.events, expected);
-    assert_eq!((host.view.blocks_allocated(), host.engine.allocate(3, Ticket(1))), (40, Ok(Allocate::Present)));
+    assert_eq!((host.map.blocks_allocated(), allocate(&mut host, 3, Ticket(1))), (40, Ok(Asked::Already)));
     assert!(host.engine.is_idle() || !host.events.is_empty());
 }
 
@@ -74,7 +79,7 @@ fn many_allocations_share_one_entry() {
 #[test]
 fn requests_join_the_group_that_has_their_block() {
     let mut host = open_host(100);
-    assert_eq!(host.engine.allocate(1, Ticket(1)), Ok(Allocate::Queued));
+    assert_eq!(allocate(&mut host, 1, Ticket(1)), Ok(Asked::Queued));
     let mut ids = Vec::new();
     // Everything in front of the log entry is carried out; the entry stays in flight.
     while let Some(io) = host.engine.poll_io() {
@@ -85,13 +90,13 @@ fn requests_join_the_group_that_has_their_block() {
         if is_entry { ids.push(id) } else { host.engine.complete(id, Ok(())) }
     }
     assert_eq!(ids.len(), 1);
-    assert_eq!(host.engine.allocate(1, Ticket(2)), Ok(Allocate::Queued));
-    assert_eq!(host.engine.allocate(2, Ticket(3)), Ok(Allocate::Queued));
+    assert_eq!(allocate(&mut host, 1, Ticket(2)), Ok(Asked::Queued));
+    assert_eq!(allocate(&mut host, 2, Ticket(3)), Ok(Asked::Queued));
     assert!(host.engine.poll_io().is_none() && host.engine.poll_event().is_none());
-    assert!(!host.view.metadata_unflushed());
+    assert!(!host.map.metadata_unflushed());
     host.engine.complete(ids[0], Ok(()));
-    assert!(host.view.metadata_unflushed(), "the entry has left the process and is not durable");
-    let done = |ticket| Some(Event::Allocated { ticket: Ticket(ticket), result: Ok(()) });
+    assert!(host.map.metadata_unflushed(), "the entry has left the process and is not durable");
+    let done = |ticket| Some(Event::Done { ticket: Ticket(ticket), result: Ok(Done::Ok) });
     assert_eq!(
         [host.engine.poll_event(), host.engine.poll_event(), host.engine.poll_event()],
         [done(1), done(2), None]
@@ -105,61 +110,57 @@ fn requests_join_the_group_that_has_their_block() {
 fn a_flush_covers_what_was_published_before_it_started() {
     let mut host = open_host(10);
     host.write(0, &[1; 512]).expect("writes");
-    assert!(host.view.metadata_unflushed());
-    let early = host.view.flush_started();
+    assert!(host.map.metadata_unflushed());
+    let early = host.map.flush_started();
     host.write(MIB, &[1; 512]).expect("writes");
-    host.view.flush_done(early);
-    assert!(host.view.metadata_unflushed());
+    host.map.flush_done(early);
+    assert!(host.map.metadata_unflushed());
     let late = host.engine.flush_started();
     host.engine.flush_done(late, Ok(()));
-    assert!(!host.view.metadata_unflushed());
-    host.view.flush_done(early);
-    assert!(!host.view.metadata_unflushed(), "an old mark takes nothing back");
+    assert!(!host.map.metadata_unflushed());
+    host.map.flush_done(early);
+    assert!(!host.map.metadata_unflushed(), "an old mark takes nothing back");
 }
 
 /// One page of the table names 512 blocks. A group that is spread over many pages carries as many as its entry holds,
 /// and a replay brings all of them back.
 #[test]
 fn a_group_spans_several_pages_of_the_table() {
-    let mut host = open_host(1 << 20);
-    let blocks: Vec<u32> = (0..20).map(|at| (at * 7919 + 13) * 6).collect();
+    let mut host = open_host(1 << 22);
+    let blocks: Vec<u32> = (0..80).map(|at| (at * 7919 + 13) * 6).collect();
     let before = host.file.history.len();
-    let taken = blocks.iter().filter(|block| host.engine.allocate(**block, Ticket(0)) == Ok(Allocate::Queued)).count();
-    assert_eq!(taken, 15, "the other five come with the next group");
-    host.settle();
-    assert_eq!(writes_since(&host, before), (1, 0));
-    assert!(host.file.history[before..].iter().any(|change| match change {
-        Change::Write { bytes, .. } => bytes.len() == METADATA_WRITE_BYTES_MAX,
-        _ => false,
-    }));
     for block in &blocks {
-        let _ = host.engine.allocate(*block, Ticket(0));
+        assert_eq!(allocate(&mut host, *block, Ticket(0)), Ok(Asked::Queued));
     }
     host.settle();
+    assert_eq!(writes_since(&host, before), (2, 0), "an entry carries 63 pages; the others come with the next group");
+    let entry = |change: &Change| matches!(change, Change::Write { bytes, .. } if bytes.len() == 64 * 4096);
+    assert!(host.file.history[before..].iter().any(entry));
+    assert_eq!(host.events.len(), 80);
     let again = Host::open(RecordedFile::new(host.file.now), 9);
-    assert_eq!(again.view.blocks_allocated(), 20);
+    assert_eq!(again.map.blocks_allocated(), 80);
     for block in blocks {
-        assert_eq!(again.view.entry(block), host.view.entry(block));
+        assert_eq!(again.map.entry(block), host.map.entry(block));
     }
 }
 
 #[test]
 fn what_waits_is_bounded() {
-    let mut host = open_host(2000);
+    let mut host = open_host(3000);
     let mut queued = 0;
     let refusal = loop {
-        match host.engine.allocate(queued as u32, Ticket(queued)) {
+        match allocate(&mut host, queued as u32, Ticket(queued)) {
             Ok(_) => queued += 1,
             Err(refusal) => break refusal,
         }
     };
-    assert_eq!((refusal, queued), (EngineError::Busy, 256));
-    for extra in 0..1000 {
-        let _ = host.engine.allocate(extra % 256, Ticket(extra.into()));
-    }
+    assert_eq!((refusal, queued), (EngineError::Busy, 1024));
+    let before = host.file.history.len();
     host.settle();
-    assert_eq!(host.events.len(), 512, "every accepted ticket comes back, once");
-    assert_eq!(host.engine.allocate(300, Ticket(1)), Ok(Allocate::Queued), "and there is room again");
+    assert_eq!(host.events.len(), 1024, "every accepted ticket comes back, once");
+    assert_eq!(writes_since(&host, before), (4, 0), "256 changes share an entry");
+    host.events.clear();
+    assert_eq!(allocate(&mut host, 1500, Ticket(1)), Ok(Asked::Queued), "and there is room again");
 }
 
 #[test]
@@ -203,16 +204,20 @@ fn no_space_fails_the_tickets_that_need_it_and_nothing_else() {
         host.write(block * MIB, &[block as u8; 512]).expect("there is space for five");
     }
     for block in 10..14 {
-        host.engine.allocate(block, Ticket(u64::from(block))).expect("healthy");
+        allocate(&mut host, block, Ticket(u64::from(block))).expect("healthy");
     }
     host.settle();
-    let result = |ticket, result| Event::Allocated { ticket: Ticket(ticket), result };
+    let result = |ticket, result: Result<(), EngineError>| Event::Done {
+        ticket: Ticket(ticket),
+        result: result.map(|()| Done::Ok),
+    };
     let none = Err(EngineError::OutOfSpace);
-    host.events.sort_by_key(|event| if let Event::Allocated { ticket, .. } = event { ticket.0 } else { 0 });
+    host.events.retain(|event| matches!(event, Event::Done { .. }));
+    host.events.sort_by_key(|event| if let Event::Done { ticket, .. } = event { ticket.0 } else { 0 });
     assert_eq!(host.events, [result(10, Ok(())), result(11, none), result(12, none), result(13, none)]);
     host.events.clear();
     host.write(2 * MIB, &[9; 4096]).expect("a block that has space is written");
-    assert!(!host.view.poisoned() && matches!(host.write(50 * MIB, &[1; 512]), Err(Some(_))));
+    assert!(!host.map.poisoned() && matches!(host.write(50 * MIB, &[1; 512]), Err(Some(_))));
     host.file.len_max = None;
     host.write(50 * MIB, &[1; 512]).expect("there is space again");
     let (file, closed) = host.close();
@@ -238,9 +243,9 @@ fn a_failed_operation_poisons_the_disk_and_loses_nothing() {
             written.err()
         });
         if failed.is_some() {
-            assert!(host.view.poisoned());
-            assert!(host.write(0, &[1; 512]).is_err() && host.engine.allocate(199, Ticket(1)).is_err());
-            assert!(matches!(plan_write(&host.geometry, &host.view, 0, 512), WritePlan::Poisoned));
+            assert!(host.map.poisoned());
+            assert!(host.write(0, &[1; 512]).is_err() && allocate(&mut host, 199, Ticket(1)).is_err());
+            assert!(matches!(host.plan_write(0, 512), WritePlan::Poisoned));
         }
         let (mut file, closed) = host.close();
         assert!(closed == Event::Closed(Ok(())) || closed == Event::Closed(Err(EngineError::Poisoned)));
@@ -264,10 +269,10 @@ fn a_failed_operation_poisons_the_disk_and_loses_nothing() {
 #[test]
 fn poison_from_another_shard_reaches_everyone_who_waits() {
     let mut host = open_host(10);
-    host.engine.allocate(1, Ticket(1)).expect("healthy");
-    host.view.poison();
+    allocate(&mut host, 1, Ticket(1)).expect("healthy");
+    host.map.poison();
     host.settle();
-    assert_eq!(host.events, [Event::Allocated { ticket: Ticket(1), result: Err(EngineError::Poisoned) }]);
+    assert_eq!(host.events, [Event::Done { ticket: Ticket(1), result: Err(EngineError::Poisoned) }]);
     assert_eq!(host.engine.begin_write_session(), Err(EngineError::Poisoned));
     let mark = host.engine.flush_started();
     host.engine.flush_done(mark, Err(IoFailure::Failed));
@@ -277,44 +282,12 @@ fn poison_from_another_shard_reaches_everyone_who_waits() {
 #[test]
 fn a_fixed_disk_never_asks_for_space() {
     let mut host = host(8, DiskKind::Fixed);
-    assert_eq!(host.view.blocks_allocated(), 8);
-    assert!(matches!(plan_write(&host.geometry, &host.view, 0, 512), WritePlan::NeedsWriteSession));
+    assert_eq!(host.map.blocks_allocated(), 8);
+    assert!(matches!(host.plan_write(0, 512), WritePlan::Prepare));
     host.write(3 * MIB, &[3; 512]).expect("writes");
     let before = host.file.history.len();
     host.write(0, &vec![4; 8 * MIB as usize]).expect("writes");
     assert_eq!(host.file.history.len(), before + 1, "one extent, no metadata");
     let len = host.file.now.len;
     assert_eq!(host.close().0.now.len, len);
-}
-
-#[test]
-fn plans_cover_the_range_and_join_neighbours() {
-    let mut host = open_host(10);
-    let block = MIB as u32;
-    let all: Vec<Extent> = plan_read(&host.geometry, &host.view, 0, 10 * block).collect();
-    assert_eq!(all, [Extent::Zeros { len_bytes: 10 * block }]);
-    host.write(2 * MIB, &vec![1; 2 * MIB as usize]).expect("blocks 2 and 3 lie side by side");
-    host.write(MIB, &[1; 512]).expect("block 1 lies behind them");
-    let file = host.view.entry(2).offset_bytes();
-    let plan: Vec<Extent> = plan_read(&host.geometry, &host.view, MIB - 512, 4 * block).collect();
-    let expected = [
-        Extent::Zeros { len_bytes: 512 },
-        Extent::File { offset_bytes: file + 2 * MIB, len_bytes: block },
-        Extent::File { offset_bytes: file, len_bytes: 2 * block },
-        Extent::Zeros { len_bytes: block - 512 },
-    ];
-    assert_eq!(plan, expected);
-    assert_eq!(plan_read(&host.geometry, &host.view, 10 * MIB, 0).next(), None);
-    let needs = |offset, len| match plan_write(&host.geometry, &host.view, offset, len) {
-        WritePlan::NeedsAllocation { first_block, block_count } => Some((first_block, block_count)),
-        WritePlan::Ready(extents) => {
-            extents.map(|extent| assert!(matches!(extent, Extent::File { .. }))).last().and(None)
-        }
-        other => panic!("{other:?}"),
-    };
-    assert_eq!(needs(0, 512), Some((0, 1)));
-    assert_eq!(needs(0, 3 * block), Some((0, 1)));
-    assert_eq!(needs(MIB, 3 * block), None);
-    assert_eq!(needs(MIB + 512, 5 * block), Some((4, 3)));
-    assert_eq!(needs(10 * MIB, 0), None);
 }

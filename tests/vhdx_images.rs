@@ -10,7 +10,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use lunaring::vhdx::{Access, Event, OpenError};
+use lunaring::blocks::Event;
+use lunaring::vhdx::{Access, OpenError};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use vhdx_support::{Host, HostFile, MIB, RecordedFile, SparseFile, open_with, read_disk};
@@ -34,7 +35,7 @@ fn content_sha256(path: &Path, expected_size: u64) -> Result<(String, HostFile),
     let (mut hash, mut bytes) = (Sha256::new(), vec![0; MIB as usize]);
     for offset in (0..expected_size).step_by(MIB as usize) {
         let part = &mut bytes[..(expected_size - offset).min(MIB) as usize];
-        read_disk(&mut file, &disk.geometry, &disk.view, offset, part);
+        read_disk(&mut file, None, &disk.map, offset, part);
         hash.update(part);
     }
     let text = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
@@ -47,10 +48,10 @@ fn check(root: &Path, image: &Value) {
     let path = unpack(&root.join(name), directory.path());
     let size = image["virtual_size"].as_u64().expect("a size");
     if image["type"] == "differencing" {
-        let refusal = content_sha256(&path, size).map(|_| ()).expect_err(name);
-        assert!(matches!(refusal, OpenError::Differencing { .. }), "{name}: {refusal}");
-        println!("{name}: refused: {refusal}; {}", refusal.advice());
-        return;
+        let mut file = HostFile(File::open(&path).expect("unpacked"));
+        let disk = open_with(&mut file, Access::ReadOnly, 1).unwrap_or_else(|error| panic!("{name}: {error}"));
+        println!("{name}: a child of {}", disk.parent.expect("a child names its parent"));
+        return; // Its content is the parent's too; whoever opens chains looks at that.
     }
     assert_eq!(image["expect"], "open", "{name}");
     let (hash, mut file) = content_sha256(&path, size).unwrap_or_else(|error| panic!("{name}: {error}"));

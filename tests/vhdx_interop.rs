@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use lunaring::vhdx::{Access, CreateOptions, DiskKind, Event, create};
+use lunaring::blocks::Event;
+use lunaring::vhdx::{Access, CreateOptions, DiskKind, create};
 use tempfile::TempDir;
 use vhdx_support::{Host, MIB, Random, RecordedFile, SECTOR, SparseFile, create_options, open_with, read_disk};
 use wxtla::{ByteSource, FileDataSource, images::vhdx::VhdxImage};
@@ -200,7 +201,7 @@ fn disks_made_by_qemu_are_read_and_written() {
         assert_eq!((disk.geometry.disk_size_bytes, disk.geometry.fixed), (size, options.contains("fixed")));
         assert!(disk.creator.starts_with("QEMU"), "{}", disk.creator);
         let (mut ours, mut raw) = (vec![0; size as usize], vec![0; size as usize]);
-        read_disk(&mut untouched, &disk.geometry, &disk.view, 0, &mut ours);
+        read_disk(&mut untouched, None, &disk.map, 0, &mut ours);
         expected.read(0, &mut raw);
         assert!(ours == raw, "we read what qemu-io wrote");
 
@@ -241,7 +242,7 @@ fn a_log_that_qemu_left_behind_is_replayed() {
     let disk = open_with(&mut untouched, Access::ReadOnly, 1).expect("opens");
     assert!(disk.replay.is_some_and(|replay| replay.descriptors > 0), "qemu-io left a log");
     assert!(untouched.history.is_empty());
-    read_disk(&mut untouched, &disk.geometry, &disk.view, 0, &mut ours);
+    read_disk(&mut untouched, None, &disk.map, 0, &mut ours);
     assert!(ours == raw, "replayed in memory");
     let mut host = Host::open(RecordedFile::new(theirs), 1);
     host.read(0, &mut ours);

@@ -1,5 +1,9 @@
 //! The command line: a contract that scripts rely on.
 
+mod images;
+
+pub use images::{DiskCheck, DiskConvert, JobArguments, JobVerb, MetaVerb, SnapshotArguments, SnapshotVerb};
+
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
@@ -22,8 +26,12 @@ pub enum Command {
     Demo(DemoArguments),
     /// Run the server
     Serve(ServeArguments),
-    /// Create, list, show and delete disks
+    /// Create, list, show, resize, check, convert, merge and delete disks
     Disk(DiskArguments),
+    /// Take, list, restore, export and delete snapshots of disks
+    Snapshot(SnapshotArguments),
+    /// List, show and cancel work in the background
+    Job(JobArguments),
     /// Create, list, show, delete and set up targets
     Target(TargetArguments),
     /// Add, remove and list the addresses that are listened on
@@ -127,6 +135,43 @@ pub enum DiskVerb {
         #[arg(long)]
         keep_file: bool,
     },
+    /// Change a disk's size while it is served
+    Resize {
+        /// The disk
+        name: String,
+        /// Its new size: bytes, or a number with K, M, G or T
+        #[arg(long, value_parser = parse_size)]
+        size: u64,
+        /// Cut off what is stored behind the new end
+        #[arg(long)]
+        allow_shrink: bool,
+    },
+    /// Check an image and say what is in it; exit status 1 when something is wrong
+    Check(DiskCheck),
+    /// Copy a disk's content into a new image, of any format and kind
+    Convert(DiskConvert),
+    /// Merge a differencing disk into its parent: one file is left, which the disk goes on with
+    Merge {
+        /// The disk
+        name: String,
+        /// Do not wait for the end
+        #[arg(long)]
+        detach: bool,
+    },
+    /// Give space that holds nothing back to the file system
+    Compact {
+        /// The disk
+        name: String,
+        /// Do not wait for the end
+        #[arg(long)]
+        detach: bool,
+    },
+    /// Set, show, list and delete user metadata of a VHDX
+    Meta {
+        /// What to do.
+        #[command(subcommand)]
+        verb: MetaVerb,
+    },
 }
 
 /// What stores a disk.
@@ -134,6 +179,8 @@ pub enum DiskVerb {
 pub enum Format {
     /// A VHDX file
     Vhdx,
+    /// A VHD file, the older format
+    Vhd,
     /// A plain image file
     Raw,
     /// Memory, gone when the server stops
@@ -149,6 +196,8 @@ pub enum Kind {
     Dynamic,
     /// All at once
     Fixed,
+    /// Holds what differs from a parent
+    Differencing,
 }
 
 /// How a file is accessed.
@@ -165,22 +214,25 @@ pub enum Cache {
 pub struct DiskCreate {
     /// Its name: letters, digits, '.', '_' and '-'
     pub name: String,
-    /// Its size: bytes, or a number with K, M, G or T
-    #[arg(long, value_parser = parse_size)]
-    pub size: u64,
+    /// Its size: bytes, or a number with K, M, G or T; a differencing disk has its parent's unless said otherwise
+    #[arg(long, value_parser = parse_size, required_unless_present = "parent")]
+    pub size: Option<u64>,
     /// What stores it [default: vhdx]
     #[arg(long, value_enum)]
     pub format: Option<Format>,
-    /// How its file gets its space [default: dynamic]
+    /// How its file gets its space [default: dynamic, or differencing with a parent]
     #[arg(long, value_enum)]
     pub kind: Option<Kind>,
-    /// VHDX block size: 1M to 256M
+    /// The parent of a differencing disk: a disk that nobody writes, or an image file
+    #[arg(long, value_name = "NAME|FILE")]
+    pub parent: Option<String>,
+    /// Block size of a VHDX (1M to 256M) or VHD (512K or 2M)
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub block_size: Option<u64>,
     /// Logical sector size in bytes: 512 or 4096 [default: 512]
     #[arg(long, value_name = "BYTES")]
     pub sector_size: Option<u32>,
-    /// Its file [default: disks/NAME.vhdx or .raw in the server's state folder]
+    /// Its file [default: disks/NAME.vhdx, .vhd or .raw in the server's state folder]
     #[arg(long, value_name = "PATH")]
     pub file: Option<PathBuf>,
     /// How its file is accessed [default: direct]
@@ -193,9 +245,12 @@ pub struct DiskCreate {
 pub struct DiskAdd {
     /// Its name: letters, digits, '.', '_' and '-'
     pub name: String,
-    /// The image: VHDX by its signature, otherwise raw
+    /// The image: VHDX or VHD by its signature, otherwise raw
     #[arg(long, value_name = "PATH")]
     pub file: PathBuf,
+    /// Where the parent of a differencing image is [default: where the image says]
+    #[arg(long, value_name = "FILE")]
+    pub parent: Option<PathBuf>,
     /// Refuse all writes
     #[arg(long)]
     pub read_only: bool,

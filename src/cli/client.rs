@@ -19,12 +19,19 @@ use super::SOCKET_DEFAULT;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientError {
     pub(super) message: String,
+    /// What was found out nevertheless, for standard output.
+    pub printed: Option<String>,
 }
 
 impl ClientError {
     /// One line.
     pub fn new(message: impl Into<String>) -> ClientError {
-        ClientError { message: message.into() }
+        ClientError { message: message.into(), printed: None }
+    }
+
+    /// The command did its work and printed this, but what it found is bad.
+    pub fn after(printed: String, message: impl Into<String>) -> ClientError {
+        ClientError { message: message.into(), printed: Some(printed) }
     }
 }
 

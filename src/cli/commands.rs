@@ -12,23 +12,34 @@ use super::arguments::{
     SessionVerb, StatsArguments, TargetArguments, TargetAuth, TargetVerb,
 };
 use super::client::{Client, ClientError, segment};
-use super::{show, socket};
+use super::{images, show, socket};
 
-type Printed = Result<String, ClientError>;
+pub(super) type Printed = Result<String, ClientError>;
 
 /// Asks, and prints the answer as JSON or in words.
-struct Asker {
-    client: Client,
-    json: bool,
+pub(super) struct Asker {
+    pub(super) client: Client,
+    pub(super) json: bool,
 }
 
 impl Asker {
-    fn new(options: ClientOptions) -> Asker {
+    pub(super) fn new(options: ClientOptions) -> Asker {
         Asker { client: Client::new(socket(options.socket)), json: options.json }
     }
 
-    fn ask(&self, method: Method, path: &str, body: Option<Value>, words: impl FnOnce(&Value) -> String) -> Printed {
+    pub(super) fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+        words: impl FnOnce(&Value) -> String,
+    ) -> Printed {
         let answer = self.client.request(method, path, body.as_ref())?;
+        self.print(answer, words)
+    }
+
+    /// An answer as JSON or in words.
+    pub(super) fn print(&self, answer: Value, words: impl FnOnce(&Value) -> String) -> Printed {
         if !self.json {
             return Ok(words(&answer));
         }
@@ -36,7 +47,7 @@ impl Asker {
         serde_json::to_string_pretty(&answer).map_err(|e| ClientError::new(e.to_string()))
     }
 
-    fn get(&self, path: &str, words: fn(&Value) -> String) -> Printed {
+    pub(super) fn get(&self, path: &str, words: fn(&Value) -> String) -> Printed {
         self.ask(Method::GET, path, None, words)
     }
 }
@@ -51,26 +62,31 @@ pub fn disk(arguments: DiskArguments) -> Printed {
             let body = create_body(&create)?;
             asker.ask(Method::POST, "/v1/disks", Some(body), |disk| created("created", disk))
         }
-        DiskVerb::Add(DiskAdd { name, file, read_only }) => {
-            let body = json!({ "name": name, "existing": true, "file": absolute(&file)?, "read_only": read_only });
+        DiskVerb::Add(DiskAdd { name, file, parent, read_only }) => {
+            let mut body = json!({ "name": name, "existing": true, "file": absolute(&file)?, "read_only": read_only });
+            if let Some(parent) = parent {
+                body["parent"] = json!(absolute(&parent)?);
+            }
             asker.ask(Method::POST, "/v1/disks", Some(body), |disk| created("added", disk))
         }
         DiskVerb::Delete { name, keep_file } => {
             let path = format!("/v1/disks/{}?keep_file={keep_file}", segment(&name));
             asker.ask(Method::DELETE, &path, None, |answer| deleted(&name, answer))
         }
+        verb => images::disk(&asker, verb),
     }
 }
 
 fn create_body(create: &DiskCreate) -> Result<Value, ClientError> {
     let mut body = Map::new();
     body.insert("name".to_owned(), json!(create.name));
-    body.insert("size_bytes".to_owned(), json!(create.size));
     let mut optional = |field: &str, value: Option<Value>| {
         if let Some(value) = value {
             body.insert(field.to_owned(), value);
         }
     };
+    optional("size_bytes", create.size.map(Value::from));
+    optional("parent", create.parent.as_deref().map(images::disk_or_file).transpose()?.map(Value::from));
     optional("format", create.format.as_ref().map(word));
     optional("kind", create.kind.as_ref().map(word));
     optional("cache", create.cache.as_ref().map(word));
@@ -81,12 +97,12 @@ fn create_body(create: &DiskCreate) -> Result<Value, ClientError> {
 }
 
 /// The word that the command line and the API have for a choice.
-fn word(choice: &impl ValueEnum) -> Value {
+pub(super) fn word(choice: &impl ValueEnum) -> Value {
     choice.to_possible_value().map_or(Value::Null, |value| Value::from(value.get_name()))
 }
 
 /// A file as the server must see it: the server may run in another folder.
-fn absolute(file: &Path) -> Result<String, ClientError> {
+pub(super) fn absolute(file: &Path) -> Result<String, ClientError> {
     let path = std::path::absolute(file).map_err(|e| ClientError::new(format!("{}: {e}", file.display())))?;
     path.into_os_string()
         .into_string()

@@ -7,11 +7,15 @@ pub mod arguments;
 pub mod banner;
 mod client;
 mod commands;
+mod images;
+mod progress;
 mod show;
 mod table;
 
 pub use arguments::{Arguments, Command};
 pub use client::{Client, ClientError};
+pub use images::{FileCommand, checked, conversion, file_command};
+pub use progress::ProgressLine;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -45,6 +49,8 @@ pub fn run(command: Command) -> Result<String, ClientError> {
         Command::Portal(portal) => commands::portal(portal),
         Command::Session(session) => commands::session(session),
         Command::Stats(stats) => commands::stats(stats),
+        Command::Snapshot(snapshot) => images::snapshot(snapshot),
+        Command::Job(job) => images::job(job),
         Command::Serve(_) | Command::Demo(_) => Err(ClientError::new("this command is not a client's")),
     }
 }

@@ -1,5 +1,9 @@
 //! Resources of the API as people read them.
 
+mod images;
+
+pub use images::{check, doing, job, job_started, jobs, metadata, resized, snapshots, taken};
+
 use serde_json::Value;
 
 use super::table::{Table, properties};
@@ -62,6 +66,10 @@ pub fn disk(disk: &Value) -> String {
         optional("on file", bytes(disk, "allocated_bytes"));
         optional("cache", text(disk, "cache"));
     }
+    optional("parent", text(disk, "parent"));
+    optional("children", list(disk, "children").iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "));
+    optional("snapshots", disk["snapshots"].as_u64().filter(|n| *n > 0).map(|n| n.to_string()).unwrap_or_default());
+    optional("job", text(disk, "job"));
     optional("uuid", text(disk, "uuid"));
     optional("state", disk_state(disk));
     optional("reason", text(disk, "reason"));
@@ -69,7 +77,11 @@ pub fn disk(disk: &Value) -> String {
     for note in list(disk, "notes") {
         optional("note", note.as_str().unwrap_or_default().to_owned());
     }
-    properties(&rows)
+    let properties = properties(&rows);
+    match list(disk, "chain").len() {
+        0 | 1 => properties,
+        _ => format!("{properties}\n\n{}", images::chain(disk)),
+    }
 }
 
 fn disk_state(disk: &Value) -> String {

@@ -2,6 +2,16 @@
 //!
 //! A contract: fields are added, never changed or taken away.
 
+mod images;
+mod snapshots;
+
+pub use images::{Check, Convert, Jobs, Layer, Metadata, MetadataItem, NewMetadataItem, Resize};
+pub use snapshots::{
+    DeletedSnapshot, ExportSnapshot, NewSnapshot, NewSnapshotGroup, Snapshot, Snapshots, TakenSnapshots,
+};
+
+pub use crate::jobs::JobInfo as Job;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -64,10 +74,21 @@ pub struct Disk {
     pub allocated_bytes: u64,
     /// Logical sector size in bytes.
     pub sector_size_bytes: u32,
-    /// VHDX block size in bytes.
+    /// VHDX or VHD block size in bytes.
     pub block_size_bytes: Option<u64>,
     /// Its image file.
     pub file: Option<PathBuf>,
+    /// The file that its image holds the differences from.
+    pub parent: Option<PathBuf>,
+    /// Its files, the one that is written first, then that one's parent, and so on; left out in lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chain: Vec<Layer>,
+    /// Disks whose parent it is: while there are any, it refuses writes.
+    pub children: Vec<String>,
+    /// How many snapshots it has.
+    pub snapshots: usize,
+    /// The job that works on it.
+    pub job: Option<u64>,
     /// The identity that initiators see.
     pub uuid: Uuid,
     /// Direct or through the page cache.
@@ -111,7 +132,7 @@ pub struct NewDisk {
     /// Serve the file as it is instead of creating one.
     #[serde(default)]
     pub existing: bool,
-    /// Size in bytes; not with `existing`.
+    /// Size in bytes; not with `existing`. A differencing disk has its parent's unless said otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
     /// What stores it: VHDX unless said otherwise; with `existing` the file says it.
@@ -120,9 +141,13 @@ pub struct NewDisk {
     /// Dynamic unless said otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<DiskKind>,
-    /// VHDX block size in bytes.
+    /// VHDX or VHD block size in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_size_bytes: Option<u64>,
+    /// The parent of a differencing disk: a disk's name, or the absolute path of an image. With `existing`: where the
+    /// parent is now, when it is not where the image says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
     /// 512 or 4096; 512 unless said otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sector_size_bytes: Option<u32>,

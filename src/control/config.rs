@@ -13,7 +13,9 @@ use uuid::Uuid;
 use super::error::Refused;
 use crate::iscsi::directory::{AccessRule, ChapAccount, ChapCredentials};
 use crate::iscsi::names::IscsiName;
-use crate::limits::{ACCESS_RULES_PER_TARGET_MAX, DISKS_MAX, LUNS_PER_TARGET_MAX, PORTALS_MAX, TARGETS_MAX};
+use crate::limits::{
+    ACCESS_RULES_PER_TARGET_MAX, DISKS_MAX, LUNS_PER_TARGET_MAX, PORTALS_MAX, SNAPSHOTS_PER_DISK_MAX, TARGETS_MAX,
+};
 use crate::medium::{Cache, DiskFormat, DiskKind};
 
 /// The version of the file format that this program reads and writes.
@@ -65,6 +67,81 @@ pub struct DiskConfig {
     /// The file was there before the disk: deleting the disk leaves it.
     #[serde(default, skip_serializing_if = "is_false")]
     pub added: bool,
+    /// The file that a differencing disk's image is based on; relative to the state folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<PathBuf>,
+    /// The parent is where the operator said, and not where the image says.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub parent_given: bool,
+    /// The snapshot that the disk's present state comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+    /// Its snapshots, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub snapshots: BTreeMap<String, SnapshotConfig>,
+    /// Two of its files that are being merged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge: Option<MergeConfig>,
+    /// The snapshot of another disk that this one shows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub export: Option<ExportConfig>,
+}
+
+/// One snapshot: the file that was written until it was taken, and is not written any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotConfig {
+    /// The file; relative to the state folder.
+    pub file: PathBuf,
+    /// Its format.
+    pub format: DiskFormat,
+    /// Dynamic, fixed or differencing.
+    pub kind: DiskKind,
+    /// The file that it is based on, if it is differencing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_parent: Option<PathBuf>,
+    /// Size of the disk then, in bytes.
+    pub size_bytes: u64,
+    /// When it was taken, in seconds since 1970.
+    pub created: u64,
+    /// The snapshot that it was taken after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// Common to snapshots that were taken together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<Uuid>,
+    /// The file was there before the disk.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub added: bool,
+    /// It is not a snapshot any more: its file is to be merged with the one above it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub deleting: bool,
+}
+
+/// A merge under way: the file of what comes right after a snapshot goes into the snapshot's file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MergeConfig {
+    /// The snapshot.
+    pub snapshot: String,
+    /// The snapshot that comes right after it; none: the disk's present state does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub child: Option<String>,
+    /// What the merged file will be known by.
+    pub identifier: Uuid,
+    /// Everything has been copied.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub copied: bool,
+}
+
+/// Which snapshot a disk shows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportConfig {
+    /// The disk.
+    pub disk: String,
+    /// Its snapshot.
+    pub snapshot: String,
 }
 
 /// One target.
@@ -168,16 +245,29 @@ impl Config {
         for (name, disk) in &self.disks {
             check_name("disk", name)?;
             disk.check(name)?;
-            if let Some(file) = &disk.file
-                && let Some(other) = files.insert(file, name)
-            {
-                return Err(Refused::conflict(format!(
-                    "disks '{other}' and '{name}' have the same file {}; a file can be only one disk",
-                    file.display()
-                )));
+            self.check_export(name, disk)?;
+            for file in disk.own_files() {
+                if let Some(other) = files.insert(file, name) {
+                    return Err(Refused::conflict(format!(
+                        "disks '{other}' and '{name}' have the same file {}; a file can be only one disk",
+                        file.display()
+                    )));
+                }
             }
         }
         Ok(())
+    }
+
+    fn check_export(&self, name: &str, disk: &DiskConfig) -> Result<(), Refused> {
+        let Some(export) = &disk.export else { return Ok(()) };
+        let shown = self.disks.get(&export.disk).and_then(|of| of.snapshots.get(&export.snapshot));
+        match shown {
+            Some(snapshot) if !snapshot.deleting => Ok(()),
+            _ => Err(Refused::conflict(format!(
+                "disk '{name}' shows the snapshot '{}' of disk '{}'; delete disk '{name}' first",
+                export.snapshot, export.disk
+            ))),
+        }
     }
 
     fn check_targets(&self) -> Result<(), Refused> {
@@ -209,8 +299,58 @@ impl Config {
 }
 
 impl DiskConfig {
+    /// The files that are this disk's alone: the one that is written, and those of its snapshots. A disk that shows a
+    /// snapshot read-only has none.
+    pub fn own_files(&self) -> impl Iterator<Item = &Path> {
+        let shown_only = self.export.is_some() && self.read_only;
+        let leaf = self.file.as_deref().filter(|_| !shown_only);
+        leaf.into_iter().chain(self.snapshots.values().map(|snapshot| snapshot.file.as_path()))
+    }
+
+    /// Whether one of all the files that the disk needs fits: its own, and those they are based on.
+    pub fn names(&self, fits: impl Fn(&Path) -> bool) -> bool {
+        let leaf = [self.file.as_deref(), self.parent.as_deref()];
+        let of = |snapshot: &SnapshotConfig| fits(&snapshot.file) || snapshot.file_parent.as_deref().is_some_and(&fits);
+        leaf.into_iter().flatten().any(&fits) || self.snapshots.values().any(of)
+    }
+
+    /// The snapshots that can be named, by name.
+    pub fn listed_snapshots(&self) -> impl Iterator<Item = (&String, &SnapshotConfig)> {
+        self.snapshots.iter().filter(|(_, snapshot)| !snapshot.deleting)
+    }
+
+    fn check_snapshots(&self, name: &str) -> Result<(), Refused> {
+        bound(&format!("snapshots of disk '{name}'"), self.snapshots.len(), SNAPSHOTS_PER_DISK_MAX)?;
+        if !self.format.has_file() && !self.snapshots.is_empty() {
+            return Err(Refused::invalid(format!("disk '{name}' has no file, so it has no snapshots")));
+        }
+        let missing = |snapshot: &Option<String>| {
+            snapshot.as_ref().filter(|snapshot| !self.snapshots.contains_key(*snapshot)).cloned()
+        };
+        let named = self.snapshots.values().map(|snapshot| &snapshot.parent).chain([&self.base]);
+        if let Some(missing) = named.filter_map(missing).next() {
+            return Err(Refused::invalid(format!("disk '{name}' has no snapshot '{missing}', which is named in it")));
+        }
+        let mut rooted: HashSet<&str> = HashSet::new();
+        for snapshot in self.snapshots.keys() {
+            check_name("snapshot", snapshot)?;
+            let mut path = Vec::new();
+            let mut next = Some(snapshot);
+            while let Some(at) = next.filter(|at| !rooted.contains(at.as_str())) {
+                if path.len() > self.snapshots.len() {
+                    return Err(Refused::invalid(format!("disk '{name}': snapshot '{snapshot}' comes from itself")));
+                }
+                path.push(at.as_str());
+                next = self.snapshots.get(at).and_then(|snapshot| snapshot.parent.as_ref());
+            }
+            rooted.extend(path);
+        }
+        Ok(())
+    }
+
     fn check(&self, name: &str) -> Result<(), Refused> {
-        let has_file = matches!(self.format, DiskFormat::Vhdx | DiskFormat::Raw);
+        self.check_snapshots(name)?;
+        let has_file = self.format.has_file();
         let format = self.format.as_str();
         if has_file != self.file.is_some() {
             let what = if has_file { "needs a file" } else { "has no file" };

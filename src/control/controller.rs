@@ -22,6 +22,7 @@ use super::executor::blocking;
 use super::state::StateDir;
 use crate::iscsi::directory::{self, Authentication, Directory};
 use crate::iscsi::names::IscsiName;
+use crate::jobs::{JobId, Registry};
 use crate::limits::CONTROL_CONNECTIONS_MAX;
 use crate::medium;
 use crate::shard::message::{Configuration, LunMap, Mapping, ToShard};
@@ -59,6 +60,10 @@ pub struct View {
     pub disks: BTreeMap<String, LiveDisk>,
     /// Its portals and the temporary ones.
     pub portals: Vec<LivePortal>,
+    /// The job that works on a disk.
+    pub busy: BTreeMap<String, JobId>,
+    /// The state folder: what relative files are relative to.
+    pub state: PathBuf,
 }
 
 /// Makes changes. There is one, and it makes one change at a time.
@@ -67,7 +72,15 @@ pub struct Controller {
     pub(super) plane: Arc<dyn DataPlane>,
     pub(super) config: Config,
     pub(super) disks: BTreeMap<String, LiveDisk>,
+    /// Layers that disks stand on.
+    pub(super) parents: Arc<medium::Parents>,
     pub(super) portals: Vec<LivePortal>,
+    /// What works in the background.
+    pub(super) jobs: Registry,
+    /// The job that works on a disk.
+    pub(super) busy: BTreeMap<String, JobId>,
+    /// A disk that is about to become a parent: it is opened read-only.
+    pub(super) frozen: Option<String>,
     targets: HashMap<String, TargetId>,
     disk_next: u32,
     target_next: u32,
@@ -86,6 +99,8 @@ pub struct Handle {
     pub plane: Arc<dyn DataPlane>,
     /// The state folder.
     pub state: PathBuf,
+    /// What works in the background.
+    pub registry: Registry,
 }
 
 impl Controller {
@@ -110,7 +125,11 @@ impl Controller {
             plane,
             config,
             disks: BTreeMap::new(),
+            parents: medium::Parents::new(),
             portals: Vec::new(),
+            jobs: Registry::default(),
+            busy: BTreeMap::new(),
+            frozen: None,
             targets: HashMap::new(),
             disk_next: 0,
             target_next: 0,
@@ -138,6 +157,7 @@ impl Controller {
             view: Arc::clone(&self.view),
             plane: Arc::clone(&self.plane),
             state: self.state.path().to_owned(),
+            registry: self.jobs.clone(),
         };
         (handle, Jobs(receiver))
     }
@@ -162,7 +182,13 @@ impl Controller {
 
     /// Show readers what is.
     pub(super) fn publish(&self) {
-        let view = View { config: self.config.clone(), disks: self.disks.clone(), portals: self.portals.clone() };
+        let view = View {
+            config: self.config.clone(),
+            disks: self.disks.clone(),
+            portals: self.portals.clone(),
+            busy: self.busy.clone(),
+            state: self.state.path().to_owned(),
+        };
         *self.view.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
     }
 

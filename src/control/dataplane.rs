@@ -59,6 +59,11 @@ pub struct Owed<T> {
 }
 
 impl<T> Owed<T> {
+    /// What a shard will say through the other end of a channel.
+    pub fn new(shard: ShardId, answer: oneshot::Receiver<T>) -> Owed<T> {
+        Owed { shard, answer }
+    }
+
     /// Wait for it.
     ///
     /// # Errors

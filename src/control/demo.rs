@@ -36,6 +36,7 @@ pub async fn prepare(controller: &mut Controller) -> Result<(), Refused> {
             format: Some(DiskFormat::Vhdx),
             kind: Some(DiskKind::Dynamic),
             block_size_bytes: None,
+            parent: None,
             sector_size_bytes: None,
             file: None,
             cache: None,

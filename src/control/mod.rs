@@ -5,6 +5,9 @@
 //! | `launch`, `server` | a server from its start to its end |
 //! | `controller` | the one place where commands change anything, one after another |
 //! | `disks`, `targets`, `portals` | the commands |
+//! | `images`, `live` | new files of disks; other files below disks that are being served |
+//! | `snapshots`, `merges`, `resizing` | the commands on what is in those files |
+//! | `undertakings` | commands that take long: each is a job |
 //! | `config`, `state` | what is served; its file, and what a crash may leave |
 //! | `dataplane`, `attachment` | what is said to the shards |
 //! | `socket`, `routes`, `api`, `views`, `openapi` | the control socket: who may connect, what is asked and answered |
@@ -25,14 +28,21 @@ pub mod demo;
 mod disks;
 pub mod error;
 pub mod executor;
+mod images;
 pub mod launch;
+mod live;
+mod merges;
+pub mod offline;
 mod openapi;
 mod portals;
+mod resizing;
 pub mod routes;
 pub mod server;
+mod snapshots;
 pub mod socket;
 pub mod state;
 mod targets;
+mod undertakings;
 mod views;
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! The OpenAPI document of the control socket.
 
+mod images;
+
 use serde_json::{Value, json};
 
 /// The document at `/v1/openapi.json`.
@@ -20,7 +22,15 @@ pub fn document() -> Value {
 
 fn paths() -> Value {
     let mut paths = serde_json::Map::new();
-    for part in [server_paths(), disk_paths(), target_paths(), portal_and_session_paths()] {
+    let parts = [
+        server_paths(),
+        disk_paths(),
+        images::image_paths(),
+        images::snapshot_and_job_paths(),
+        target_paths(),
+        portal_and_session_paths(),
+    ];
+    for part in parts {
         if let Value::Object(part) = part {
             paths.extend(part);
         }
@@ -167,6 +177,14 @@ fn object(fields: &str) -> Value {
 }
 
 fn schemas() -> Value {
+    let mut schemas = resource_schemas();
+    if let (Value::Object(all), Value::Object(more)) = (&mut schemas, images::schemas()) {
+        all.extend(more);
+    }
+    schemas
+}
+
+fn resource_schemas() -> Value {
     let shard = crate::observe::ShardSummary::default();
     let shard: Vec<String> = shard.rows().map(|(name, ..)| format!("{name} integer")).collect();
     json!({
@@ -176,8 +194,9 @@ fn schemas() -> Value {
              io_uring string",
         ),
         "Disk": object(
-            "name string, format vhdx|raw|memory|null, kind? dynamic|fixed, size_bytes integer, \
-             allocated_bytes integer, sector_size_bytes integer, block_size_bytes? integer, file? string, uuid string, \
+            "name string, format vhdx|vhd|raw|memory|null, kind? dynamic|fixed|differencing, size_bytes integer, \
+             allocated_bytes integer, sector_size_bytes integer, block_size_bytes? integer, file? string, \
+             parent? string, chain? Layer[], children string[], snapshots integer, job? integer, uuid string, \
              cache direct|buffered, read_only boolean, added boolean, state online|offline|failed, \
              reason? string, notes string[], \
              mapped DiskMapping[]",
@@ -185,8 +204,8 @@ fn schemas() -> Value {
         "DiskMapping": object("target string, lun integer"),
         "Disks": object("disks Disk[]"),
         "NewDisk": object(
-            "name string, existing? boolean, size_bytes? integer, format? vhdx|raw|memory|null, kind? dynamic|fixed, \
-             block_size_bytes? integer, sector_size_bytes? integer, file? string, cache? direct|buffered, \
+            "name string, existing? boolean, size_bytes? integer, format? vhdx|vhd|raw|memory|null, \
+             kind? dynamic|fixed|differencing, block_size_bytes? integer, parent? string, sector_size_bytes? integer, file? string, cache? direct|buffered, \
              read_only? boolean",
         ),
         "DeletedDisk": object("name string, kept_file? string, warning? string"),

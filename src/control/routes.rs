@@ -25,6 +25,8 @@ pub struct Server {
     pub started: std::time::Instant,
 }
 
+mod images;
+
 type Answer<T> = Result<T, Refused>;
 
 /// Every route. [`openapi`] describes the same ones, and a test compares the two.
@@ -35,6 +37,20 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/stats", &["get"]),
     ("/v1/disks", &["get", "post"]),
     ("/v1/disks/{disk}", &["get", "delete"]),
+    ("/v1/disks/{disk}/resize", &["post"]),
+    ("/v1/disks/{disk}/check", &["post"]),
+    ("/v1/disks/{disk}/convert", &["post"]),
+    ("/v1/disks/{disk}/merge", &["post"]),
+    ("/v1/disks/{disk}/compact", &["post"]),
+    ("/v1/disks/{disk}/metadata", &["get"]),
+    ("/v1/disks/{disk}/metadata/{item}", &["get", "put", "delete"]),
+    ("/v1/disks/{disk}/snapshots", &["get", "post"]),
+    ("/v1/disks/{disk}/snapshots/{snapshot}", &["delete"]),
+    ("/v1/disks/{disk}/snapshots/{snapshot}/restore", &["post"]),
+    ("/v1/disks/{disk}/snapshots/{snapshot}/export", &["post"]),
+    ("/v1/snapshots", &["post"]),
+    ("/v1/jobs", &["get"]),
+    ("/v1/jobs/{job}", &["get", "delete"]),
     ("/v1/targets", &["get", "post"]),
     ("/v1/targets/{target}", &["get", "delete"]),
     ("/v1/targets/{target}/luns", &["post"]),
@@ -56,6 +72,7 @@ pub fn router(server: Server) -> Router {
         .route("/v1/stats", get(stats))
         .route("/v1/disks", get(disks).post(disk_new))
         .route("/v1/disks/{disk}", get(disk).delete(disk_delete))
+        .merge(images::routes())
         .route("/v1/targets", get(targets).post(target_new))
         .route("/v1/targets/{target}", get(target).delete(target_delete))
         .route("/v1/targets/{target}/luns", post(lun_new))

@@ -4,7 +4,8 @@
 //! DIR/           mode 0700
 //!   lock         held by the server that uses the folder
 //!   config.json  what is served; mode 0600, replaced as a whole
-//!   change.json  only while a command creates or deletes an image file
+//!   change.json  only while a command creates or deletes image files
+//!   unfinished/  one record for each image that a job is writing
 //!   disks/       image files of disks that were created without a path
 //!   control.sock the default control socket
 //! ```
@@ -19,6 +20,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::config::Config;
 use super::error::Refused;
@@ -55,6 +57,23 @@ pub enum FileChange {
         /// The image.
         identity: FileIdentity,
     },
+    /// Images that exist only as long as the configuration names them: it is about to name them, or does so no more.
+    Settling {
+        /// Names that images are written under at first; nothing else uses them.
+        #[serde(default)]
+        temporaries: Vec<PathBuf>,
+        /// The images.
+        files: Vec<RecordedFile>,
+    },
+}
+
+/// An image that a change is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordedFile {
+    /// Its name.
+    pub file: PathBuf,
+    /// Which file that is.
+    pub identity: FileIdentity,
 }
 
 /// A state folder that this process alone uses.
@@ -167,6 +186,7 @@ impl StateDir {
     /// # Errors
     /// The record cannot be read, or a file cannot be removed.
     pub fn recover(&self, config: &Config) -> Result<(), Refused> {
+        self.recover_unfinished(config)?;
         let path = self.change_path();
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
@@ -180,10 +200,25 @@ impl StateDir {
                 e.line()
             ))
         })?;
-        let in_use = |file: &Path| {
-            config.disks.values().filter_map(|disk| disk.file.as_deref()).any(|used| self.absolute(used) == file)
-        };
+        self.settle(change, config)?;
+        self.end();
+        Ok(())
+    }
+
+    /// Finish or undo a change to files, so that they agree with `config`.
+    fn settle(&self, change: FileChange, config: &Config) -> Result<(), Refused> {
+        let in_use = |file: &Path| config.disks.values().any(|disk| disk.names(|used| self.absolute(used) == file));
         match change {
+            FileChange::Settling { temporaries, files } => {
+                for temporary in temporaries {
+                    remove_unfinished(&temporary)?;
+                }
+                for RecordedFile { file, identity } in files {
+                    if !in_use(&file) {
+                        remove_exactly(&file, identity)?;
+                    }
+                }
+            }
             FileChange::Creating { temporary } => remove_unfinished(&temporary)?,
             FileChange::Naming { temporary, file, identity } => {
                 remove_unfinished(&temporary)?;
@@ -197,8 +232,45 @@ impl StateDir {
                 }
             }
         }
-        self.end();
         Ok(())
+    }
+
+    /// Record an image that a job is about to write under a passing name, until [`StateDir::end_unfinished`].
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn begin_unfinished(&self, id: Uuid, temporary: &Path) -> Result<(), Refused> {
+        let folder = self.unfinished_path();
+        make_folder(&folder)?;
+        let change = FileChange::Creating { temporary: temporary.to_owned() };
+        let text = serde_json::to_string_pretty(&change).map_err(Refused::failed)?;
+        let path = folder.join(format!("{id}.json"));
+        replace(&path, text.as_bytes())
+            .map_err(|e| Refused::failed(format!("cannot write {}: {e}; nothing was changed", path.display())))
+    }
+
+    /// Forget such an image: it has its name, or is gone.
+    pub fn end_unfinished(&self, id: Uuid) {
+        // A record that stays is harmless: recovery finds nothing under the passing name.
+        let _ = fs::remove_file(self.unfinished_path().join(format!("{id}.json")));
+    }
+
+    /// Remove what jobs were writing when the server ended.
+    fn recover_unfinished(&self, config: &Config) -> Result<(), Refused> {
+        let Ok(entries) = fs::read_dir(self.unfinished_path()) else { return Ok(()) };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let change = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<FileChange>(&text).ok());
+            if let Some(change) = change {
+                self.settle(change, config)?;
+            }
+            // A record that is not one is a replacement that was never finished: nothing had begun.
+            let _ = fs::remove_file(&path);
+        }
+        Ok(())
+    }
+
+    fn unfinished_path(&self) -> PathBuf {
+        self.path.join("unfinished")
     }
 
     fn change_path(&self) -> PathBuf {

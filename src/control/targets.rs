@@ -56,6 +56,16 @@ impl Controller {
         if let Some((lun, _)) = target.luns.iter().find(|(_, lun)| lun.disk == new.disk) {
             return Err(Refused::conflict(format!("disk '{}' is LUN {lun} of target '{name}' already", new.disk)));
         }
+        let written = self.config.disks.get(&new.disk).filter(|disk| !disk.read_only);
+        let children = written.and_then(|disk| disk.file.as_deref());
+        let children = children.map_or_else(Vec::new, |file| self.children_of(file, &new.disk));
+        if !new.read_only && !children.is_empty() {
+            return Err(Refused::conflict(format!(
+                "disk '{}' is the parent of {}, so it must not change; map it with --read-only",
+                new.disk,
+                children.join(", ")
+            )));
+        }
         target.luns.insert(lun, LunConfig { disk: new.disk, read_only: new.read_only });
         self.commit(config).await?;
         Ok(lun)

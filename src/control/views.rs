@@ -1,15 +1,20 @@
 //! What readers are shown: resources made from a [`View`] and from the shards' counters.
 
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
 use crate::medium::Health;
 use crate::observe::prometheus::{Kind, Page};
 use crate::observe::{DiskStats, DiskSummary, OpSummary, Operation, ShardSummary};
 use crate::shard::message::{SessionInfo, ToShard};
 
 use super::api;
-use super::config::TargetConfig;
+use super::config::{SnapshotConfig, TargetConfig};
 use super::controller::{Handle, LiveDisk, View};
 use super::dataplane::{ask_all, shards};
 use super::error::Refused;
+use super::images::children_of;
+use super::merges::exports_of;
 use super::targets::target_name;
 
 impl View {
@@ -44,6 +49,11 @@ impl View {
             sector_size_bytes: config.sector_size_bytes,
             block_size_bytes: None,
             file: config.file.clone(),
+            parent: config.parent.as_deref().map(|file| self.state.join(file)),
+            chain: Vec::new(),
+            children: Vec::new(),
+            snapshots: config.listed_snapshots().count(),
+            job: self.busy.get(name).copied(),
             uuid: config.uuid,
             cache: config.cache,
             read_only: config.read_only,
@@ -60,7 +70,7 @@ impl View {
                 disk.block_size_bytes = live.payload_block_bytes();
                 disk.allocated_bytes = live.allocated_bytes();
                 disk.uuid = live.uuid();
-                disk.file = live.path().map(std::path::Path::to_owned);
+                disk.file = live.path().map(Path::to_owned);
                 disk.notes = live.notes().to_vec();
                 (disk.state, disk.reason) = match live.health() {
                     Health::Good => (api::DiskState::Online, None),
@@ -88,7 +98,89 @@ impl View {
         let mut disk = self.api_disk(name)?;
         let mapping = |(target, lun): (&str, u16)| api::DiskMapping { target: target.to_owned(), lun };
         disk.mapped = self.config.mappings_of(name).into_iter().map(mapping).collect();
+        disk.children = self.children_of_disk(name);
+        disk.chain = self.chain_of(name);
         Ok(disk)
+    }
+
+    /// Disks that are based on one of a disk's files.
+    fn children_of_disk(&self, name: &str) -> Vec<String> {
+        let Some(config) = self.config.disks.get(name) else { return Vec::new() };
+        let of = |file: &Path| children_of(&self.config, &self.state.join(file), |file| self.state.join(file), name);
+        let mut children: Vec<String> = config.own_files().flat_map(of).collect();
+        children.sort_unstable();
+        children.dedup();
+        children
+    }
+
+    /// The files of a disk that is open, the one that is written first.
+    fn chain_of(&self, name: &str) -> Vec<api::Layer> {
+        let Some(LiveDisk::Online(live)) = self.disks.get(name) else { return Vec::new() };
+        let mut snapshots: HashMap<PathBuf, &str> = HashMap::new();
+        if let Some(config) = self.config.disks.get(name) {
+            let named = config.listed_snapshots();
+            snapshots = named.map(|(name, of)| (self.state.join(&of.file), name.as_str())).collect();
+        }
+        let files = self.config.disks.iter().filter(|(other, _)| *other != name);
+        let owners: HashMap<PathBuf, &str> = files
+            .flat_map(|(other, disk)| disk.own_files().map(move |file| (file, other.as_str())))
+            .map(|(file, other)| (self.state.join(file), other))
+            .collect();
+        let layer = |layer: &std::sync::Arc<crate::medium::LayerFile>| api::Layer {
+            file: layer.path().to_owned(),
+            format: layer.format(),
+            size_bytes: layer.size_bytes(),
+            allocated_bytes: layer.allocated_bytes(),
+            identifier: Some(layer.identity().to_string()),
+            snapshot: snapshots.get(layer.path()).map(|name| (*name).to_owned()),
+            disk: owners.get(layer.path()).map(|name| (*name).to_owned()),
+        };
+        live.layers().iter().map(layer).collect()
+    }
+
+    /// The snapshots of a disk, oldest first.
+    ///
+    /// # Errors
+    /// There is no such disk.
+    pub fn api_snapshots(&self, name: &str) -> Result<api::Snapshots, Refused> {
+        let Some(disk) = self.config.disks.get(name) else {
+            return Err(Refused::not_found(format!("there is no disk '{name}'; see 'lunaring disk list'")));
+        };
+        // What is merged without ever having been a snapshot is nobody's business.
+        let shown = disk.snapshots.iter().filter(|(name, of)| !(of.deleting && name.starts_with("merge-")));
+        let mut snapshots: Vec<api::Snapshot> = shown.map(|(snapshot, of)| self.snapshot(name, snapshot, of)).collect();
+        snapshots.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
+        Ok(api::Snapshots { snapshots })
+    }
+
+    /// One snapshot.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn api_snapshot(&self, disk: &str, name: &str) -> Result<api::Snapshot, Refused> {
+        match self.config.disks.get(disk).and_then(|of| of.snapshots.get(name)) {
+            Some(of) => Ok(self.snapshot(disk, name, of)),
+            None => Err(Refused::not_found(format!("disk '{disk}' has no snapshot '{name}'"))),
+        }
+    }
+
+    fn snapshot(&self, disk: &str, name: &str, of: &SnapshotConfig) -> api::Snapshot {
+        let file = self.state.join(&of.file);
+        let blocks = file.metadata().map_or(0, |found| std::os::unix::fs::MetadataExt::blocks(&found));
+        api::Snapshot {
+            name: name.to_owned(),
+            disk: disk.to_owned(),
+            created: of.created,
+            parent: of.parent.clone(),
+            current: self.config.disks.get(disk).is_some_and(|config| config.base.as_deref() == Some(name)),
+            group: of.group,
+            size_bytes: of.size_bytes,
+            format: of.format,
+            allocated_bytes: blocks.saturating_mul(512),
+            file,
+            exports: exports_of(&self.config, disk, name),
+            deleting: of.deleting,
+        }
     }
 
     /// All targets.

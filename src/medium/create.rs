@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::storage::FileStorage;
-use super::{DiskFormat, DiskKind, FileError};
+use super::{DiskFormat, DiskKind, FileError, ImageDescription};
 use crate::vhdx::{self, Guid};
 use rustix::fs::{FallocateFlags, fallocate};
 
@@ -27,6 +27,19 @@ pub struct CreateSpec {
     pub block_size_bytes: Option<u64>,
     /// Logical sector size: 512 or 4096.
     pub sector_size_bytes: u32,
+    /// The parent of a [`DiskKind::Differencing`] image.
+    pub parent: Option<NewParent>,
+    /// The identity that initiators see, kept in formats that have a place for one; random unless said otherwise.
+    pub disk_id: Option<Uuid>,
+}
+
+/// The parent of a new image.
+#[derive(Clone, Debug)]
+pub struct NewParent {
+    /// Its file, absolute.
+    pub path: PathBuf,
+    /// What it is.
+    pub description: ImageDescription,
 }
 
 /// Create a disk's file. Blocking. The file appears under its name only when it is complete and durable; after a crash
@@ -79,6 +92,7 @@ fn fill(spec: &CreateSpec, file: &File) -> Result<(), FileError> {
     match spec.format {
         DiskFormat::Raw => fill_raw(spec, file),
         DiskFormat::Vhdx => fill_vhdx(spec, file),
+        DiskFormat::Vhd => Err(FileError::Spec("vhd", "cannot be created yet")),
         DiskFormat::Memory | DiskFormat::Null => Err(FileError::Spec(spec.format.as_str(), "has no file")),
     }
 }
@@ -88,23 +102,49 @@ fn fill_raw(spec: &CreateSpec, file: &File) -> Result<(), FileError> {
     match spec.kind {
         DiskKind::Dynamic => Ok(()),
         DiskKind::Fixed => preallocate(file, &spec.path, 0, spec.size_bytes),
+        DiskKind::Differencing => Err(FileError::Spec("raw", "has no parent")),
     }
+}
+
+/// The parent as the new child will name it.
+fn vhdx_parent(spec: &CreateSpec) -> Result<Option<vhdx::NewParent>, FileError> {
+    let parent = match (&spec.parent, spec.kind) {
+        (Some(parent), DiskKind::Differencing) => parent,
+        (None, DiskKind::Differencing) => return Err(FileError::Spec("differencing", "needs a parent")),
+        (Some(_), _) => return Err(FileError::Spec(spec.kind.as_str(), "has no parent")),
+        (None, _) => return Ok(None),
+    };
+    let folder = spec.path.parent().unwrap_or(Path::new("/"));
+    let of = &parent.description;
+    let locator = super::offline::locator_to(&parent.path, of, folder, spec.disk_id)?;
+    let logical_sector_bytes = match of.format {
+        // A raw image does not say.
+        DiskFormat::Raw => spec.sector_size_bytes,
+        _ => of.sector_size_bytes,
+    };
+    Ok(Some(vhdx::NewParent {
+        locator,
+        size_bytes: of.size_bytes,
+        logical_sector_bytes,
+        items: of.inherited_items.clone(),
+    }))
 }
 
 fn fill_vhdx(spec: &CreateSpec, file: &File) -> Result<(), FileError> {
     let options = vhdx::CreateOptions {
         size_bytes: spec.size_bytes,
         kind: match spec.kind {
-            DiskKind::Dynamic => vhdx::DiskKind::Dynamic,
+            DiskKind::Dynamic | DiskKind::Differencing => vhdx::DiskKind::Dynamic,
             DiskKind::Fixed => vhdx::DiskKind::Fixed,
         },
         block_size_bytes: spec.block_size_bytes,
         logical_sector_bytes: spec.sector_size_bytes,
         physical_sector_bytes: 4096,
         log_len_bytes: None,
-        virtual_disk_id: random_guid(),
+        virtual_disk_id: spec.disk_id.map_or_else(random_guid, |id| Guid(id.to_bytes_le())),
         file_write_guid: random_guid(),
         data_write_guid: random_guid(),
+        parent: vhdx_parent(spec)?,
     };
     let created = vhdx::create(&options, &mut FileStorage(file)).map_err(FileError::Options)?;
     for range in created.allocate {

@@ -1,21 +1,19 @@
 //! A disk that is being served: immutable description, shared by all shards.
 
-use std::fs::File;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use uuid::Uuid;
 
-use super::{DiskFormat, DiskKind};
+use super::layer::{FileBacking, LayerFile};
+use super::{DiskFormat, DiskKind, FileError, Parents};
+use crate::blocks::{BlockMap, Chain, Level};
 use crate::mem::SharedMemory;
 use crate::observe::DiskStats;
 use crate::ring::Fd;
 use crate::scsi::Unit;
 use crate::units::{DiskId, ShardId};
-use crate::vhdx::{BatView, Geometry};
 
 /// What stores the blocks.
 pub enum Backing {
@@ -23,27 +21,13 @@ pub enum Backing {
     Null,
     /// Anonymous memory.
     Memory(SharedMemory),
-    /// A file, byte for byte.
-    Raw(FileBacking),
-    /// A VHDX file.
-    Vhdx {
-        /// The file.
-        file: FileBacking,
-        /// The disk's shape.
-        geometry: Geometry,
-        /// Where its blocks are.
-        view: Arc<BatView>,
+    /// Files.
+    Chain {
+        /// The leaf, its parent and so on: as [`Extent::File`](crate::blocks::Extent) numbers them.
+        layers: Box<[Arc<LayerFile>]>,
+        /// Where the bytes are.
+        chain: Chain,
     },
-}
-
-/// An open, locked file.
-pub struct FileBacking {
-    /// The descriptor that shards use.
-    pub(super) file: File,
-    /// Holds the lock; a second open description where the first is direct.
-    pub(super) _lock: Option<File>,
-    pub(super) path: PathBuf,
-    pub(super) direct: bool,
 }
 
 /// Whether a disk can be trusted with writes.
@@ -68,27 +52,11 @@ pub struct Disk {
     pub(super) unit: Unit,
     pub(super) unit_read_only: Unit,
     pub(super) backing: Backing,
-    pub(super) poisoned: AtomicBool,
+    /// Shared with the forms of the disk that stand on the same leaf.
+    pub(super) poisoned: Arc<AtomicBool>,
     /// One for each shard, made when that shard first needs it: a disk that few shards reach costs little.
-    pub(super) stats: Box<[OnceLock<DiskStats>]>,
+    pub(super) stats: Arc<[OnceLock<DiskStats>]>,
     pub(super) notes: Vec<String>,
-}
-
-impl FileBacking {
-    /// The descriptor for the ring.
-    pub fn fd(&self) -> Fd {
-        Fd(self.file.as_raw_fd())
-    }
-
-    /// Whether I/O goes around the page cache.
-    pub fn direct(&self) -> bool {
-        self.direct
-    }
-
-    /// Where the file is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
 }
 
 impl Disk {
@@ -162,12 +130,54 @@ impl Disk {
         self.stats.iter().filter_map(OnceLock::get)
     }
 
-    /// The file behind the disk.
-    pub fn file(&self) -> Option<&FileBacking> {
+    /// Its layers, leaf first; none without a file.
+    pub fn layers(&self) -> &[Arc<LayerFile>] {
+        match &self.backing {
+            Backing::Null | Backing::Memory(_) => &[],
+            Backing::Chain { layers, .. } => layers,
+        }
+    }
+
+    /// The leaf.
+    pub fn leaf(&self) -> Option<&Arc<LayerFile>> {
+        self.layers().first()
+    }
+
+    /// Where its bytes are, when they are in files.
+    pub fn chain(&self) -> Option<&Chain> {
         match &self.backing {
             Backing::Null | Backing::Memory(_) => None,
-            Backing::Raw(file) | Backing::Vhdx { file, .. } => Some(file),
+            Backing::Chain { chain, .. } => Some(chain),
         }
+    }
+
+    /// The leaf's block map, if it has one.
+    pub fn map(&self) -> Option<&Arc<BlockMap>> {
+        self.leaf().and_then(|leaf| leaf.map())
+    }
+
+    /// The descriptor of a layer's file; the number is one of a plan.
+    #[inline]
+    pub fn fd_of(&self, layer: u16) -> Fd {
+        self.layers()[usize::from(layer)].file().fd()
+    }
+
+    /// The descriptor of the file whose map a level of the chain is.
+    pub fn fd_of_level(&self, level: u16) -> Option<Fd> {
+        match self.chain()?.levels().get(usize::from(level))? {
+            Level::Map { layer, .. } => Some(self.fd_of(*layer)),
+            Level::Raw { .. } | Level::Flat { .. } => None,
+        }
+    }
+
+    /// Whether bytes past the end of its files are zeros: where a format lets the last block be cut short.
+    pub fn ends_with_zeros(&self) -> bool {
+        self.map().is_some() || self.layers().len() > 1
+    }
+
+    /// The leaf's file.
+    pub fn file(&self) -> Option<&FileBacking> {
+        self.leaf().map(|leaf| leaf.file())
     }
 
     /// Path of the file behind the disk.
@@ -175,33 +185,51 @@ impl Disk {
         self.file().map(FileBacking::path)
     }
 
-    /// Space that the disk's file takes on its file system.
+    /// Space that the leaf's file takes on its file system.
     pub fn allocated_bytes(&self) -> u64 {
-        self.file()
-            .and_then(|file| file.file.metadata().ok())
-            .map_or(0, |metadata| metadata.blocks().saturating_mul(512))
+        self.leaf().map_or(0, |leaf| leaf.allocated_bytes())
     }
 
-    /// Payload block size of a VHDX in bytes.
+    /// Block size in bytes, where the leaf has blocks.
     pub fn payload_block_bytes(&self) -> Option<u64> {
-        match &self.backing {
-            Backing::Vhdx { geometry, .. } => Some(u64::from(geometry.block_size_bytes)),
-            _ => None,
-        }
+        self.map().map(|map| map.shape().block_bytes())
     }
 
     /// Whether it can be trusted with writes.
     pub fn health(&self) -> Health {
-        let engine_poisoned = matches!(&self.backing, Backing::Vhdx { view, .. } if view.poisoned());
-        if engine_poisoned || self.poisoned.load(Ordering::Acquire) { Health::Poisoned } else { Health::Good }
+        let poisoned = self.poisoned.load(Ordering::Acquire) || self.map().is_some_and(|map| map.poisoned());
+        if poisoned { Health::Poisoned } else { Health::Good }
     }
 
     /// Stop acknowledging writes: one has failed on the host, or a flush has.
     pub fn poison(&self) {
         self.poisoned.store(true, Ordering::Release);
-        if let Backing::Vhdx { view, .. } = &self.backing {
-            view.poison();
+        if let Some(map) = self.map() {
+            map.poison();
         }
+    }
+
+    /// The same disk with other layers below its leaf (merged, moved, or newly folded).
+    pub fn rebased(&self, parents: &Parents, lower: Vec<Arc<LayerFile>>) -> Result<Arc<Self>, FileError> {
+        let leaf = self.leaf().ok_or(FileError::Spec(self.format.as_str(), "has no file"))?;
+        let layers: Vec<Arc<LayerFile>> = std::iter::once(Arc::clone(leaf)).chain(lower).collect();
+        let chain = parents.chain(&layers)?;
+        Ok(Arc::new(Self {
+            id: self.id,
+            name: self.name.clone(),
+            uuid: self.uuid,
+            format: self.format,
+            kind: self.kind,
+            size_bytes: self.size_bytes,
+            read_only: self.read_only,
+            home: self.home,
+            unit: self.unit.clone(),
+            unit_read_only: self.unit_read_only.clone(),
+            backing: Backing::Chain { layers: layers.into(), chain },
+            poisoned: Arc::clone(&self.poisoned),
+            stats: Arc::clone(&self.stats),
+            notes: self.notes.clone(),
+        }))
     }
 }
 

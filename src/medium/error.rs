@@ -37,6 +37,53 @@ pub enum FileError {
         /// Which rule is broken, and where.
         reason: vhdx::OpenError,
     },
+    /// A parent is not the file that its child was made from, or not in the state it had then.
+    #[error(
+        "{} is not the parent that {} was made from, or was changed since: the parent is {found}, the child wants {wanted}",
+        parent.display(), child.display()
+    )]
+    ParentChanged {
+        /// The child's file.
+        child: PathBuf,
+        /// The file that should be the parent.
+        parent: PathBuf,
+        /// The identity that the child wants.
+        wanted: String,
+        /// The identity that the parent has.
+        found: String,
+    },
+    /// No file is where a parent should be.
+    #[error(
+        "the parent of {} cannot be found: {locator}; looked for {}; say where it is with --parent FILE",
+        child.display(), list(places)
+    )]
+    ParentMissing {
+        /// The child's file.
+        child: PathBuf,
+        /// What the child says.
+        locator: String,
+        /// Where it was looked for.
+        places: Vec<PathBuf>,
+    },
+    /// A disk is its own ancestor.
+    #[error("{} is its own ancestor: its parents lead back to it", .0.display())]
+    ParentLoop(PathBuf),
+    /// The chain is too deep.
+    #[error("{} has too many parents; a disk may have {layers_max} layers", path.display())]
+    TooManyParents {
+        /// The leaf.
+        path: PathBuf,
+        /// Layers at most.
+        layers_max: usize,
+    },
+    /// A change to the file is not possible.
+    #[error("{}: {reason}", path.display())]
+    Edit {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: vhdx::EditError,
+    },
     /// The requested image is impossible.
     #[error("{0}")]
     Options(vhdx::CreateError),
@@ -76,10 +123,20 @@ pub enum FileError {
 }
 
 impl FileError {
+    /// A file that cannot even be looked at.
+    pub fn unreadable(path: &Path, source: io::Error) -> Self {
+        Self::io("look at", path, source)
+    }
+
     /// Wraps a system error.
     pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io { action, path: path.to_owned(), source }
     }
+}
+
+fn list(places: &[PathBuf]) -> String {
+    let places: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
+    if places.is_empty() { "nothing, no path means anything on this system".to_owned() } else { places.join(", ") }
 }
 
 /// The system's reason in plain words where the number alone does not help.

@@ -1,108 +1,90 @@
 //! From a byte range of a disk to where its bytes are: a few nanoseconds, no allocation, on any shard.
 
 use super::disk::{Backing, Disk, Health};
-use crate::ring::Fd;
-use crate::vhdx;
+use crate::blocks::{self, Extent, ExtentList, LevelFault};
 
-pub use crate::vhdx::Extent;
-
-/// Most bytes that one plan covers, so that the number of its extents is bounded.
+/// Most bytes that one plan covers.
 pub const PLAN_BYTES_MAX: u32 = crate::limits::BURST_LENGTH_MAX;
 
-/// Most extents of one plan: VHDX blocks are at least 1 MiB, so a range of 1 MiB touches two.
-pub const EXTENTS_MAX: usize = 2;
+/// A run of zeros of at least this many bytes is a plan of its own: nothing has to be read or filled for it.
+const ZEROS_APART_BYTES: u32 = 64 * 1024;
 
-/// Extents of a range in a file, in order.
-#[derive(Clone, Copy, Debug)]
-pub struct ExtentList {
-    extents: [Extent; EXTENTS_MAX],
-    count: u8,
-}
-
-/// How to read a range.
+/// How to read a range. A plan may cover less than was asked for; plan again behind that.
 #[derive(Clone, Copy, Debug)]
 pub enum ReadPlan {
-    /// It reads as zeros.
-    Zeros,
+    /// So many bytes read as zeros.
+    Zeros {
+        /// Length in bytes.
+        len_bytes: u32,
+    },
     /// Copy it out of the disk's memory.
     Memory,
-    /// Read these extents of the file.
-    File(Fd, ExtentList),
+    /// Read these extents; [`Disk::fd_of`] says of which files.
+    Extents(ExtentList),
+    /// Have the home shard load this page, then plan again.
+    Fault(LevelFault),
+    /// The range does not lie within the disk.
+    PastEnd,
 }
 
-/// How to write a range.
+/// How to write a range. A plan may cover less than was asked for; plan again behind that.
 #[derive(Clone, Copy, Debug)]
 pub enum WritePlan {
     /// Forget it.
     Discard,
     /// Copy it into the disk's memory.
     Memory,
-    /// Write these extents of the file; none is [`Extent::Zeros`].
-    File(Fd, ExtentList),
+    /// Write these extents, none of which is [`Extent::Zeros`].
+    Ready {
+        /// Where.
+        extents: ExtentList,
+        /// Then have the home shard commit what they cover.
+        commit: bool,
+        /// For the commit.
+        epoch: u32,
+    },
     /// Ask the home shard to prepare the range, then plan again.
     Prepare,
+    /// Have the home shard load this page, then plan again.
+    Fault(LevelFault),
     /// The disk takes no more writes.
     Poisoned,
-}
-
-impl ExtentList {
-    const EMPTY: Self = Self { extents: [Extent::Zeros { len_bytes: 0 }; EXTENTS_MAX], count: 0 };
-
-    fn one(extent: Extent) -> Self {
-        let mut list = Self::EMPTY;
-        list.push(extent);
-        list
-    }
-
-    fn push(&mut self, extent: Extent) {
-        self.extents[usize::from(self.count)] = extent;
-        self.count += 1;
-    }
-
-    fn collect(extents: vhdx::Extents<'_>) -> Self {
-        let mut list = Self::EMPTY;
-        for extent in extents {
-            list.push(extent);
-        }
-        list
-    }
-
-    /// The extents.
-    pub fn as_slice(&self) -> &[Extent] {
-        &self.extents[..usize::from(self.count)]
-    }
+    /// The range does not lie within the disk.
+    PastEnd,
 }
 
 impl Disk {
-    /// Plan a read of at most [`PLAN_BYTES_MAX`] bytes that lie within the disk.
+    /// Plan a read of 1 to [`PLAN_BYTES_MAX`] bytes, in whole blocks.
     pub fn plan_read(&self, offset_bytes: u64, len_bytes: u32) -> ReadPlan {
-        debug_assert!(len_bytes <= PLAN_BYTES_MAX);
+        debug_assert!(len_bytes > 0 && len_bytes <= PLAN_BYTES_MAX);
+        if offset_bytes + u64::from(len_bytes) > self.size_bytes {
+            return ReadPlan::PastEnd;
+        }
         match self.backing() {
-            Backing::Null => ReadPlan::Zeros,
+            Backing::Null => ReadPlan::Zeros { len_bytes },
             Backing::Memory(_) => ReadPlan::Memory,
-            Backing::Raw(file) => ReadPlan::File(file.fd(), ExtentList::one(Extent::File { offset_bytes, len_bytes })),
-            Backing::Vhdx { file, geometry, view } => {
-                let list = ExtentList::collect(vhdx::plan_read(geometry, view, offset_bytes, len_bytes));
-                match list.as_slice() {
-                    [Extent::Zeros { .. }] => ReadPlan::Zeros,
-                    _ => ReadPlan::File(file.fd(), list),
-                }
-            }
+            Backing::Chain { chain, .. } => match chain.plan_read(offset_bytes, len_bytes) {
+                blocks::ReadPlan::Fault(fault) => ReadPlan::Fault(fault),
+                blocks::ReadPlan::Extents(extents) => without_long_zeros(extents),
+            },
         }
     }
 
-    /// Plan a write of at most [`PLAN_BYTES_MAX`] bytes that lie within the disk.
+    /// Plan a write of 1 to [`PLAN_BYTES_MAX`] bytes, in whole blocks.
     pub fn plan_write(&self, offset_bytes: u64, len_bytes: u32) -> WritePlan {
-        debug_assert!(len_bytes <= PLAN_BYTES_MAX);
+        debug_assert!(len_bytes > 0 && len_bytes <= PLAN_BYTES_MAX);
+        if offset_bytes + u64::from(len_bytes) > self.size_bytes {
+            return WritePlan::PastEnd;
+        }
         match self.backing() {
             Backing::Null => WritePlan::Discard,
             Backing::Memory(_) => WritePlan::Memory,
-            _ if self.health() == Health::Poisoned => WritePlan::Poisoned,
-            Backing::Raw(file) => WritePlan::File(file.fd(), ExtentList::one(Extent::File { offset_bytes, len_bytes })),
-            Backing::Vhdx { file, geometry, view } => match vhdx::plan_write(geometry, view, offset_bytes, len_bytes) {
-                vhdx::WritePlan::Ready(extents) => WritePlan::File(file.fd(), ExtentList::collect(extents)),
-                vhdx::WritePlan::NeedsAllocation { .. } | vhdx::WritePlan::NeedsWriteSession => WritePlan::Prepare,
-                vhdx::WritePlan::Poisoned => WritePlan::Poisoned,
+            Backing::Chain { .. } if self.health() == Health::Poisoned => WritePlan::Poisoned,
+            Backing::Chain { chain, .. } => match chain.plan_write(offset_bytes, len_bytes) {
+                blocks::WritePlan::Ready { extents, commit, epoch } => WritePlan::Ready { extents, commit, epoch },
+                blocks::WritePlan::Prepare => WritePlan::Prepare,
+                blocks::WritePlan::Fault(fault) => WritePlan::Fault(fault),
+                blocks::WritePlan::Poisoned => WritePlan::Poisoned,
             },
         }
     }
@@ -110,6 +92,27 @@ impl Disk {
     /// Whether a durable (FUA) write must be followed by a flush of the whole file, because the metadata that leads to
     /// it may not be durable yet. Ask after planning.
     pub fn needs_flush_after_durable_write(&self) -> bool {
-        matches!(self.backing(), Backing::Vhdx { view, .. } if view.metadata_unflushed())
+        self.map().is_some_and(|map| map.metadata_unflushed())
+    }
+}
+
+/// The plan up to a long run of zeros, or that run.
+fn without_long_zeros(extents: ExtentList) -> ReadPlan {
+    let all = extents.as_slice();
+    let long = |extent: &Extent| matches!(extent, Extent::Zeros { len_bytes } if *len_bytes >= ZEROS_APART_BYTES);
+    match all {
+        [Extent::File { .. }] => ReadPlan::Extents(extents),
+        [Extent::Zeros { len_bytes }] => ReadPlan::Zeros { len_bytes: *len_bytes },
+        [first @ Extent::Zeros { len_bytes }, ..] if long(first) => ReadPlan::Zeros { len_bytes: *len_bytes },
+        _ => match all.iter().position(long) {
+            None => ReadPlan::Extents(extents),
+            Some(end) => {
+                let mut shorter = ExtentList::EMPTY;
+                for extent in &all[..end] {
+                    shorter.push(*extent);
+                }
+                ReadPlan::Extents(shorter)
+            }
+        },
     }
 }

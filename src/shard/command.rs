@@ -2,6 +2,7 @@
 
 use super::peer::{HomeRequest, LinkKey};
 use super::session::{Answer, Immediate, Kind, Resume, Step, Work};
+use crate::blocks::Done;
 use crate::iscsi::pdu::ScsiStatus;
 use crate::iscsi::transfer::{DataError, TaskId};
 use crate::iscsi::transmit::Ending;
@@ -61,7 +62,7 @@ impl<R: Ring> Work<'_, R> {
         if matches!(action, Action::DataIn) {
             scratch.truncate(len);
             if len > 0 {
-                self.task(task).set_piece(scratch.freeze());
+                self.task(task).set_read(scratch.freeze());
             }
             self.task(task).transfer_length = len as u64;
         } else {
@@ -109,13 +110,18 @@ impl<R: Ring> Work<'_, R> {
             (Action::NeedsBuffer { .. }, _) | (_, None) => {
                 return self.complete(task, MediumError::Removed.outcome());
             }
+            (Action::GetLbaStatus { lba, allocation_length }, _) => {
+                return self.lba_status(task, lba, allocation_length);
+            }
+            (Action::Unmap { list_bytes }, _) => (0, 0, u64::from(list_bytes)),
             (Action::Flush { immed, .. }, _) => {
                 self.task(task).kind = Kind::Flush;
                 self.task(task).operation = Operation::Flush;
                 return self.flush(task, immed);
             }
             (Action::Read { lba, blocks, .. } | Action::Write { lba, blocks, .. }, Some(length))
-            | (Action::Verify { lba, blocks, .. } | Action::WriteAndVerify { lba, blocks, .. }, Some(length)) => {
+            | (Action::Verify { lba, blocks, .. } | Action::WriteAndVerify { lba, blocks, .. }, Some(length))
+            | (Action::WriteSame { lba, blocks, .. }, Some(length)) => {
                 let medium = u64::from(blocks) << length.shift();
                 (lba.0 << length.shift(), medium, action.data_out_bytes(length))
             }
@@ -153,6 +159,11 @@ impl<R: Ring> Work<'_, R> {
                 entry.durable = true;
                 self.start_write(task, medium_bytes, data_out, data);
             }
+            Action::Unmap { list_bytes } => self.start_unmap(task, list_bytes, data),
+            Action::WriteSame { unmap, no_data_out, .. } => {
+                entry.operation = Operation::Write;
+                self.start_write_same(task, medium_bytes, unmap, (!no_data_out).then_some(data));
+            }
             _ => {}
         }
     }
@@ -177,31 +188,60 @@ impl<R: Ring> Work<'_, R> {
 
     /// Ask the home shard to flush the task's disk.
     pub(crate) fn ask_flush(&mut self, task: TaskId) {
+        if self.is_held(task, Resume::Flush) {
+            return;
+        }
         let slot = self.task(task).disk.expect("a flush has a unit");
         if !self.core.ask_home(slot, self.key, task.0, HomeRequest::Flush) {
             return self.starve(task, Resume::Flush);
         }
+        self.begin_work(task);
         self.set_step(task, Step::Flushing);
         self.begin_operation(task);
     }
 
     /// The home shard has answered.
-    pub(crate) fn home_done(&mut self, task: TaskId, result: Result<(), MediumError>) {
+    pub(crate) fn home_done(&mut self, task: TaskId, result: Result<Done, MediumError>) {
         self.end_operation(task);
         if self.release_if_aborted(task) {
             return;
         }
+        let done = match result {
+            // The home shard does not know blocks.
+            Err(MediumError::ReadFailed { .. }) => {
+                let lba = self.window_lba(task);
+                return self.fail(task, MediumError::ReadFailed { lba });
+            }
+            Err(error) => return self.fail(task, error),
+            Ok(done) => done,
+        };
+        match (self.task(task).step, done) {
+            (Step::Asking(Resume::Provision), done) => self.provision_answered(task, done),
+            (Step::Asking(resume), _) => {
+                self.end_work(task);
+                self.resume(task, resume);
+            }
+            (Step::Committing, Done::Ok) => self.is_visible(task),
+            (Step::Committing, Done::PlanAgain) => {
+                self.end_work(task);
+                self.write_out(task);
+            }
+            (_, Done::PlanAgain) => self.ask_flush(task),
+            (_, Done::Ok) => self.flushed(task),
+        }
+    }
+
+    /// What was asked to be durable is.
+    fn flushed(&mut self, task: TaskId) {
         let entry = self.task(task);
-        let (step, kind, through) = (entry.step, entry.kind, entry.done == entry.total);
-        match (result, step) {
-            (Err(error), _) => self.fail(task, error),
-            (Ok(()), Step::Preparing) => self.write_out(task),
-            (Ok(()), _) => match kind {
-                Kind::Flush => self.complete(task, Outcome::GOOD),
-                // FUA on a read: what was cached is durable now.
-                Kind::Read if !through => self.read_in(task),
-                _ => self.window_written(task),
-            },
+        match entry.kind {
+            Kind::Flush => self.complete(task, Outcome::GOOD),
+            // FUA on a read: what was cached is durable now.
+            Kind::Read if entry.done < entry.total => {
+                self.end_work(task);
+                self.read_in(task);
+            }
+            _ => self.part_written(task),
         }
     }
 
@@ -234,19 +274,22 @@ impl<R: Ring> Work<'_, R> {
 
     /// The command has ended: answer as soon as it is allowed.
     pub(crate) fn complete(&mut self, task: TaskId, outcome: Outcome) {
+        self.end_work(task);
         let entry = self.task(task);
         entry.answer = Answer::Response(outcome);
         entry.buf = None;
         entry.data = None;
-        entry.clear_pieces();
-        if outcome != Outcome::GOOD {
+        entry.clear_read();
+        // What these have done to the medium says nothing of how much data was transferred.
+        let apart = matches!(entry.kind, Kind::Unmap | Kind::Zero | Kind::WriteSame { .. });
+        if outcome != Outcome::GOOD && !apart {
             entry.transfer_length = u64::from(entry.done);
         }
         self.send_when_drained(task);
     }
 
     /// Send the answer, after the last Data-Out that is underway for nothing.
-    fn send_when_drained(&mut self, task: TaskId) {
+    pub(crate) fn send_when_drained(&mut self, task: TaskId) {
         let wants_data = self.session.connection.command(task).write;
         let incomplete = wants_data && !self.session.connection.data_out_complete(task);
         if incomplete && self.session.connection.discard_data_out(task) {
@@ -296,7 +339,7 @@ impl<R: Ring> Work<'_, R> {
             self.session.ready.pop();
             self.task(task).queued = false;
             // Its next window may be ready to be sent already; or it may want another R2T.
-            if self.task(task).step == Step::Sending && self.task(task).piece_count > 0 {
+            if self.task(task).step == Step::Sending && self.task(task).read.is_some() {
                 self.queue_ready(task);
             }
         }
@@ -357,21 +400,25 @@ impl<R: Ring> Work<'_, R> {
         self.set_step(task, Step::Idle);
         let entry = self.task(task);
         assert_eq!(entry.operations, 0, "a task ends after its last operation");
+        self.end_work(task);
+        let entry = self.task(task);
         let slot = entry.disk.take();
         let job = entry.job.take();
         entry.buf = None;
         entry.data = None;
-        entry.clear_pieces();
+        entry.clear_read();
         entry.answer = Answer::None;
         entry.kind = Kind::None;
         entry.operation = Operation::Other;
         entry.total = 0;
         entry.done = 0;
         entry.window = 0;
+        entry.through = 0;
         entry.data_total = 0;
         entry.received = 0;
         entry.transfer_length = 0;
         entry.durable = false;
+        entry.commits = false;
         entry.error = None;
         entry.aborted = false;
         entry.ends_session = false;

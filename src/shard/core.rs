@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::home::{Home, HomeDisk};
+use super::home::{BARRIERS_MAX, Home, HomeDisk};
 use super::mailbox::Senders;
 use super::management::{JOBS_MAX, Jobs};
 use super::message::Configuration;
 use super::notices::Notices;
+use super::pause::{AtWork, Pause};
 use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage};
 use crate::bounded::Queue;
 use crate::medium::Disk;
@@ -22,6 +23,9 @@ const OUTBOX_MAX: usize = 4096;
 
 /// Requests to home shards that one shard may have underway; further ones wait in their tasks.
 pub(crate) const HOME_REQUESTS_MAX: usize = 1024;
+
+/// Of those, kept free for commits: what waits for space may wait for commits to end.
+const HOME_REQUESTS_FOR_COMMITS: usize = 128;
 
 /// Below this many free places in the ring, no new command is looked at.
 pub(crate) const RING_SLOTS_RESERVE: usize = 512;
@@ -47,6 +51,12 @@ pub(crate) struct DiskSlot {
     pub(crate) tasks: u32,
     /// Present on the disk's home shard.
     pub(crate) home: Option<Box<HomeDisk>>,
+    /// Who is at work on its files.
+    pub(crate) at_work: AtWork,
+    /// Its commands are held.
+    pub(crate) pause: Option<Pause>,
+    /// How often another form of it has been put in its place.
+    pub(crate) swaps: u32,
     /// Commands of this turn, by kind, whose latency is not recorded yet.
     pub(crate) untimed: [u32; Operation::ALL.len()],
     /// A detach that waits for the tasks (and, at home, for the engine).
@@ -103,14 +113,28 @@ pub(crate) enum Mark {
     Shutdown(u32),
     /// Closing a connection.
     Close(u32),
-    /// File I/O of a task: connection, task, which piece of its window.
-    Task(u32, u16, u8),
-    /// Metadata I/O of a disk's engine: disk slot, the engine's number.
-    Engine(u32, u32),
+    /// File I/O of a task: connection, task.
+    Task(u32, u16),
+    /// An engine's I/O: disk slot, which of the disk's engines, the engine's number.
+    Engine(u32, u16, u32),
+    /// A page of a block map: disk slot, place among those being read.
+    Load(u32, u32),
     /// A flush of a disk's file for initiators: disk slot.
     Flush(u32),
     /// Something whose completion nobody waits for.
     Ignore,
+}
+
+/// Bits of a disk's slot; the other twelve of a mark's index tell its engines apart.
+const DISK_SLOT_BITS: u32 = 16;
+const DISK_SLOTS_MAX: u32 = 1 << DISK_SLOT_BITS;
+
+/// Engines of one disk are numbered below this, and then from zero again.
+pub(crate) const DRIVER_NUMBERS: u16 = 1 << 12;
+
+fn engine_index(disk: u32, driver: u16) -> u32 {
+    debug_assert!(disk < DISK_SLOTS_MAX && driver < DRIVER_NUMBERS);
+    u32::from(driver) << DISK_SLOT_BITS | disk
 }
 
 impl Mark {
@@ -123,8 +147,9 @@ impl Mark {
             Self::Send(link) => (3, link, 0),
             Self::Shutdown(link) => (4, link, 0),
             Self::Close(link) => (5, link, 0),
-            Self::Task(link, task, piece) => (6, link, u32::from(task) << 8 | u32::from(piece)),
-            Self::Engine(disk, io) => (7, disk, io),
+            Self::Task(link, task) => (6, link, u32::from(task)),
+            Self::Engine(disk, driver, io) => (7, engine_index(disk, driver), io),
+            Self::Load(disk, place) => (9, disk, place),
             Self::Flush(disk) => (8, disk, 0),
         };
         debug_assert!(index < 1 << 28);
@@ -141,9 +166,10 @@ impl Mark {
             3 => Self::Send(index),
             4 => Self::Shutdown(index),
             5 => Self::Close(index),
-            6 => Self::Task(index, (detail >> 8) as u16, detail as u8),
-            7 => Self::Engine(index, detail),
+            6 => Self::Task(index, detail as u16),
+            7 => Self::Engine(index & (DISK_SLOTS_MAX - 1), (index >> DISK_SLOT_BITS) as u16, detail),
             8 => Self::Flush(index),
+            9 => Self::Load(index, detail),
             _ => Self::Ignore,
         }
     }
@@ -159,8 +185,8 @@ impl<R: Ring> Io<R> {
 impl<W: Wake> Mail<W> {
     pub(crate) fn new(me: ShardId, senders: Senders<W>) -> Self {
         // Answers that may be owed at once: all that every shard may have asked this one as a home shard, and every
-        // job.
-        let owed_max = senders.0.len() * HOME_REQUESTS_MAX + JOBS_MAX;
+        // job; and barriers with their answers.
+        let owed_max = senders.0.len() * (HOME_REQUESTS_MAX + 2 * BARRIERS_MAX as usize) + JOBS_MAX;
         Self { me, senders, local: Queue::new(OUTBOX_MAX + owed_max), outbox: Queue::new(OUTBOX_MAX + owed_max) }
     }
 
@@ -274,7 +300,7 @@ impl<R: Ring> Core<R> {
             io,
             mail: Mail::new(id, senders),
             disks: DiskTable::default(),
-            home: Home::new(),
+            home: Home::new(id, shards),
             jobs: Jobs::new(),
             notices: Notices::default(),
             configuration: Arc::new(Configuration::default()),
@@ -327,15 +353,17 @@ impl<R: Ring> Core<R> {
         }
     }
 
-    /// Ask a disk's home shard for something. False when too much is underway: try again later.
+    /// Ask a disk's home shard for something. False when too much is underway: try again later. What others may wait for
+    /// finds a place when nothing else does.
     pub(crate) fn ask_home(&mut self, disk_slot: u32, link: LinkKey, task: u16, request: HomeRequest) -> bool {
-        let disk = &self.disks.of_task(disk_slot);
-        let (id, home) = (disk.id(), disk.home());
-        if self.home_requests >= HOME_REQUESTS_MAX || !self.mail.has_room() {
+        let entry = self.disks.at(disk_slot).expect("a disk stays attached while tasks use it");
+        let (disk, home, swaps) = (entry.disk.id(), entry.disk.home(), entry.swaps);
+        let reserve = if matches!(request, HomeRequest::Commit { .. }) { 0 } else { HOME_REQUESTS_FOR_COMMITS };
+        if self.home_requests + reserve >= HOME_REQUESTS_MAX || !self.mail.has_room() {
             return false;
         }
         let asker = Asker { shard: self.id, link, task };
-        let sent = self.mail.post(home, PeerMessage::Home { disk: id, asker, request }).is_ok();
+        let sent = self.mail.post(home, PeerMessage::Home { disk, swaps, asker, request }).is_ok();
         self.home_requests += usize::from(sent);
         sent
     }
@@ -359,8 +387,10 @@ mod tests {
             Mark::Send(0),
             Mark::Shutdown(7),
             Mark::Close(8),
-            Mark::Task(4095, 135, 255),
-            Mark::Engine(16383, u32::MAX),
+            Mark::Task(4095, 135),
+            Mark::Engine(16383, 4095, u32::MAX),
+            Mark::Engine(65535, 0, 1),
+            Mark::Load(16383, 7),
             Mark::Flush(0x0fff_ffff),
         ];
         for mark in marks {

@@ -8,16 +8,18 @@ use super::home::HomeDisk;
 use super::link::{LinkState, Phase};
 use super::login;
 use super::message::{Configuration, DetachError, Reply, SessionInfo, ToShard};
-use super::peer::{Asker, LinkKey, PeerMessage, ResetScope};
+use super::pause::AtWork;
+use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage, ResetScope};
 use super::registrar::Decision;
 use super::run::Shard;
 use super::session::Work;
+use crate::blocks::{Done, Engine};
 use crate::iscsi::pdu::LoginStatus;
 use crate::iscsi::transfer::TaskId;
 use crate::medium::Disk;
 use crate::ring::{Fd, Ring};
 use crate::scsi::{Attention, MediumError};
-use crate::vhdx;
+use crate::units::DiskId;
 
 /// Messages, from the control plane and from other shards.
 impl<R: Ring> Shard<R> {
@@ -44,21 +46,13 @@ impl<R: Ring> Shard<R> {
 
     fn peer_message(&mut self, message: PeerMessage) {
         match message {
-            PeerMessage::Home { disk, asker, request } => {
-                let Core { io, mail, disks, home, .. } = &mut self.core;
-                let slot = disks.find(disk).and_then(|slot| disks.at_mut(slot));
-                match slot.and_then(|slot| slot.home.as_mut()) {
-                    Some(disk) => disk.request(home, io, mail, asker, request),
-                    None => {
-                        let result = Err(MediumError::Removed);
-                        mail.post_owed(asker.shard, PeerMessage::HomeDone { asker, result });
-                    }
-                }
-            }
+            PeerMessage::Home { disk, swaps, asker, request } => self.home_request(disk, swaps, asker, request),
             PeerMessage::HomeDone { asker, result } => {
                 self.core.home_requests -= 1;
                 self.with_work(asker.link, |work| work.home_done(TaskId(asker.task), result));
             }
+            PeerMessage::Barrier { disk, home } => self.barrier(disk, home),
+            PeerMessage::BarrierPassed { disk } => self.barrier_passed(disk),
             PeerMessage::Reset { scope, attention, drop_sessions, asker } => {
                 self.reset_units(scope, attention, drop_sessions, asker);
             }
@@ -86,6 +80,18 @@ impl<R: Ring> Shard<R> {
                 }
             }
         }
+    }
+
+    fn home_request(&mut self, disk: DiskId, swaps: u32, asker: Asker, request: HomeRequest) {
+        let Core { io, mail, disks, home, .. } = &mut self.core;
+        let slot = disks.find(disk).and_then(|slot| disks.at_mut(slot));
+        let result = match slot.map(|slot| (slot.swaps == swaps, slot.home.as_mut())) {
+            Some((true, Some(disk))) => return disk.request(home, io, mail, asker, request),
+            // One of the two shards has not heard of the disk's new form yet.
+            Some((false, Some(_))) => Ok(Done::PlanAgain),
+            _ => Err(MediumError::Removed),
+        };
+        mail.post_owed(asker.shard, PeerMessage::HomeDone { asker, result });
     }
 
     fn with_work(&mut self, key: LinkKey, act: impl FnOnce(&mut Work<'_, R>)) {
@@ -157,6 +163,7 @@ impl<R: Ring> Shard<R> {
             }
             ToShard::Detach { disk, reply } => match self.core.disks.find(disk) {
                 Some(slot) => {
+                    self.resume(disk);
                     if let Some(entry) = self.core.disks.at_mut(slot) {
                         entry.detaching = Some(reply);
                     }
@@ -164,6 +171,24 @@ impl<R: Ring> Shard<R> {
                 }
                 None => reply(Err(DetachError("the disk is not attached".into()))),
             },
+            ToShard::Pause { disk, patience_ms, reply } => self.pause(disk, patience_ms, reply),
+            ToShard::Resume { disk, reply } => {
+                self.resume(disk);
+                reply(());
+            }
+            ToShard::Swap { disk, engine, retire, retired, attention, reply } => {
+                reply(self.swap(&disk, engine, retire.then_some(retired), attention));
+            }
+            ToShard::CloseEngine { disk, reply } => self.close_engine(disk, reply),
+            ToShard::BeginSession { disk, reply } => self.begin_session(disk, reply),
+            ToShard::Relocate { disk, reply } => match self.home_of(disk) {
+                Some((disk, home, io, mail)) => {
+                    disk.relocate(reply);
+                    disk.pump(home, io, mail);
+                }
+                None => reply(Err(DetachError("the disk is not attached".into()))),
+            },
+            ToShard::ReportEngine { disk, reply } => reply(self.home_of(disk).map(|(disk, ..)| disk.report())),
             ToShard::ListSessions { reply } => reply(self.list_sessions()),
             ToShard::DropSession { id, reply } => {
                 let Self { core, links, .. } = self;
@@ -181,11 +206,14 @@ impl<R: Ring> Shard<R> {
     }
 
     /// Make a disk known.
-    pub fn attach(&mut self, disk: Arc<Disk>, engine: Option<Box<vhdx::Engine>>) {
+    pub fn attach(&mut self, disk: Arc<Disk>, engine: Option<Box<dyn Engine>>) {
         let is_home = disk.home() == self.core.id;
         let slot = self.core.disks.insert(DiskSlot {
             disk: Arc::clone(&disk),
             tasks: 0,
+            at_work: AtWork::default(),
+            pause: None,
+            swaps: 0,
             home: None,
             untimed: [0; 4],
             detaching: None,

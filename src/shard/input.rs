@@ -299,7 +299,7 @@ impl<R: Ring> Work<'_, R> {
                     };
                     buf.truncate(data.len());
                     buf.copy_from_slice(&data);
-                    self.task(task).set_piece(buf.freeze());
+                    self.task(task).set_read(buf.freeze());
                 }
                 self.task(task).answer = Answer::Text {
                     is_final: response.is_final,
@@ -321,7 +321,7 @@ impl<R: Ring> Work<'_, R> {
         if let Some(mut buf) = self.core.io.arena.take(data.len().max(1)).filter(|_| !data.is_empty()) {
             buf.truncate(data.len());
             buf.copy_from_slice(data);
-            self.task(task).set_piece(buf.freeze());
+            self.task(task).set_read(buf.freeze());
         }
         self.task(task).answer = Answer::NopIn;
         self.send(task);
@@ -331,7 +331,7 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn emit_other(&mut self, task: TaskId) -> bool {
         let session = &mut *self.session;
         let entry = &session.tasks[usize::from(task.0)];
-        let payload = entry.pieces[0].clone().unwrap_or_else(|| self.core.io.arena.zeros(0));
+        let payload = entry.read.clone().unwrap_or_else(|| self.core.io.arena.zeros(0));
         let len = payload.len();
         let connection = &mut session.connection;
         let sent = match entry.answer {

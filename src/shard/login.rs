@@ -139,6 +139,7 @@ fn session<R: Ring>(link: &Link, core: &Core<R>, established: Established, id: u
         ready: Queue::new(TASKS_MAX),
         stalled: None,
         starved: 0,
+        held: 0,
         solicited_bytes: 0,
         scratch: None,
         stats: Arc::new(SessionStats::new()),

@@ -8,11 +8,12 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use crate::blocks::{Engine, SpaceReport};
 use crate::iscsi::directory::Directory;
 use crate::medium::Disk;
 use crate::observe::SessionStats;
+use crate::scsi::Attention;
 use crate::units::{DiskId, Lun, PortalId, ShardId, TargetId};
-use crate::vhdx;
 
 /// Called exactly once, on the shard's thread, with the answer. It must not block (hand the value to a channel).
 pub type Reply<T> = Box<dyn FnOnce(T) + Send>;
@@ -70,6 +71,22 @@ pub struct SessionInfo {
 #[error("{0}")]
 pub struct DetachError(pub String);
 
+/// Why a disk could not be paused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct PauseError(pub String);
+
+/// What a disk's home shard knows of its engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineReport {
+    /// Where the space of the leaf's file is; `None` without an engine.
+    pub space: Option<SpaceReport>,
+    /// What children of the leaf go by, as it is in the file now.
+    pub data_write_guid: Option<[u8; 16]>,
+    /// Former leaves that are still being closed.
+    pub retiring: u32,
+}
+
 /// A message to one shard.
 pub enum ToShard {
     /// Replace the configuration. Sessions whose target is gone or no longer allowed are dropped; LUN changes raise the
@@ -94,12 +111,12 @@ pub enum ToShard {
         /// Answered when the socket is closed.
         reply: Reply<()>,
     },
-    /// Make a disk known. The disk's home shard also gets the engine of a VHDX.
+    /// Make a disk known. The disk's home shard also gets its engine.
     Attach {
         /// The disk.
         disk: Arc<Disk>,
-        /// Present exactly on the home shard of a writable VHDX.
-        engine: Option<Box<vhdx::Engine>>,
+        /// Present exactly on the home shard of a disk that opened with one.
+        engine: Option<Box<dyn Engine>>,
         /// Answered when commands can reach it.
         reply: Reply<()>,
     },
@@ -110,6 +127,72 @@ pub enum ToShard {
         disk: DiskId,
         /// Answered when done; an error means that the file was left to be recovered by log replay.
         reply: Reply<Result<(), DetachError>>,
+    },
+    /// Hold the commands of a disk: those that are at work on its files come to the end of their window, others wait
+    /// where they would begin one. Everything else goes on, other units of the same sessions too. Ended by `Resume` or
+    /// `Swap`.
+    Pause {
+        /// The disk.
+        disk: DiskId,
+        /// How long to wait for those that are at work. The pause is undone when they take longer.
+        patience_ms: u64,
+        /// Answered when nobody of this shard is at work on the disk's files.
+        reply: Reply<Result<(), PauseError>>,
+    },
+    /// End a pause that is or is coming to be; nothing happens when there is none.
+    Resume {
+        /// The disk.
+        disk: DiskId,
+        /// Answered when the commands go on.
+        reply: Reply<()>,
+    },
+    /// Put another form of a paused disk (of the same number) in its place, and let its commands go on with that. Send it
+    /// to the home shard first, and to the others when that has answered.
+    Swap {
+        /// The new form.
+        disk: Arc<Disk>,
+        /// Its engine, on the home shard. `None` without `retire`: the engine stays that is there, for changes of the
+        /// layers below the leaf.
+        engine: Option<Box<dyn Engine>>,
+        /// Close the present engine beside the new one; a flush makes both leaves durable until it has closed. Otherwise
+        /// it must have been closed before, or stay.
+        retire: bool,
+        /// Told, on the home shard and with `retire`, when the former engine has closed.
+        retired: Option<Reply<Result<(), DetachError>>>,
+        /// What every session with a LUN on the disk is told.
+        attention: Option<Attention>,
+        /// Answered when the commands go on.
+        reply: Reply<Result<(), DetachError>>,
+    },
+    /// Close the engine of a paused disk, on its home shard; its files stay open and can be read. It can be opened anew
+    /// and put in its place with `Swap`.
+    CloseEngine {
+        /// The disk.
+        disk: DiskId,
+        /// Answered when the file is clean.
+        reply: Reply<Result<(), DetachError>>,
+    },
+    /// Open the write session of a disk's engine, on its home shard: identifiers that change with the first modification
+    /// have changed then, durably. The answer is the leaf's DataWriteGuid, where it has one.
+    BeginSession {
+        /// The disk.
+        disk: DiskId,
+        /// Answered when the session is open.
+        reply: Reply<Result<Option<[u8; 16]>, DetachError>>,
+    },
+    /// Make one step of compaction, on the disk's home shard.
+    Relocate {
+        /// The disk.
+        disk: DiskId,
+        /// Whether there may be more to do.
+        reply: Reply<Result<bool, DetachError>>,
+    },
+    /// Ask a disk's home shard about its engine.
+    ReportEngine {
+        /// The disk.
+        disk: DiskId,
+        /// `None`: the disk is not attached, or has no home here.
+        reply: Reply<Option<EngineReport>>,
     },
     /// List this shard's sessions.
     ListSessions {

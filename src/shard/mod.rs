@@ -16,30 +16,39 @@
 //! | `input` | from received bytes to events, and their dispatch |
 //! | `command` | a SCSI command's start, and its end |
 //! | `read`, `write` | how a command's data moves between connection and medium |
+//! | `provision` | UNMAP, WRITE SAME, GET LBA STATUS |
 //! | `management` | aborts, resets, logout |
-//! | `home` | what a disk's home shard does for all: allocation, log, flush |
+//! | `pause` | who is at work on a disk's files, and keeping everybody away from them for a moment |
+//! | `change` | another form of a disk in its place, and what else the control plane asks of a home shard |
+//! | `home` | what a disk's home shard does for all: space, visibility, pages of maps, flushes |
+//! | `driver`, `load` | an engine's operations, and pages of maps, on the ring |
 //! | `registrar` | session identities (shard 0) |
 //! | `peer`, `message`, `mailbox` | what shards and the control plane say to each other |
 //! | `notices` | bounds on log lines that peers cause |
 //! | `threads`, `placement` | starting and pinning |
 //!
-//! **May know:** `iscsi`, `scsi` (through `iscsi` and `medium`), `medium`, `vhdx` (the engine it drives), `ring`,
+//! **May know:** `iscsi`, `scsi` (through `iscsi` and `medium`), `medium`, `blocks` (the engines it drives), `ring`,
 //! `mem`, `observe`. Nothing of the control plane.
 
+mod change;
 mod command;
 mod core;
+mod driver;
 mod hear;
 mod home;
 mod input;
 mod link;
+mod load;
 mod login;
 mod mailbox;
 mod management;
 pub mod message;
 mod notices;
 mod output;
+mod pause;
 mod peer;
 pub mod placement;
+mod provision;
 mod read;
 mod registrar;
 mod run;
@@ -48,7 +57,7 @@ mod threads;
 mod write;
 
 pub(crate) use mailbox::{Senders, mailbox};
-pub use message::{Configuration, DetachError, LunMap, Mapping, Reply, SessionInfo, ToShard};
+pub use message::{Configuration, DetachError, EngineReport, LunMap, Mapping, PauseError, Reply, SessionInfo, ToShard};
 pub(crate) use run::Parts;
 pub use run::Shard;
 pub use threads::{Shards, ShardsConfig, StartError, portal_listeners};

@@ -4,6 +4,7 @@
 //! the write session, flush); and it asks the **registrar** (shard 0) for a session identity at login. Questions carry
 //! who asks, answers carry it back; nothing is remembered in between except by the asker.
 
+use crate::blocks::{Done, LevelFault};
 use crate::iscsi::login::SessionIdentity;
 use crate::iscsi::pdu::LoginStatus;
 use crate::scsi::{Attention, MediumError};
@@ -37,13 +38,32 @@ pub(crate) struct Asker {
 /// What only a disk's home shard may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HomeRequest {
-    /// Make this byte range writable in place: open the write session and allocate its blocks.
+    /// Make this byte range writable: open the write session, give its blocks space. Then plan again.
     Prepare {
         /// First byte of the disk.
         offset_bytes: u64,
         /// Length in bytes.
         len_bytes: u64,
     },
+    /// The range has been written where a plan of this epoch said: make it visible. Unless that happens, the range is to
+    /// be planned and written again.
+    Commit {
+        /// First byte of the disk.
+        offset_bytes: u64,
+        /// Length in bytes.
+        len_bytes: u64,
+        /// The plan's.
+        epoch: u32,
+    },
+    /// Release the blocks that lie wholly in the range.
+    Unmap {
+        /// First byte of the disk.
+        offset_bytes: u64,
+        /// Length in bytes.
+        len_bytes: u64,
+    },
+    /// Load a page of a map. Then plan again.
+    Load(LevelFault),
     /// Make everything that completed before durable.
     Flush,
 }
@@ -55,6 +75,9 @@ pub(crate) enum PeerMessage {
     Home {
         /// The disk.
         disk: DiskId,
+        /// How often the asking shard has seen another form of it put in its place: until the home shard has seen as
+        /// many, what is asked is not for it.
+        swaps: u32,
         /// Who asks.
         asker: Asker,
         /// For what.
@@ -65,7 +88,19 @@ pub(crate) enum PeerMessage {
         /// Who asked.
         asker: Asker,
         /// How it went.
-        result: Result<(), MediumError>,
+        result: Result<Done, MediumError>,
+    },
+    /// From a disk's home, to every shard: say when all plans for it that were made before this have been carried out.
+    Barrier {
+        /// The disk.
+        disk: DiskId,
+        /// Its home.
+        home: ShardId,
+    },
+    /// To a disk's home: they have been.
+    BarrierPassed {
+        /// The disk.
+        disk: DiskId,
     },
     /// To the registrar: a login wants its session identity. An older session of the same name is ended first.
     Register {

@@ -3,14 +3,16 @@
 //! A command is worked off in windows of at most 1 MiB: a window is read, sent (or compared), and then the next one is.
 
 use super::core::Mark;
-use super::session::{Answer, Kind, Resume, Step, Work};
+use super::peer::HomeRequest;
+use super::session::{Answer, Kind, Resume, Step, Task, Work};
+use crate::blocks::{Extent, ExtentList};
 use crate::iscsi::transfer::TaskId;
 use crate::iscsi::transmit::Ending;
 use crate::limits::BURST_LENGTH_MAX;
-use crate::medium::{Backing, Extent, ExtentList, ReadPlan};
-use crate::mem::Buf;
+use crate::medium::{Backing, ReadPlan};
+use crate::mem::{Buf, Slice};
 use crate::ring::{Completion, Errno, Fd, Op, Ring, Window};
-use crate::scsi::{ByteCheck, MediumError, Outcome};
+use crate::scsi::{ByteCheck, MediumError, Outcome, Sense, SenseCode};
 use crate::units::Lba;
 
 impl<R: Ring> Work<'_, R> {
@@ -34,64 +36,76 @@ impl<R: Ring> Work<'_, R> {
         self.read_in(task);
     }
 
-    /// Read the next window.
+    /// Read the next window, or what of it can be planned at once. A window that is compared with data is as long as
+    /// that data.
     pub(crate) fn read_in(&mut self, task: TaskId) {
         let entry = self.task(task);
-        let offset_bytes = entry.offset_bytes + u64::from(entry.done);
-        entry.window = (entry.total - entry.done).min(BURST_LENGTH_MAX);
-        let window = entry.window;
-        if window == 0 {
+        if !entry.compares_data() {
+            entry.window = (entry.total - entry.done).min(BURST_LENGTH_MAX);
+            entry.through = 0;
+        }
+        let offset_bytes = entry.offset_bytes + u64::from(entry.done + entry.through);
+        let len_bytes = entry.window - entry.through;
+        if len_bytes == 0 {
             return self.window_read(task);
         }
-        let slot = entry.disk.expect("a read has a unit");
+        if self.is_held(task, Resume::ReadIn) {
+            return;
+        }
+        let slot = self.task(task).disk.expect("a read has a unit");
         let disk = self.core.disks.of_task(slot);
-        match disk.plan_read(offset_bytes, window) {
-            ReadPlan::Zeros => {
-                let zeros = self.core.io.arena.zeros(window as usize);
-                self.task(task).set_piece(zeros);
-                self.window_read(task);
+        match disk.plan_read(offset_bytes, len_bytes) {
+            ReadPlan::Zeros { len_bytes } => {
+                let zeros = self.core.io.arena.zeros(len_bytes as usize);
+                self.part_read(task, zeros);
             }
             ReadPlan::Memory => {
-                let Some(mut buf) = self.core.io.arena.take(window as usize) else {
+                let Some(mut buf) = self.core.io.arena.take(len_bytes as usize) else {
                     return self.starve(task, Resume::ReadIn);
                 };
-                buf.truncate(window as usize);
+                buf.truncate(len_bytes as usize);
                 if let Backing::Memory(memory) = disk.backing() {
                     memory.read(offset_bytes, &mut buf);
                 }
-                self.task(task).set_piece(buf.freeze());
-                self.window_read(task);
+                self.part_read(task, buf.freeze());
             }
-            ReadPlan::File(file, extents) => self.read_extents(task, file, &extents),
+            ReadPlan::Extents(extents) => self.read_extents(task, slot, &extents),
+            ReadPlan::Fault(fault) => self.ask(task, HomeRequest::Load(fault), Resume::ReadIn),
+            ReadPlan::PastEnd => self.past_end(task),
         }
     }
 
-    /// Read a window's extents from the file. All their buffers are taken before the first read is started.
-    fn read_extents(&mut self, task: TaskId, file: Fd, extents: &ExtentList) {
-        let mut bufs: [Option<Buf>; crate::medium::EXTENTS_MAX] = [const { None }; crate::medium::EXTENTS_MAX];
-        for (place, extent) in bufs.iter_mut().zip(extents.as_slice()) {
-            if let Extent::File { len_bytes, .. } = extent {
-                let Some(buf) = self.core.io.arena.take(*len_bytes as usize) else {
-                    return self.starve(task, Resume::ReadIn);
-                };
-                *place = Some(buf);
-            }
-        }
-        self.task(task).clear_pieces();
-        self.task(task).piece_count = extents.as_slice().len() as u8;
-        self.task(task).error = None;
+    /// The disk has become smaller since the command was checked.
+    pub(crate) fn past_end(&mut self, task: TaskId) {
+        self.complete(task, Self::past_end_outcome());
+    }
+
+    pub(crate) fn past_end_outcome() -> Outcome {
+        Outcome::check_condition(Sense::new(SenseCode::LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE))
+    }
+
+    /// Read extents of files, all into one buffer: each operation owns its part of it, and the last one that ends makes
+    /// it whole again.
+    fn read_extents(&mut self, task: TaskId, slot: u32, extents: &ExtentList) {
+        let covered = extents.covered_bytes();
+        let Some(mut rest) = self.core.io.arena.take(covered as usize) else {
+            return self.starve(task, Resume::ReadIn);
+        };
+        let entry = self.task(task);
+        entry.clear_read();
+        entry.error = None;
+        entry.planned = covered;
+        self.begin_plan(task);
         self.set_step(task, Step::Reading);
-        for (index, (buf, extent)) in bufs.into_iter().zip(extents.as_slice()).enumerate() {
-            match (buf, *extent) {
-                (Some(mut buf), Extent::File { offset_bytes, len_bytes }) => {
-                    buf.truncate(len_bytes as usize);
-                    let into = Window { buf, at: 0, len: len_bytes };
-                    self.submit_read(task, index as u8, Op::Read { file, offset_bytes, into });
+        for extent in extents.as_slice() {
+            let tail = rest.split_off(extent.len_bytes() as usize);
+            let mut part = std::mem::replace(&mut rest, tail);
+            match *extent {
+                Extent::File { layer, offset_bytes, .. } => {
+                    let file = self.core.disks.of_task(slot).fd_of(layer);
+                    self.submit_read(task, Op::Read { file, offset_bytes, into: Window::whole(part) });
                 }
-                (_, Extent::Zeros { len_bytes } | Extent::File { len_bytes, .. }) => {
-                    let zeros = self.core.io.arena.zeros(len_bytes as usize);
-                    self.task(task).pieces[index] = Some(zeros);
-                }
+                Extent::Zeros { .. } => part.fill(0),
             }
         }
         if self.task(task).operations == 0 {
@@ -99,8 +113,8 @@ impl<R: Ring> Work<'_, R> {
         }
     }
 
-    fn submit_read(&mut self, task: TaskId, piece: u8, op: Op) {
-        let mark = Mark::Task(self.key.index, task.0, piece);
+    fn submit_read(&mut self, task: TaskId, op: Op) {
+        let mark = Mark::Task(self.key.index, task.0);
         match self.core.io.submit(mark, op) {
             Ok(()) => self.begin_operation(task),
             Err(_) => self.task(task).error = Some(MediumError::Busy),
@@ -108,14 +122,18 @@ impl<R: Ring> Work<'_, R> {
     }
 
     /// File I/O of a task has completed.
-    pub(crate) fn file_completed(&mut self, task: TaskId, piece: u8, completion: Completion) {
+    pub(crate) fn file_completed(&mut self, task: TaskId, completion: Completion) {
         self.end_operation(task);
         match completion.op {
             Some(Op::Read { file, offset_bytes, into }) => {
-                self.read_completed(task, piece, (file, offset_bytes), into, completion.result);
+                self.read_completed(task, (file, offset_bytes), into, completion.result);
             }
-            Some(op @ Op::Write { .. }) => self.write_completed(task, piece, op, completion.result),
-            _ => unreachable!("tasks only read and write files"),
+            Some(op @ Op::Write { .. }) => self.write_completed(task, op, completion.result),
+            Some(Op::Allocate { .. }) if !self.release_if_aborted(task) => {
+                return self.hole_made(task, completion.result);
+            }
+            Some(Op::Allocate { .. }) => return,
+            _ => unreachable!("tasks only read, write and punch files"),
         }
         if self.task(task).operations > 0 || self.release_if_aborted(task) {
             return;
@@ -126,19 +144,19 @@ impl<R: Ring> Work<'_, R> {
         }
     }
 
-    fn read_completed(&mut self, task: TaskId, piece: u8, place: (Fd, u64), into: Window, result: Result<u32, Errno>) {
+    fn read_completed(&mut self, task: TaskId, place: (Fd, u64), into: Window, result: Result<u32, Errno>) {
         let Window { mut buf, at, len } = into;
         let (file, offset_bytes) = place;
         match result {
-            Ok(read) if read == len => self.task(task).pieces[usize::from(piece)] = Some(buf.freeze()),
+            Ok(read) if read == len => self.keep_last_part(task, buf),
             Ok(0) if self.ends_with_zeros(task) => {
                 buf[at as usize..].fill(0);
-                self.task(task).pieces[usize::from(piece)] = Some(buf.freeze());
+                self.keep_last_part(task, buf);
             }
             Ok(read) if read > 0 && !self.task(task).aborted => {
                 let into = Window { buf, at: at + read, len: len - read };
                 let op = Op::Read { file, offset_bytes: offset_bytes + u64::from(read), into };
-                self.submit_read(task, piece, op);
+                self.submit_read(task, op);
             }
             Ok(_) | Err(_) => {
                 let lba = self.window_lba(task);
@@ -147,69 +165,86 @@ impl<R: Ring> Work<'_, R> {
         }
     }
 
-    /// Whether bytes past the file's end are zeros: in a VHDX whose last block was cut short when it was made.
-    fn ends_with_zeros(&mut self, task: TaskId) -> bool {
-        let slot = self.task(task).disk.expect("a read has a unit");
-        matches!(self.core.disks.of_task(slot).backing(), Backing::Vhdx { .. })
+    /// A part of the buffer has been filled. The last one stands for all of it.
+    fn keep_last_part(&mut self, task: TaskId, part: Buf) {
+        let entry = self.task(task);
+        if entry.operations > 0 || entry.error.is_some() || entry.aborted {
+            return;
+        }
+        let mut whole = part.into_whole_slot().expect("every other part has come back");
+        whole.truncate(entry.planned as usize);
+        entry.set_read(whole.freeze());
     }
 
-    /// The first block of the task's window.
+    /// Whether bytes past a file's end are zeros: where a last block was cut short when it was made.
+    fn ends_with_zeros(&mut self, task: TaskId) -> bool {
+        let slot = self.task(task).disk.expect("a read has a unit");
+        self.core.disks.of_task(slot).ends_with_zeros()
+    }
+
+    /// The first block of the task's window that is not through.
     pub(crate) fn window_lba(&mut self, task: TaskId) -> Lba {
         let entry = self.task(task);
-        let (offset_bytes, slot) = (entry.offset_bytes + u64::from(entry.done), entry.disk);
+        let (offset_bytes, slot) = (entry.offset_bytes + u64::from(entry.done + entry.through), entry.disk);
         let block_bytes = slot.map_or(512, |slot| self.core.disks.of_task(slot).block_length());
         Lba(offset_bytes / u64::from(block_bytes))
     }
 
     fn reads_ended(&mut self, task: TaskId) {
-        match self.task(task).error {
-            // A place in the ring was wanting, not a disk: try the window again.
-            Some(MediumError::Busy) => self.starve(task, Resume::ReadIn),
-            Some(error) => self.fail(task, error),
-            None => self.window_read(task),
+        self.end_work(task);
+        let entry = self.task(task);
+        match (entry.error, entry.read.take()) {
+            // A place in the ring was wanting, not a disk: try again.
+            (Some(MediumError::Busy), _) => self.starve(task, Resume::ReadIn),
+            (Some(error), _) => self.fail(task, error),
+            (None, Some(bytes)) => self.part_read(task, bytes),
+            (None, None) => {
+                let len = entry.planned as usize;
+                let zeros = self.core.io.arena.zeros(len);
+                self.part_read(task, zeros);
+            }
         }
+    }
+
+    /// These bytes of the window are here.
+    fn part_read(&mut self, task: TaskId, bytes: Slice) {
+        let entry = self.task(task);
+        let len = bytes.len() as u32;
+        if entry.compares_data() {
+            let difference = entry.first_difference(&bytes);
+            entry.through += len;
+            return match difference {
+                Some(offset) => self.fail(task, MediumError::Miscompare { offset }),
+                None if entry.through < entry.window => self.read_in(task),
+                None => self.window_read(task),
+            };
+        }
+        // What was planned at once is the window.
+        entry.window = len;
+        if entry.kind == Kind::Verify(ByteCheck::Single)
+            && let Some(offset) = entry.first_difference(&bytes)
+        {
+            return self.fail(task, MediumError::Miscompare { offset });
+        }
+        entry.set_read(bytes);
+        self.window_read(task);
     }
 
     /// The window's blocks are here.
     fn window_read(&mut self, task: TaskId) {
         match self.task(task).kind {
-            Kind::Verify(ByteCheck::None) => self.window_done(task),
-            Kind::Verify(_) | Kind::WriteAndVerify { .. } => match self.first_difference(task) {
-                Some(offset) => self.fail(task, MediumError::Miscompare { offset }),
-                None => self.window_done(task),
-            },
-            _ => self.send(task),
+            Kind::Read => self.send(task),
+            _ => self.window_done(task),
         }
-    }
-
-    /// Where the window's blocks differ from the initiator's data, counted from the start of that data.
-    fn first_difference(&mut self, task: TaskId) -> Option<u64> {
-        let entry = self.task(task);
-        if entry.kind == (Kind::WriteAndVerify { compare: false }) {
-            return None;
-        }
-        let data = entry.data.as_ref()?;
-        let single = entry.kind == Kind::Verify(ByteCheck::Single);
-        let mut at = 0usize;
-        for piece in entry.pieces[..usize::from(entry.piece_count)].iter().flatten() {
-            for chunk in piece.chunks(if single { data.len() } else { piece.len().max(1) }) {
-                let expected = if single { &data[..chunk.len()] } else { &data[at..at + chunk.len()] };
-                if chunk != expected {
-                    let within = chunk.iter().zip(expected).take_while(|(a, b)| a == b).count();
-                    return Some(if single { within as u64 } else { u64::from(entry.done) + (at + within) as u64 });
-                }
-                at += chunk.len();
-            }
-        }
-        None
     }
 
     /// The window is through: the next one, or the end.
     pub(crate) fn window_done(&mut self, task: TaskId) {
         let entry = self.task(task);
-        entry.clear_pieces();
+        entry.clear_read();
         entry.done += entry.window;
         entry.window = 0;
+        entry.through = 0;
         entry.received = 0;
         if let Answer::Response(outcome) = entry.answer {
             // The initiator has sent wrong data meanwhile; no more will come, and this is what it is told.
@@ -220,6 +255,7 @@ impl<R: Ring> Work<'_, R> {
         }
         match entry.kind {
             Kind::Verify(ByteCheck::None | ByteCheck::Single) => self.read_in(task),
+            Kind::WriteSame { .. } => self.write_same_window(task),
             _ => {
                 entry.data = None;
                 self.open_window(task);
@@ -229,41 +265,58 @@ impl<R: Ring> Work<'_, R> {
 
     /// Send what was read. False when there was no room for all of it.
     pub(crate) fn emit_data_in(&mut self, task: TaskId) -> bool {
-        loop {
-            let session = &mut *self.session;
-            let entry = &mut session.tasks[usize::from(task.0)];
-            let (piece, sent) = entry.piece_sent;
-            let is_last_piece = piece + 1 >= entry.piece_count;
-            let is_last_window = entry.done + entry.window == entry.total;
-            let ending = (is_last_piece && is_last_window).then(|| Ending::good(entry.transfer_length));
-            let result = match &entry.pieces[usize::from(piece)] {
-                Some(payload) => {
-                    let rest = payload.slice(sent as usize..payload.len());
-                    let len = rest.len();
-                    session.connection.send_data_in(task, len, ending, &mut self.tx.with_payload(&rest))
-                }
-                None => session.connection.send_data_in(task, 0, ending, &mut self.tx.bare()),
-            };
-            entry.piece_sent.1 += result.bytes as u32;
-            if !result.done {
-                return false;
+        let session = &mut *self.session;
+        let entry = &mut session.tasks[usize::from(task.0)];
+        let is_last_window = entry.done + entry.window == entry.total;
+        let ending = is_last_window.then(|| Ending::good(entry.transfer_length));
+        let result = match &entry.read {
+            Some(payload) => {
+                let rest = payload.slice(entry.sent as usize..payload.len());
+                let len = rest.len();
+                session.connection.send_data_in(task, len, ending, &mut self.tx.with_payload(&rest))
             }
-            if ending.is_some() {
-                entry.done += entry.window;
-                self.finish(task, true);
-                return true;
-            }
-            if !is_last_piece {
-                entry.piece_sent = (piece + 1, 0);
-                continue;
-            }
-            entry.clear_pieces();
-            entry.done += entry.window;
-            entry.window = 0;
-            // The next window is read; it is sent when it is there, in its turn.
-            self.set_step(task, Step::Reading);
-            self.read_in(task);
+            None => session.connection.send_data_in(task, 0, ending, &mut self.tx.bare()),
+        };
+        entry.sent += result.bytes as u32;
+        if !result.done {
+            return false;
+        }
+        entry.done += entry.window;
+        if ending.is_some() {
+            self.finish(task, true);
             return true;
         }
+        entry.clear_read();
+        entry.window = 0;
+        // The next window is read; it is sent when it is there, in its turn.
+        self.set_step(task, Step::Reading);
+        self.read_in(task);
+        true
+    }
+}
+
+impl Task {
+    /// The window is compared with data of its own length.
+    fn compares_data(&self) -> bool {
+        matches!(self.kind, Kind::Verify(ByteCheck::DataOut) | Kind::WriteAndVerify { .. })
+    }
+
+    /// Where bytes of the window, read from `through` on, differ from the initiator's data, counted from the start of
+    /// that data.
+    fn first_difference(&self, bytes: &[u8]) -> Option<u64> {
+        if self.kind == (Kind::WriteAndVerify { compare: false }) {
+            return None;
+        }
+        let data = self.data.as_ref()?;
+        let single = self.kind == Kind::Verify(ByteCheck::Single);
+        let (first, step) = if single { (0, data.len()) } else { (self.through as usize, bytes.len().max(1)) };
+        for chunk in bytes.chunks(step) {
+            let expected = &data[first..first + chunk.len()];
+            if chunk != expected {
+                let within = chunk.iter().zip(expected).take_while(|(a, b)| a == b).count();
+                return Some(if single { within as u64 } else { u64::from(self.done) + (first + within) as u64 });
+            }
+        }
+        None
     }
 }

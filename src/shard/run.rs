@@ -58,6 +58,7 @@ pub struct Shard<R: Ring> {
     pub(super) policy: LoginPolicy,
     pub(super) entropy: Box<dyn Entropy>,
     pub(super) detaching: Vec<u32>,
+    pub(super) pausing: Vec<u32>,
     pub(super) quiescing: Option<(u64, Reply<()>)>,
     pub(super) sessions_started: u64,
     pub(super) zero_copy: bool,
@@ -93,6 +94,7 @@ impl<R: Ring> Shard<R> {
             policy: LoginPolicy::default(),
             entropy: Box::new(SystemEntropy),
             detaching: Vec::new(),
+            pausing: Vec::new(),
             quiescing: None,
             sessions_started: 0,
             zero_copy: parts.zero_copy,
@@ -135,6 +137,9 @@ impl<R: Ring> Shard<R> {
             self.feed_starved();
         }
         self.watch_time();
+        if !self.pausing.is_empty() {
+            self.finish_pausing();
+        }
         self.finish_detaching();
         if self.quiescing.is_some() {
             self.finish_quiescing();
@@ -207,22 +212,23 @@ impl<R: Ring> Shard<R> {
             |links: &mut [Option<Box<Link>>], index: u32| links.get_mut(index as usize).and_then(Option::take);
         let index = match Mark::from_tag(completion.tag) {
             Mark::Accept(listener) => return self.accepted(listener, completion),
-            Mark::Engine(slot, io) => return self.engine_completed(slot, io, completion),
+            Mark::Engine(slot, driver, io) => return self.engine_completed(slot, (driver, io), completion),
+            Mark::Load(slot, place) => return self.load_completed(slot, place, completion),
             Mark::Flush(slot) => return self.flush_completed(slot, &completion),
             Mark::Ignore => return,
             Mark::Receive(index)
             | Mark::Send(index)
             | Mark::Shutdown(index)
             | Mark::Close(index)
-            | Mark::Task(index, _, _) => index,
+            | Mark::Task(index, _) => index,
         };
         let Some(mut link) = link_at(links, index) else { unreachable!("a connection outlives its operations") };
         let alive = match Mark::from_tag(completion.tag) {
             Mark::Receive(_) => link.received(core, completion),
             Mark::Send(_) => link.sent(core, completion),
-            Mark::Task(_, task, piece) => {
+            Mark::Task(_, task) => {
                 if let Some((mut work, _, _)) = link.work(core) {
-                    work.file_completed(TaskId(task), piece, completion);
+                    work.file_completed(TaskId(task), completion);
                 }
                 true
             }
@@ -368,10 +374,17 @@ impl<R: Ring> Shard<R> {
         }
     }
 
-    fn engine_completed(&mut self, slot: u32, io_id: u32, completion: Completion) {
+    fn engine_completed(&mut self, slot: u32, io_id: (u16, u32), completion: Completion) {
         let Core { io, mail, disks, home, .. } = &mut self.core;
         if let Some(disk) = disks.at_mut(slot).and_then(|slot| slot.home.as_mut()) {
             disk.engine_completed(home, io, mail, io_id, completion);
+        }
+    }
+
+    fn load_completed(&mut self, slot: u32, place: u32, completion: Completion) {
+        let Core { io, mail, disks, .. } = &mut self.core;
+        if let Some(disk) = disks.at_mut(slot).and_then(|slot| slot.home.as_mut()) {
+            disk.load_completed(io, mail, place, completion);
         }
     }
 
@@ -436,6 +449,7 @@ impl<R: Ring> Shard<R> {
             (u64::MAX, _) | (_, true) => next_ms,
             _ => next_ms.next_multiple_of(DEADLINE_GRAIN_MS),
         };
+        self.core.deadline_ms = self.core.deadline_ms.min(self.pause_deadline_ms());
     }
 
     pub(super) fn close_all(&mut self) {

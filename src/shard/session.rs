@@ -8,13 +8,13 @@ use super::link::LinkState;
 use super::message::Configuration;
 use super::output::Tx;
 use super::peer::LinkKey;
+use super::provision::Provision;
 use crate::bounded::{Key, Queue};
 use crate::iscsi::connection::{Connection, Counters};
 use crate::iscsi::discovery::TextExchange;
 use crate::iscsi::names::IscsiName;
 use crate::iscsi::pdu::{LogoutResponseCode, TaskManagementResponseCode};
 use crate::iscsi::transfer::{TASKS_MAX, TaskId};
-use crate::medium::EXTENTS_MAX;
 use crate::mem::{Buf, Slice};
 use crate::observe::{Operation, SessionStats, ShardStats};
 use crate::ring::{Nanos, Ring};
@@ -51,6 +51,8 @@ pub(crate) struct Session {
     pub(crate) stalled: Option<Stalled>,
     /// Tasks in [`Step::Starved`].
     pub(crate) starved: u32,
+    /// Tasks in [`Step::Paused`].
+    pub(crate) held: u32,
     /// Bytes of R2Ts that have not come yet: large ones are received straight into place.
     pub(crate) solicited_bytes: u64,
     /// For replies of commands that move no blocks.
@@ -99,12 +101,16 @@ pub(crate) enum Step {
     Held,
     /// Wants memory, a place in the ring, or a place among the home requests; will do this when it is tried again.
     Starved(Resume),
+    /// Its disk is paused; will do this when the disk goes on.
+    Paused(Resume),
     /// Data-Out of the window is coming.
     Receiving,
-    /// The home shard prepares the window's range.
-    Preparing,
+    /// The home shard has been asked for what a plan needs; then this.
+    Asking(Resume),
     /// The medium is being written.
     Writing,
+    /// The home shard makes visible what has been written.
+    Committing,
     /// The medium is being read.
     Reading,
     /// The home shard flushes: before the first read, or after the last write.
@@ -117,13 +123,17 @@ pub(crate) enum Step {
     Managing,
 }
 
-/// What a starved task does next.
+/// What a task does next that is starved or paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Resume {
     OpenWindow,
     WriteOut,
     ReadIn,
+    Commit,
     Flush,
+    Provision,
+    FillSame,
+    LbaStatus,
 }
 
 /// What a task will answer.
@@ -131,13 +141,13 @@ pub(crate) enum Resume {
 pub(crate) enum Answer {
     /// Not known yet.
     None,
-    /// The pieces are payload; when the command is through, GOOD.
+    /// What was read is payload; when the command is through, GOOD.
     DataIn,
     /// A SCSI Response.
     Response(Outcome),
-    /// Text Response with the first piece.
+    /// Text Response with what is in `read`.
     Text { is_final: bool, continues: bool, target_transfer_tag: u32, transmit_segment_length_max: Option<u32> },
-    /// NOP-In with the first piece.
+    /// NOP-In with what is in `read`.
     NopIn,
     /// Logout Response; the connection ends after it.
     Logout(LogoutResponseCode),
@@ -157,6 +167,14 @@ pub(crate) enum Kind {
         compare: bool,
     },
     Flush,
+    /// Ranges of a list are to read as zeros.
+    Unmap,
+    /// One range is to read as zeros.
+    Zero,
+    /// One block is written over and over.
+    WriteSame {
+        unmap: bool,
+    },
 }
 
 /// One task. All of a session's tasks are allocated at login.
@@ -184,18 +202,30 @@ pub(crate) struct Task {
     pub(crate) transfer_length: u64,
     /// FUA.
     pub(crate) durable: bool,
+    /// What is being written has to be committed, with this epoch of its plan.
+    pub(crate) commits: bool,
+    pub(crate) epoch: u32,
     /// The window's Data-Out as it comes.
     pub(crate) buf: Option<Buf>,
     /// The window's Data-Out, complete; for VERIFY with a single block, that block.
     pub(crate) data: Option<Slice>,
-    /// What was read, in order.
-    pub(crate) pieces: [Option<Slice>; EXTENTS_MAX],
-    pub(crate) piece_count: u8,
-    /// The piece being sent, and how many bytes of it have been.
-    pub(crate) piece_sent: (u8, u32),
+    /// Bytes of the window that the medium has, or that have been compared with it.
+    pub(crate) through: u32,
+    /// Bytes behind those that are being read or written now.
+    pub(crate) planned: u32,
+    /// Where it is with ranges that are to read as zeros.
+    pub(crate) provision: Provision,
+    /// What was read, or is to be sent; UNMAP's list.
+    pub(crate) read: Option<Slice>,
+    /// How many bytes of it have been sent.
+    pub(crate) sent: u32,
     /// Operations of this task that are with the ring, the home shard or the receiver.
     pub(crate) operations: u16,
     pub(crate) error: Option<MediumError>,
+    /// Counted as at work on the disk's files.
+    pub(crate) at_work: bool,
+    /// File operations run; their plan was made in this epoch of the disk.
+    pub(crate) plan: Option<bool>,
     /// No answer will go.
     pub(crate) aborted: bool,
     /// The connection ends when the answer has left.
@@ -206,6 +236,13 @@ pub(crate) struct Task {
     pub(crate) queued: bool,
     /// The task management function that waits for this task's end.
     pub(crate) job: Option<Key>,
+}
+
+impl Kind {
+    /// One block of data serves for all of the medium.
+    pub(crate) fn repeats_data(self) -> bool {
+        matches!(self, Self::Verify(ByteCheck::Single) | Self::WriteSame { .. })
+    }
 }
 
 impl Task {
@@ -225,13 +262,19 @@ impl Task {
             received: 0,
             transfer_length: 0,
             durable: false,
+            commits: false,
+            epoch: 0,
             buf: None,
             data: None,
-            pieces: [const { None }; EXTENTS_MAX],
-            piece_count: 0,
-            piece_sent: (0, 0),
+            through: 0,
+            planned: 0,
+            provision: Provision::default(),
+            read: None,
+            sent: 0,
             operations: 0,
             error: None,
+            at_work: false,
+            plan: None,
             aborted: false,
             ends_session: false,
             solicited_bytes: 0,
@@ -241,19 +284,15 @@ impl Task {
     }
 
     /// Let go of what was read.
-    pub(crate) fn clear_pieces(&mut self) {
-        for piece in &mut self.pieces[..usize::from(self.piece_count)] {
-            *piece = None;
-        }
-        self.piece_count = 0;
-        self.piece_sent = (0, 0);
+    pub(crate) fn clear_read(&mut self) {
+        self.read = None;
+        self.sent = 0;
     }
 
-    /// The payload of an answer that is one piece.
-    pub(crate) fn set_piece(&mut self, piece: Slice) {
-        self.clear_pieces();
-        self.pieces[0] = Some(piece);
-        self.piece_count = 1;
+    /// What is to be sent, or compared.
+    pub(crate) fn set_read(&mut self, bytes: Slice) {
+        self.read = Some(bytes);
+        self.sent = 0;
     }
 }
 
@@ -291,19 +330,26 @@ impl<R: Ring> Work<'_, R> {
 
     /// The task cannot go on now; it is tried again when something has been freed.
     pub(crate) fn starve(&mut self, task: TaskId, resume: Resume) {
-        let entry = self.task(task);
-        if !matches!(entry.step, Step::Starved(_)) {
-            self.session.starved += 1;
+        if resume.plans_anew() {
+            self.end_work(task);
         }
-        self.task(task).step = Step::Starved(resume);
+        self.set_step(task, Step::Starved(resume));
     }
 
-    /// Leave [`Step::Starved`], if in it.
+    /// What the task is doing from now on. The session counts those that wait to be told to go on.
+    #[inline]
     pub(crate) fn set_step(&mut self, task: TaskId, step: Step) {
-        if matches!(self.task(task).step, Step::Starved(_)) {
-            self.session.starved -= 1;
+        let former = std::mem::replace(&mut self.task(task).step, step);
+        match former {
+            Step::Starved(_) => self.session.starved -= 1,
+            Step::Paused(_) => self.session.held -= 1,
+            _ => {}
         }
-        self.task(task).step = step;
+        match step {
+            Step::Starved(_) => self.session.starved += 1,
+            Step::Paused(_) => self.session.held += 1,
+            _ => {}
+        }
     }
 
     /// Try again every task that is starved.
@@ -315,13 +361,29 @@ impl<R: Ring> Work<'_, R> {
             let task = TaskId(index);
             let Step::Starved(resume) = self.task(task).step else { continue };
             self.set_step(task, Step::Idle);
-            match resume {
-                Resume::OpenWindow => self.open_window(task),
-                Resume::WriteOut => self.write_out(task),
-                Resume::ReadIn => self.read_in(task),
-                Resume::Flush => self.ask_flush(task),
-            }
+            self.resume(task, resume);
         }
+    }
+
+    /// Go on with a task that had to wait.
+    pub(crate) fn resume(&mut self, task: TaskId, resume: Resume) {
+        match resume {
+            Resume::OpenWindow => self.open_window(task),
+            Resume::WriteOut => self.write_out(task),
+            Resume::ReadIn => self.read_in(task),
+            Resume::Commit => self.ask_commit(task),
+            Resume::Flush => self.ask_flush(task),
+            Resume::Provision => self.provision(task),
+            Resume::FillSame => self.fill_same_again(task),
+            Resume::LbaStatus => self.lba_status_again(task),
+        }
+    }
+}
+
+impl Resume {
+    /// The disk may change before the task goes on.
+    fn plans_anew(self) -> bool {
+        !matches!(self, Self::Commit | Self::Flush)
     }
 }
 

@@ -8,11 +8,12 @@
 use super::core::Mark;
 use super::peer::HomeRequest;
 use super::session::{Immediate, Kind, Resume, Step, Work};
+use crate::blocks::{Extent, ExtentList};
 use crate::iscsi::transfer::TaskId;
 use crate::limits::BURST_LENGTH_MAX;
-use crate::medium::{Backing, Extent, ExtentList, WritePlan};
-use crate::ring::{Errno, Fd, Op, Ring};
-use crate::scsi::{ByteCheck, MediumError, Outcome};
+use crate::medium::{Backing, WritePlan};
+use crate::ring::{Errno, Op, Ring};
+use crate::scsi::{MediumError, Outcome};
 
 impl<R: Ring> Work<'_, R> {
     /// A buffer for data that comes without being asked for, so that nothing can fail between a command's execution and
@@ -46,14 +47,19 @@ impl<R: Ring> Work<'_, R> {
         // Of a transfer that is shorter than the CDB asks for, whole blocks count.
         let data_total = data_out.min(expected) / block_bytes * block_bytes;
         let entry = self.task(task);
-        let single = entry.kind == Kind::Verify(ByteCheck::Single);
+        let single = entry.kind.repeats_data();
         let total = if single && data_total > 0 { medium_bytes } else { medium_bytes.min(data_total) };
         entry.total = u32::try_from(total).expect("the transfer length is limited by the unit");
         entry.data_total = data_total as u32;
         if entry.total == 0 {
             return self.complete(task, Outcome::GOOD);
         }
-        let (data_total, kind) = (entry.data_total, entry.kind);
+        self.receive_data(task, data_total as u32, data);
+    }
+
+    /// Have the command's data come, the first of which is here.
+    pub(crate) fn receive_data(&mut self, task: TaskId, data_total: u32, data: Immediate<'_>) {
+        let kind = self.task(task).kind;
         self.session.connection.limit_data_out(task, data_total);
         self.task(task).received = data.len().min(data_total);
         if let Immediate::Bytes(data) = data
@@ -94,12 +100,9 @@ impl<R: Ring> Work<'_, R> {
     /// already.
     pub(crate) fn open_window(&mut self, task: TaskId) {
         let entry = self.task(task);
-        // VERIFY with a single block has one window of Data-Out, which then serves for all windows of the medium.
-        entry.window = if entry.kind == Kind::Verify(ByteCheck::Single) {
-            entry.data_total
-        } else {
-            (entry.total - entry.done).min(BURST_LENGTH_MAX)
-        };
+        // A single block is one window of Data-Out, which then serves for all windows of the medium.
+        entry.window =
+            if entry.kind.repeats_data() { entry.data_total } else { (entry.total - entry.done).min(BURST_LENGTH_MAX) };
         if let Some(buf) = entry.buf.as_ref().filter(|_| entry.received > 0) {
             // What came with the command is in its buffer, which may be smaller than a window can be.
             entry.window = entry.window.min(buf.len() as u32);
@@ -131,7 +134,7 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn send_r2ts(&mut self, task: TaskId) -> bool {
         let entry = self.task(task);
         let window_end = match entry.kind {
-            Kind::Verify(ByteCheck::Single) => entry.data_total,
+            kind if kind.repeats_data() => entry.data_total,
             _ => entry.done + entry.window,
         };
         while let Some(span) = self.session.connection.want_r2t(task) {
@@ -151,7 +154,7 @@ impl<R: Ring> Work<'_, R> {
     /// Where in the window's buffer a Data-Out goes.
     pub(crate) fn place_in_window(&mut self, task: TaskId, buffer_offset: u32) -> usize {
         let entry = self.task(task);
-        let start = if entry.kind == Kind::Verify(ByteCheck::Single) { 0 } else { entry.done };
+        let start = if entry.kind.repeats_data() { 0 } else { entry.done };
         buffer_offset.saturating_sub(start) as usize
     }
 
@@ -196,59 +199,84 @@ impl<R: Ring> Work<'_, R> {
         entry.data = Some(buf.freeze());
         match entry.kind {
             Kind::Verify(_) => self.read_in(task),
+            Kind::Unmap => self.list_received(task),
+            Kind::WriteSame { .. } => self.same_received(task),
             _ => self.write_out(task),
         }
     }
 
     /// Write the window.
     pub(crate) fn write_out(&mut self, task: TaskId) {
+        if self.is_held(task, Resume::WriteOut) {
+            return;
+        }
         let entry = self.task(task);
-        let (offset_bytes, window) = (entry.offset_bytes + u64::from(entry.done), entry.window);
+        let offset_bytes = entry.offset_bytes + u64::from(entry.done + entry.through);
+        let len_bytes = entry.window - entry.through;
         entry.error = None;
+        entry.planned = len_bytes;
         let slot = entry.disk.expect("a write has a unit");
         let disk = self.core.disks.of_task(slot);
-        match disk.plan_write(offset_bytes, window) {
-            WritePlan::Discard => self.window_written(task),
+        match disk.plan_write(offset_bytes, len_bytes) {
+            WritePlan::Discard => self.part_written(task),
             WritePlan::Memory => {
                 let data = self.session.tasks[usize::from(task.0)].data.as_ref();
                 if let (Backing::Memory(memory), Some(data)) = (disk.backing(), data) {
                     memory.write(offset_bytes, data);
                 }
-                self.window_written(task);
+                self.part_written(task);
             }
-            WritePlan::Poisoned => self.fail(task, MediumError::Poisoned),
+            WritePlan::Ready { extents, commit, epoch } => {
+                let entry = self.task(task);
+                entry.commits = commit;
+                entry.epoch = epoch;
+                self.write_extents(task, slot, &extents);
+            }
             WritePlan::Prepare => {
-                let request = HomeRequest::Prepare { offset_bytes, len_bytes: u64::from(window) };
-                if !self.core.ask_home(slot, self.key, task.0, request) {
-                    return self.starve(task, Resume::WriteOut);
-                }
-                self.set_step(task, Step::Preparing);
-                self.begin_operation(task);
+                let request = HomeRequest::Prepare { offset_bytes, len_bytes: u64::from(len_bytes) };
+                self.ask(task, request, Resume::WriteOut);
             }
-            WritePlan::File(file, extents) => self.write_extents(task, file, &extents),
+            WritePlan::Fault(fault) => self.ask(task, HomeRequest::Load(fault), Resume::WriteOut),
+            WritePlan::Poisoned => self.fail(task, MediumError::Poisoned),
+            WritePlan::PastEnd => self.past_end(task),
         }
     }
 
-    fn write_extents(&mut self, task: TaskId, file: Fd, extents: &ExtentList) {
+    /// Ask the home shard for what a plan needs, and then go on as said.
+    pub(crate) fn ask(&mut self, task: TaskId, request: HomeRequest, resume: Resume) {
+        let slot = self.task(task).disk.expect("a plan is of a unit");
+        if !self.core.ask_home(slot, self.key, task.0, request) {
+            return self.starve(task, resume);
+        }
+        self.set_step(task, Step::Asking(resume));
+        self.begin_work(task);
+        self.begin_operation(task);
+    }
+
+    fn write_extents(&mut self, task: TaskId, slot: u32, extents: &ExtentList) {
+        self.begin_plan(task);
         self.set_step(task, Step::Writing);
-        let durable = self.task(task).durable;
-        let mut at = 0usize;
-        for (index, extent) in extents.as_slice().iter().enumerate() {
-            let (Extent::File { len_bytes, .. } | Extent::Zeros { len_bytes }) = *extent;
-            if let Extent::File { offset_bytes, .. } = *extent {
-                let data = self.task(task).data.as_ref().expect("a window that is written has its data");
-                let from = data.slice(at..at + len_bytes as usize);
-                self.submit_write(task, index as u8, Op::Write { file, offset_bytes, from, durable });
-            }
-            at += len_bytes as usize;
+        let entry = self.task(task);
+        entry.planned = extents.covered_bytes();
+        let (durable, mut at) = (entry.durable, entry.through as usize);
+        for extent in extents.as_slice() {
+            let len_bytes = extent.len_bytes() as usize;
+            let Extent::File { layer, offset_bytes, .. } = *extent else {
+                unreachable!("what is written has a place in a file")
+            };
+            let file = self.core.disks.of_task(slot).fd_of(layer);
+            let data = self.task(task).data.as_ref().expect("a window that is written has its data");
+            let from = data.slice(at..at + len_bytes);
+            self.submit_write(task, Op::Write { file, offset_bytes, from, durable });
+            at += len_bytes;
         }
         if self.task(task).operations == 0 {
             self.writes_ended(task);
         }
     }
 
-    fn submit_write(&mut self, task: TaskId, piece: u8, op: Op) {
-        let mark = Mark::Task(self.key.index, task.0, piece);
+    fn submit_write(&mut self, task: TaskId, op: Op) {
+        let mark = Mark::Task(self.key.index, task.0);
         match self.core.io.submit(mark, op) {
             Ok(()) => self.begin_operation(task),
             Err(_) => {
@@ -258,14 +286,14 @@ impl<R: Ring> Work<'_, R> {
     }
 
     /// One extent of the window has been written, or part of it.
-    pub(crate) fn write_completed(&mut self, task: TaskId, piece: u8, op: Op, result: Result<u32, Errno>) {
+    pub(crate) fn write_completed(&mut self, task: TaskId, op: Op, result: Result<u32, Errno>) {
         let Op::Write { file, offset_bytes, from, durable } = op else { return };
         match result {
             Ok(written) if written as usize == from.len() => {}
             Ok(written) if written > 0 => {
                 let from = from.slice(written as usize..from.len());
                 let offset_bytes = offset_bytes + u64::from(written);
-                self.submit_write(task, piece, Op::Write { file, offset_bytes, from, durable });
+                self.submit_write(task, Op::Write { file, offset_bytes, from, durable });
             }
             Err(Errno(libc::ENOSPC | libc::EDQUOT | libc::EFBIG)) => {
                 self.task(task).error = Some(MediumError::OutOfSpace);
@@ -283,22 +311,54 @@ impl<R: Ring> Work<'_, R> {
 
     /// Every extent has been written, or has failed.
     pub(crate) fn writes_ended(&mut self, task: TaskId) {
-        match self.task(task).error {
-            Some(MediumError::Busy) => return self.starve(task, Resume::WriteOut),
-            Some(error) => return self.fail(task, error),
-            None => {}
+        let entry = self.task(task);
+        match entry.error {
+            Some(MediumError::Busy) => self.starve(task, Resume::WriteOut),
+            Some(error) => self.fail(task, error),
+            None if entry.commits => self.ask_commit(task),
+            None => self.is_visible(task),
         }
+    }
+
+    /// What has been written is not visible yet: have the home shard see to that. The plan is not carried out before it
+    /// has.
+    pub(crate) fn ask_commit(&mut self, task: TaskId) {
+        let entry = self.task(task);
+        let request = HomeRequest::Commit {
+            offset_bytes: entry.offset_bytes + u64::from(entry.done + entry.through),
+            len_bytes: u64::from(entry.planned),
+            epoch: entry.epoch,
+        };
+        let slot = entry.disk.expect("a write has a unit");
+        if !self.core.ask_home(slot, self.key, task.0, request) {
+            return self.starve(task, Resume::Commit);
+        }
+        self.set_step(task, Step::Committing);
+        self.begin_operation(task);
+    }
+
+    /// What has been written can be read. With FUA it must also be durable.
+    pub(crate) fn is_visible(&mut self, task: TaskId) {
+        self.end_plan(task);
         let slot = self.task(task).disk.expect("a write has a unit");
         if self.task(task).durable && self.core.disks.of_task(slot).needs_flush_after_durable_write() {
             return self.ask_flush(task);
         }
-        self.window_written(task);
+        self.part_written(task);
     }
 
-    /// The window is on the medium.
-    pub(crate) fn window_written(&mut self, task: TaskId) {
-        match self.task(task).kind {
+    /// What was planned of the window is on the medium.
+    pub(crate) fn part_written(&mut self, task: TaskId) {
+        self.end_work(task);
+        let entry = self.task(task);
+        entry.through += entry.planned;
+        if entry.through < entry.window {
+            return self.write_out(task);
+        }
+        entry.through = 0;
+        match entry.kind {
             Kind::WriteAndVerify { .. } => self.read_in(task),
+            Kind::Unmap | Kind::Zero => self.zeros_written(task),
             _ => self.window_done(task),
         }
     }

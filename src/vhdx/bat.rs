@@ -1,34 +1,75 @@
-//! Reading the block allocation table (section 2.5) with every entry checked, and encoding its pages.
+//! Reading the block allocation table (section 2.5) once, at open: every entry is checked, the file's space is mapped,
+//! and as many pages as may be are kept.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 
 use super::error::OpenError;
 use super::format::{BatEntry, BlockState, MIB, PAGE};
+use super::geometry::{Geometry, Slot};
 use super::region::{Place, Span};
+use super::replay::Overlay;
+use super::source::{BITMAP_PAGES, ReplayedPages, SharedSource, Source, bits_page_offset, settle};
+use super::space::{Run, Space};
 use super::storage::Storage;
-use super::view::{BatView, Geometry};
+use crate::blocks::{BlockMap, Fault, MapLimits, Shape};
 
 /// Entries in a 4 KiB page of the table: what one data descriptor of the log carries.
 pub(super) const ENTRIES_PER_PAGE: u64 = (PAGE / 8) as u64;
+
+const PAGE_LEN: u64 = PAGE as u64;
 
 /// Bytes of the table read at once.
 const READ_LEN: u64 = 256 * 1024;
 
 /// The table of an open disk.
 pub(super) struct Table {
-    pub entries: Box<[AtomicU64]>,
-    /// Blocks with content in the file.
-    pub present: u32,
-    /// Behind the last byte that any object of the file occupies, soft anchors included; a multiple of 1 MiB.
-    pub objects_end: u64,
+    pub map: Arc<BlockMap>,
+    /// What is taken in the file: every object, and the anchors of trimmed blocks.
+    pub space: Space,
+    /// Sector bitmap blocks.
+    pub bitmaps: u32,
+    /// A replay that stays in memory cannot show the disk: why.
+    pub unreadable_unless_replayed: Option<&'static str>,
 }
 
-/// Read and check the table. `spans` are the other objects of the file, sorted and disjoint.
+/// The shape that the block map of a disk has.
+pub(super) fn shape_of(geometry: &Geometry) -> Shape {
+    Shape {
+        size_bytes: geometry.disk_size_bytes,
+        block_shift: geometry.block_shift,
+        sector_shift: geometry.logical_sector_bytes.trailing_zeros() as u8,
+        chunk_blocks: geometry.chunk_ratio,
+        has_parent: geometry.has_parent,
+    }
+}
+
+/// What is being read.
+struct Reader<'a> {
+    geometry: &'a Geometry,
+    region: Place,
+    file_len: u64,
+    /// Payload blocks only, at first.
+    space: Space,
+    anchors: Space,
+    present: u32,
+    /// Sector bitmap blocks, by chunk.
+    bitmaps: Vec<(u32, u64)>,
+    /// A block of the current chunk needs a sector bitmap.
+    partial: bool,
+    /// Where the file ends before a replay.
+    base_len: u64,
+    /// A block lies across that end, or is partly present and lies behind it.
+    cut: bool,
+}
+
+/// Read and check the table. `spans` are the other objects of the file, sorted and disjoint. `in_memory`: a replay will
+/// not be written to the file.
 pub(super) fn read_table(
-    storage: &mut dyn Storage,
+    overlay: &mut Overlay<'_>,
     geometry: &Geometry,
     region: Place,
     spans: &[Span],
+    in_memory: bool,
 ) -> Result<Table, OpenError> {
     let needed = geometry.bat_entries();
     if region.len_bytes / 8 < needed {
@@ -38,126 +79,257 @@ pub(super) fn read_table(
             needed,
         });
     }
-    let file_len = storage.len_bytes()?;
-    let mut entries = Vec::with_capacity(geometry.block_count as usize);
-    let mut present = Vec::new();
-    let mut objects_end = spans.iter().map(|span| span.end).fold(MIB, u64::max);
-    let mut buffer = vec![0; READ_LEN.min(needed * 8) as usize];
-    let mut index = 0;
-    while index < needed {
-        let count = (buffer.len() as u64 / 8).min(needed - index) as usize;
-        let bytes = &mut buffer[..count * 8];
-        storage.read_at(region.offset_bytes + index * 8, bytes)?;
-        for word in bytes.as_chunks::<8>().0 {
-            let entry = BatEntry(u64::from_le_bytes(*word));
-            let offset_bytes = region.offset_bytes + index * 8;
-            match geometry.block_at(index) {
-                Some(block) => {
-                    let entry = check_block(geometry, block, entry, offset_bytes, file_len)?;
-                    if let Some(end) = reserved_end(geometry, entry, file_len) {
-                        objects_end = objects_end.max(end);
-                    }
-                    if entry.is_present() {
-                        present.push(entry.offset_bytes());
-                    }
-                    entries.push(AtomicU64::new(entry.0));
-                }
-                None if entry.0 & 7 != 0 => return Err(OpenError::Bitmap { entry: entry.0, offset_bytes }),
-                None => {}
-            }
-            index += 1;
-        }
-    }
-    assert_eq!(entries.len(), geometry.block_count as usize);
-    let table = Table {
-        entries: entries.into(),
-        present: present.len() as u32,
-        objects_end: objects_end.next_multiple_of(MIB),
+    let in_memory = in_memory && overlay.summary.is_some();
+    let limit_bytes = if in_memory { overlay.base_len() } else { u64::MAX };
+    let source = Arc::new(Source { geometry: *geometry, limit_bytes, replayed: OnceLock::new() });
+    let limits = MapLimits::default();
+    let map = Arc::new(BlockMap::new(shape_of(geometry), limits, Box::new(SharedSource(Arc::clone(&source)))));
+    let mut reader = Reader {
+        geometry,
+        region,
+        file_len: overlay.len_bytes()?,
+        space: Space::default(),
+        anchors: Space::default(),
+        present: 0,
+        bitmaps: Vec::new(),
+        partial: false,
+        base_len: overlay.base_len(),
+        cut: false,
     };
-    check_disjoint(geometry, &table, present, spans)?;
-    Ok(table)
+    reader.read(overlay, &map, limits.entry_pages_max, limit_bytes)?;
+    let mut unreadable = None;
+    if in_memory {
+        unreadable = reader.unreadable(overlay);
+        let pages = replayed_pages(overlay, geometry, &reader.bitmaps)?;
+        source.replayed.set(pages).expect("set once");
+    }
+    reader.take_others(overlay, spans)?;
+    let Reader { mut space, anchors, present, bitmaps, .. } = reader;
+    space.take_all_of(&anchors);
+    map.set_blocks_allocated(present);
+    Ok(Table { map, space, bitmaps: bitmaps.len() as u32, unreadable_unless_replayed: unreadable })
 }
 
-/// The end of the space that an entry keeps: content, or an anchor inside the file.
-fn reserved_end(geometry: &Geometry, entry: BatEntry, file_len: u64) -> Option<u64> {
-    let offset_bytes = entry.offset_bytes();
-    let end = offset_bytes.checked_add(u64::from(geometry.block_size_bytes))?;
-    (entry.is_present() || (offset_bytes != 0 && end <= file_len)).then_some(end)
-}
-
-/// How much of a block the guest can see: less than its size only for the last.
-pub(super) fn visible_len(geometry: &Geometry, block: u32) -> u64 {
-    let start = u64::from(block) << geometry.block_shift;
-    (geometry.disk_size_bytes - start).min(u64::from(geometry.block_size_bytes))
-}
-
-fn check_block(
+/// The pages of the map that a replay changes.
+fn replayed_pages(
+    overlay: &mut Overlay<'_>,
     geometry: &Geometry,
-    block: u32,
-    entry: BatEntry,
-    offset_bytes: u64,
-    file_len: u64,
-) -> Result<BatEntry, OpenError> {
-    let broken = |rule| Err(OpenError::Block { block, entry: entry.0, offset_bytes, rule });
-    match entry.state() {
-        None => return broken("its state is reserved"),
-        Some(BlockState::PartiallyPresent) => return broken("partially present, in a disk without a parent"),
-        Some(BlockState::FullyPresent) => {
-            if entry.offset_bytes() < MIB {
-                return broken("it lies inside the header section");
-            }
-            // Old writers cut the last block where the guest's part ends; that is all that must be there.
-            match entry.offset_bytes().checked_add(visible_len(geometry, block)) {
-                Some(end) if end <= file_len => {}
-                _ => return broken("it passes the end of the file"),
-            }
+    bitmaps: &[(u32, u64)],
+) -> Result<ReplayedPages, OpenError> {
+    let mut pages = ReplayedPages::new();
+    let mut keep = |overlay: &mut Overlay<'_>, table, page: u32, offset_bytes: u64| {
+        if overlay.touches(offset_bytes..offset_bytes + PAGE_LEN) {
+            let mut bytes = Box::new([0; PAGE]);
+            overlay.read_at(offset_bytes, &mut bytes[..])?;
+            pages.insert(Fault { table, page }, bytes);
         }
-        Some(_) => {}
-    }
-    Ok(BatEntry(entry.0 & (BatEntry::OFFSET_MASK | 7)))
-}
-
-/// Refuse two blocks, or a block and another object, that share a byte.
-fn check_disjoint(geometry: &Geometry, table: &Table, mut present: Vec<u64>, spans: &[Span]) -> Result<(), OpenError> {
-    let size = u64::from(geometry.block_size_bytes);
-    let name = |offset: u64, skip: usize| {
-        let holds = |entry: &AtomicU64| {
-            let entry = BatEntry(entry.load(std::sync::atomic::Ordering::Relaxed));
-            entry.is_present() && entry.offset_bytes() == offset
-        };
-        let block = table.entries.iter().enumerate().filter(|(_, entry)| holds(entry)).nth(skip);
-        format!("block {}", block.map_or(0, |(block, _)| block))
+        Ok::<_, OpenError>(())
     };
-    present.sort_unstable();
-    if let Some(pair) = present.windows(2).find(|pair| pair[1] - pair[0] < size) {
-        let second = name(pair[1], usize::from(pair[0] == pair[1]));
-        return Err(OpenError::Overlap { first: name(pair[0], 0), second, offset_bytes: pair[1] });
+    for page in 0..geometry.bat_entries().div_ceil(ENTRIES_PER_PAGE) as u32 {
+        keep(overlay, crate::blocks::Table::Entries, page, geometry.bat_offset_bytes + u64::from(page) * PAGE_LEN)?;
     }
-    for span in spans {
-        // The first block that ends behind the span's start is the only one that needs a look: blocks are in order.
-        let at = present.partition_point(|offset| offset + size <= span.start);
-        if let Some(offset) = present.get(at).filter(|offset| **offset < span.end) {
-            return Err(OpenError::Overlap {
-                first: span.name.clone(),
-                second: name(*offset, 0),
-                offset_bytes: *offset.max(&span.start),
-            });
+    for (chunk, block_bytes) in bitmaps {
+        if overlay.touches(*block_bytes..block_bytes + MIB) {
+            for page in chunk * BITMAP_PAGES..(chunk + 1) * BITMAP_PAGES {
+                keep(overlay, crate::blocks::Table::Bits, page, bits_page_offset(*block_bytes, page))?;
+            }
         }
     }
-    Ok(())
+    Ok(pages)
 }
 
-/// The page of the table that holds a block's entry.
-pub(super) fn page_of(geometry: &Geometry, block: u32) -> u32 {
-    (geometry.bat_index(block) / ENTRIES_PER_PAGE) as u32
-}
+impl Reader<'_> {
+    fn read(
+        &mut self,
+        storage: &mut dyn Storage,
+        map: &BlockMap,
+        pages_max: u32,
+        limit_bytes: u64,
+    ) -> Result<(), OpenError> {
+        let needed = self.geometry.bat_entries();
+        let pages = needed.div_ceil(ENTRIES_PER_PAGE) as u32;
+        let mut buffer = vec![0; READ_LEN.min(u64::from(pages) * PAGE_LEN) as usize];
+        let (mut page, mut kept) = (0, 0);
+        while page < pages {
+            let count = (buffer.len() / PAGE).min((pages - page) as usize);
+            let bytes = &mut buffer[..count * PAGE];
+            storage.read_at(self.region.offset_bytes + u64::from(page) * PAGE_LEN, bytes)?;
+            for bytes in bytes.as_chunks_mut::<PAGE>().0 {
+                if !self.page(storage, page, bytes, needed)? {
+                    map.entries().fill_zeros(page);
+                } else if kept < pages_max {
+                    settle(bytes, limit_bytes);
+                    map.entries().fill(page, bytes);
+                    kept += 1;
+                }
+                page += 1;
+            }
+        }
+        Ok(())
+    }
 
-/// Encode one page of the table as the view shows it. Bitmap entries and what follows the last entry are zero.
-pub(super) fn encode_page(geometry: &Geometry, view: &BatView, page: u32, into: &mut [u8]) {
-    assert_eq!(into.len(), PAGE);
-    let first = u64::from(page) * ENTRIES_PER_PAGE;
-    for (index, word) in (first..).zip(into.as_chunks_mut::<8>().0) {
-        let entry = geometry.block_at(index).map_or(BatEntry::default(), |block| view.entry(block));
-        *word = entry.0.to_le_bytes();
+    /// Check one page; whether it is more than zeros.
+    fn page(
+        &mut self,
+        storage: &mut dyn Storage,
+        page: u32,
+        bytes: &[u8; PAGE],
+        needed: u64,
+    ) -> Result<bool, OpenError> {
+        let first = u64::from(page) * ENTRIES_PER_PAGE;
+        let end = (first + ENTRIES_PER_PAGE).min(needed);
+        let words = &bytes.as_chunks::<8>().0[..(end - first) as usize];
+        let zeros = words.iter().all(|word| u64::from_le_bytes(*word) == 0);
+        let period = u64::from(self.geometry.chunk_ratio) + 1;
+        if zeros && !self.partial {
+            return Ok(false);
+        }
+        let mut within = first % period;
+        let mut block = (first / period * (period - 1) + within) as u32;
+        for (index, word) in (first..).zip(words) {
+            let word = u64::from_le_bytes(*word);
+            if within + 1 == period {
+                self.bitmap(index, word)?;
+                within = 0;
+                continue;
+            }
+            if block < self.geometry.block_count {
+                self.block(storage, index, block, word)?;
+                block += 1;
+            }
+            within += 1;
+        }
+        Ok(true)
+    }
+
+    fn entry_offset(&self, index: u64) -> u64 {
+        self.region.offset_bytes + index * 8
+    }
+
+    fn block(&mut self, storage: &mut dyn Storage, index: u64, block: u32, word: u64) -> Result<(), OpenError> {
+        let entry = BatEntry(word);
+        let offset_bytes = self.entry_offset(index);
+        let broken = |rule| Err(OpenError::Block { block, entry: word, offset_bytes, rule });
+        let block_len = u64::from(self.geometry.block_size_bytes);
+        match entry.state() {
+            None => return broken("its state is reserved"),
+            Some(BlockState::PartiallyPresent) if !self.geometry.has_parent => {
+                return broken("partially present, in a disk without a parent");
+            }
+            Some(BlockState::FullyPresent | BlockState::PartiallyPresent) => {}
+            Some(_) => {
+                let end = entry.offset_bytes().saturating_add(block_len);
+                if entry.offset_bytes() != 0 && end <= self.file_len {
+                    self.anchors.take_rest(Run { offset_bytes: entry.offset_bytes(), len_bytes: block_len });
+                }
+                return Ok(());
+            }
+        }
+        let start = entry.offset_bytes();
+        if start < MIB {
+            return broken("it lies inside the header section");
+        }
+        // Old writers cut the last block where the guest's part ends; that is all that must be there.
+        match start.checked_add(self.geometry.visible_len_bytes(block)) {
+            Some(end) if end <= self.file_len => {
+                self.cut |= start < self.base_len && end > self.base_len;
+                self.cut |= start >= self.base_len && word & 7 == 7;
+            }
+            _ => return broken("it passes the end of the file"),
+        }
+        self.partial |= word & 7 == 7;
+        self.present += 1;
+        if self.space.take(Run { offset_bytes: start, len_bytes: block_len }) {
+            return Ok(());
+        }
+        let (first, at) = self.holder(storage, index, Run { offset_bytes: start, len_bytes: block_len })?;
+        Err(OpenError::Overlap { first, second: format!("block {block}"), offset_bytes: at.max(start) })
+    }
+
+    fn bitmap(&mut self, index: u64, word: u64) -> Result<(), OpenError> {
+        let Slot::Bitmap(chunk) = self.geometry.slot_at(index) else { return Ok(()) };
+        let partial = std::mem::take(&mut self.partial);
+        let (entry, offset_bytes) = (word, self.entry_offset(index));
+        if !self.geometry.has_parent {
+            let rule = "a disk without a parent has no sector bitmaps";
+            let absent = word & 7 == 0;
+            return if absent { Ok(()) } else { Err(OpenError::Bitmap { chunk, entry, offset_bytes, rule }) };
+        }
+        let broken = |rule| Err(OpenError::Bitmap { chunk, entry, offset_bytes, rule });
+        match (word & 7, partial) {
+            (0, false) => return Ok(()),
+            (0, true) => return broken("it is absent, and the chunk has partially present blocks"),
+            (6, _) => {}
+            _ => return broken("its state is reserved"),
+        }
+        let start = BatEntry(word).offset_bytes();
+        if start < MIB {
+            return broken("it lies inside the header section");
+        }
+        if start.checked_add(MIB).is_none_or(|end| end > self.file_len) {
+            return broken("it passes the end of the file");
+        }
+        self.bitmaps.push((chunk, start));
+        Ok(())
+    }
+
+    /// The first block in front of `index` in the table that shares a byte with `run`, and where it starts.
+    fn holder(&self, storage: &mut dyn Storage, index: u64, run: Run) -> Result<(String, u64), OpenError> {
+        let block_len = u64::from(self.geometry.block_size_bytes);
+        let mut bytes = [0; PAGE];
+        for page in 0..=(index / ENTRIES_PER_PAGE) {
+            storage.read_at(self.region.offset_bytes + page * PAGE_LEN, &mut bytes)?;
+            for (at, word) in (page * ENTRIES_PER_PAGE..index).zip(bytes.as_chunks::<8>().0) {
+                let entry = BatEntry(u64::from_le_bytes(*word));
+                let start = entry.offset_bytes();
+                if let (Slot::Block(block), 6..) = (self.geometry.slot_at(at), entry.0 & 7)
+                    && start < run.end()
+                    && start + block_len > run.offset_bytes
+                {
+                    return Ok((format!("block {block}"), start));
+                }
+            }
+        }
+        Ok(("another object".to_owned(), run.offset_bytes))
+    }
+
+    /// Take what is not payload. Everything must be disjoint.
+    fn take_others(&mut self, storage: &mut dyn Storage, spans: &[Span]) -> Result<(), OpenError> {
+        let end = self.geometry.bat_entries();
+        let bitmaps = std::mem::take(&mut self.bitmaps);
+        for (chunk, offset_bytes) in &bitmaps {
+            let run = Run { offset_bytes: *offset_bytes, len_bytes: MIB };
+            if !self.space.take(run) {
+                let (first, _) = self.holder(storage, end, run)?;
+                let second = format!("the sector bitmap of chunk {chunk}");
+                return Err(OpenError::Overlap { first, second, offset_bytes: *offset_bytes });
+            }
+        }
+        for span in spans {
+            let run = Run { offset_bytes: span.start, len_bytes: span.end - span.start };
+            if !self.space.take(run) {
+                let bitmap = bitmaps.iter().find(|(_, start)| *start < run.end() && start + MIB > span.start);
+                let (second, at) = match bitmap {
+                    Some((chunk, start)) => (format!("the sector bitmap of chunk {chunk}"), *start),
+                    None => self.holder(storage, end, run)?,
+                };
+                return Err(OpenError::Overlap { first: span.name.clone(), second, offset_bytes: at.max(span.start) });
+            }
+        }
+        self.bitmaps = bitmaps;
+        Ok(())
+    }
+
+    /// Why the disk cannot be read without writing the replay to the file: payload is read from the file as it is.
+    /// Blocks that the replay would create read as zeros; what it would do to others is beyond reading.
+    fn unreadable(&self, overlay: &Overlay<'_>) -> Option<&'static str> {
+        if self.cut {
+            return Some("the file ends inside a block that the log created");
+        }
+        let inside = |range: &std::ops::Range<u64>| {
+            let end = range.end.min(self.space.end_bytes());
+            range.start < end && self.space.is_taken(Run { offset_bytes: range.start, len_bytes: end - range.start })
+        };
+        overlay.changed_ranges().any(|range| inside(&range)).then_some("the log changes the content of a block")
     }
 }

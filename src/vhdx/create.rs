@@ -6,13 +6,16 @@ use zerocopy::little_endian::{U16, U32, U64};
 
 use super::error::CreateError;
 use super::format::{
-    BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, BatEntry, DISK_SIZE_MAX, FILE_MAGIC, FORMAT_VERSION, Guid, HEADER_MAGIC,
-    HEADER_OFFSETS, Header, LOG_VERSION, MIB, REGION_TABLE_OFFSETS,
+    BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, BatEntry, DISK_SIZE_MAX, FILE_HAS_PARENT, FILE_LEAVE_BLOCKS_ALLOCATED, FILE_MAGIC,
+    FORMAT_VERSION, Guid, HEADER_MAGIC, HEADER_OFFSETS, Header, LOG_VERSION, METADATA_ITEMS_MAX, METADATA_TABLE_LEN,
+    MIB, REGION_TABLE_OFFSETS,
 };
-use super::metadata::{geometry_of, region_of};
+use super::geometry::Geometry;
+use super::items::MetadataItem;
+use super::locator::ParentLocator;
+use super::metadata::{NewItem, geometry_of, region_of, system_items};
 use super::region::{Place, table_of};
 use super::storage::Storage;
-use super::view::Geometry;
 
 /// How a disk's space is managed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,11 +29,12 @@ pub enum DiskKind {
 /// What to create.
 #[derive(Clone, Debug)]
 pub struct CreateOptions {
-    /// Size of the virtual disk: 3 MiB to 64 TiB, a multiple of the logical sector.
+    /// Size of the virtual disk: 3 MiB to 64 TiB, a multiple of the logical sector. With a parent: at least the
+    /// parent's, and below 3 MiB only where the parent is.
     pub size_bytes: u64,
     /// Dynamic or fixed.
     pub kind: DiskKind,
-    /// A power of two from 1 to 256 MiB; `None`: 32 MiB for dynamic disks, 2 MiB for fixed ones.
+    /// A power of two from 1 to 256 MiB; `None`: 32 MiB for dynamic disks, 2 MiB for fixed and differencing ones.
     pub block_size_bytes: Option<u64>,
     /// 512 or 4096.
     pub logical_sector_bytes: u32,
@@ -38,12 +42,29 @@ pub struct CreateOptions {
     pub physical_sector_bytes: u32,
     /// Size of the log, a multiple of 1 MiB from 1 to 64 MiB; `None`: 8 MiB.
     pub log_len_bytes: Option<u64>,
-    /// The disk's identity, which initiators see.
+    /// The disk's identity. A child keeps its parent's, as the format has it for items of the virtual disk; who serves
+    /// both gives initiators another one.
     pub virtual_disk_id: Guid,
     /// First FileWriteGuid: random.
     pub file_write_guid: Guid,
     /// First DataWriteGuid: random.
     pub data_write_guid: Guid,
+    /// Make a differencing disk: it holds changes to this parent only. [`DiskKind::Dynamic`] goes with it.
+    pub parent: Option<NewParent>,
+}
+
+/// The parent of a new differencing disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewParent {
+    /// How the parent is found and recognised.
+    pub locator: ParentLocator,
+    /// The parent's size in bytes.
+    pub size_bytes: u64,
+    /// The parent's logical sector: the child must have the same (section 2.6.2.4).
+    pub logical_sector_bytes: u32,
+    /// Items of the parent that belong to the virtual disk rather than to its file, which a child takes over
+    /// (section 2.6.1.2).
+    pub items: Vec<MetadataItem>,
 }
 
 /// A disk that has been written to its storage, flushed.
@@ -60,8 +81,8 @@ pub struct Created {
 
 /// Default block of a dynamic disk, as Windows makes them.
 const BLOCK_SIZE_DYNAMIC: u64 = 32 * MIB;
-/// Default block of a fixed disk, as Windows makes them.
-const BLOCK_SIZE_FIXED: u64 = 2 * MIB;
+/// Default block of a fixed or differencing disk, as Windows makes them.
+const BLOCK_SIZE_SMALL: u64 = 2 * MIB;
 /// Default log: an epoch of it holds about a thousand groups, so that turning it costs nothing that can be measured.
 const LOG_LEN: u64 = 8 * MIB;
 /// Largest log that can be asked for.
@@ -88,7 +109,9 @@ impl Layout {
         if !is_sector(logical) || !is_sector(physical) || physical < logical {
             return Err(CreateError::Sector { logical_bytes: logical, physical_bytes: physical });
         }
-        if !(SIZE_MIN..=DISK_SIZE_MAX).contains(&size_bytes) {
+        let parent = options.parent.as_ref();
+        let size_min = parent.map_or(SIZE_MIN, |parent| parent.size_bytes.clamp(512, SIZE_MIN));
+        if !(size_min..=DISK_SIZE_MAX).contains(&size_bytes) {
             return Err(CreateError::Size { size_bytes });
         }
         if !size_bytes.is_multiple_of(u64::from(logical)) {
@@ -96,8 +119,12 @@ impl Layout {
             return Err(CreateError::SizeNotSectors { size_bytes, sector_bytes: logical, next_bytes });
         }
         let fixed = options.kind == DiskKind::Fixed;
+        if let Some(parent) = parent {
+            check_against_parent(options, parent)?;
+        }
+        let small = fixed || parent.is_some();
         let block_size_bytes =
-            options.block_size_bytes.unwrap_or(if fixed { BLOCK_SIZE_FIXED } else { BLOCK_SIZE_DYNAMIC });
+            options.block_size_bytes.unwrap_or(if small { BLOCK_SIZE_SMALL } else { BLOCK_SIZE_DYNAMIC });
         if !(BLOCK_SIZE_MIN..=BLOCK_SIZE_MAX).contains(&block_size_bytes) || !block_size_bytes.is_power_of_two() {
             return Err(CreateError::BlockSize { block_size_bytes });
         }
@@ -107,8 +134,13 @@ impl Layout {
         }
         let metadata = Place { offset_bytes: MIB + log_len, len_bytes: MIB };
         let bat_start = metadata.offset_bytes + MIB;
-        let geometry = geometry_of(size_bytes, block_size_bytes as u32, (logical, physical), fixed, bat_start);
-        let bat = Place { offset_bytes: bat_start, len_bytes: (geometry.bat_entries() * 8).next_multiple_of(MIB) };
+        let flags = match parent {
+            Some(_) => FILE_HAS_PARENT,
+            None if fixed => FILE_LEAVE_BLOCKS_ALLOCATED,
+            None => 0,
+        };
+        let geometry = geometry_of(size_bytes, block_size_bytes as u32, (logical, physical), flags, bat_start);
+        let bat = Place { offset_bytes: bat_start, len_bytes: geometry.bat_region_len_bytes() };
         Ok(Self { geometry, log_len, metadata, bat, blocks_start: bat_start + bat.len_bytes })
     }
 
@@ -146,6 +178,33 @@ impl Layout {
     }
 }
 
+fn check_against_parent(options: &CreateOptions, parent: &NewParent) -> Result<(), CreateError> {
+    if options.kind == DiskKind::Fixed {
+        return Err(CreateError::FixedWithParent);
+    }
+    if options.logical_sector_bytes != parent.logical_sector_bytes {
+        let (logical_bytes, parent_bytes) = (options.logical_sector_bytes, parent.logical_sector_bytes);
+        return Err(CreateError::ParentSector { logical_bytes, parent_bytes });
+    }
+    if options.size_bytes < parent.size_bytes {
+        let (size_bytes, parent_bytes) = (options.size_bytes, parent.size_bytes);
+        return Err(CreateError::SmallerThanParent { size_bytes, parent_bytes });
+    }
+    Ok(())
+}
+
+/// The metadata region's content, as far as it is not zero.
+fn metadata_of(options: &CreateOptions, geometry: &Geometry, place: Place) -> Result<Vec<u8>, CreateError> {
+    let locator = options.parent.as_ref().map(|parent| parent.locator.encode()).transpose()?;
+    let mut items = system_items(geometry, options.virtual_disk_id, locator);
+    items.extend(options.parent.iter().flat_map(|parent| &parent.items).map(NewItem::from));
+    let len_bytes = items.iter().map(|item| item.bytes.len() as u64).sum();
+    if len_bytes > place.len_bytes - METADATA_TABLE_LEN as u64 || items.len() > METADATA_ITEMS_MAX {
+        return Err(CreateError::Items { len_bytes });
+    }
+    Ok(region_of(&items))
+}
+
 /// The file type identifier (section 2.2.1).
 fn identifier() -> Vec<u8> {
     let creator = concat!("Lunaring ", env!("CARGO_PKG_VERSION"));
@@ -159,6 +218,7 @@ fn identifier() -> Vec<u8> {
 pub fn create(options: &CreateOptions, storage: &mut dyn Storage) -> Result<Created, CreateError> {
     let layout = Layout::of(options)?;
     let geometry = layout.geometry;
+    let metadata = metadata_of(options, &geometry, layout.metadata)?;
     let mut file_len_bytes = layout.blocks_start;
     if geometry.fixed {
         file_len_bytes += u64::from(geometry.block_count) << geometry.block_shift;
@@ -168,7 +228,7 @@ pub fn create(options: &CreateOptions, storage: &mut dyn Storage) -> Result<Crea
     if geometry.fixed {
         layout.write_full_table(storage)?;
     }
-    storage.write_at(layout.metadata.offset_bytes, &region_of(&geometry, options.virtual_disk_id))?;
+    storage.write_at(layout.metadata.offset_bytes, &metadata)?;
     let table = table_of(layout.bat, layout.metadata);
     for offset_bytes in REGION_TABLE_OFFSETS {
         storage.write_at(offset_bytes, &table)?;
@@ -203,6 +263,7 @@ mod tests {
             virtual_disk_id: Guid([1; 16]),
             file_write_guid: Guid([2; 16]),
             data_write_guid: Guid([3; 16]),
+            parent: None,
         }
     }
 

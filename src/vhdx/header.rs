@@ -3,7 +3,7 @@
 use zerocopy::FromBytes;
 use zerocopy::little_endian::U64;
 
-use super::error::OpenError;
+use super::error::{OpenError, first};
 use super::format::{
     FILE_MAGIC, FORMAT_VERSION, Guid, HEADER_MAGIC, HEADER_OFFSETS, HEADER_SECTION_LEN, Header, LOG_VERSION, MIB, PAGE,
 };
@@ -15,8 +15,9 @@ use crate::crc32c::Crc32c;
 /// the number must never wrap.
 const SEQUENCE_NUMBER_MAX: u64 = u64::MAX >> 1;
 
-/// Files above this are refused: no file system goes there, and sums of offsets below stay far from overflow.
-const FILE_LEN_MAX: u64 = 1 << 60;
+/// Files above this are refused: four times the largest disk, and what Microsoft's engine can address. It bounds the
+/// memory that a map of the file's space may take (32 MiB), and sums of offsets below stay far from overflow.
+pub(super) const FILE_LEN_MAX: u64 = 1 << 48;
 
 /// The current header and the slot it stands in.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +58,8 @@ pub(super) fn checksum_is_right(bytes: &[u8]) -> bool {
     crc.value().to_le_bytes() == stored
 }
 
-fn parse(page: &[u8; PAGE]) -> Option<Header> {
+/// A header with the right signature and checksum.
+pub(super) fn parse(page: &[u8; PAGE]) -> Option<Header> {
     let (header, _) = Header::read_from_prefix(page).ok()?;
     (header.signature == HEADER_MAGIC && checksum_is_right(page)).then_some(header)
 }
@@ -120,26 +122,30 @@ pub(super) fn read_headers(
 }
 
 fn check(header: &Header, file_len_bytes: u64) -> Result<(), OpenError> {
+    first(|report| header_rules(header, file_len_bytes, report))
+}
+
+/// Every rule of section 2.2.2 that a header with the right checksum can break.
+pub(super) fn header_rules(header: &Header, file_len_bytes: u64, report: &mut dyn FnMut(OpenError)) {
     if header.version.get() != FORMAT_VERSION {
-        return Err(OpenError::Version { version: header.version.get() });
+        report(OpenError::Version { version: header.version.get() });
     }
     if header.log_guid != Guid::ZERO && header.log_version.get() != LOG_VERSION {
-        return Err(OpenError::LogVersion { log_version: header.log_version.get() });
+        report(OpenError::LogVersion { log_version: header.log_version.get() });
     }
     let sequence_number = header.sequence_number.get();
     if sequence_number > SEQUENCE_NUMBER_MAX {
-        return Err(OpenError::HeaderSequence { sequence_number });
+        report(OpenError::HeaderSequence { sequence_number });
     }
     let (offset_bytes, len_bytes) = (header.log_offset.get(), u64::from(header.log_length.get()));
-    let misplaced = |rule| Err(OpenError::LogPlace { offset_bytes, len_bytes, rule });
+    let mut misplaced = |rule| report(OpenError::LogPlace { offset_bytes, len_bytes, rule });
     if offset_bytes < MIB || !offset_bytes.is_multiple_of(MIB) {
-        return misplaced("it must start at a whole MiB behind the first");
+        misplaced("it must start at a whole MiB behind the first");
     }
     if len_bytes == 0 || !len_bytes.is_multiple_of(MIB) {
-        return misplaced("its length must be whole MiB");
+        misplaced("its length must be whole MiB");
     }
-    match offset_bytes.checked_add(len_bytes) {
-        Some(end) if end <= file_len_bytes => Ok(()),
-        _ => misplaced("it passes the end of the file"),
+    if offset_bytes.saturating_add(len_bytes) > file_len_bytes {
+        misplaced("it passes the end of the file");
     }
 }

@@ -38,30 +38,43 @@
 mod bat;
 mod check;
 mod create;
+mod describe;
+mod edit;
 mod engine;
 mod error;
 pub mod format;
+mod geometry;
 mod header;
+mod items;
+mod locator;
 mod log;
 mod metadata;
 mod open;
-mod plan;
 mod region;
+mod repair;
 mod replay;
+mod resize;
+mod scan;
+mod source;
+mod space;
 mod storage;
-mod view;
 
-pub use check::{BlockCounts, CheckReport, check};
-pub use create::{CreateOptions, Created, DiskKind, create};
-pub use engine::{
-    Allocate, Engine, EngineError, Event, IoFailure, IoId, METADATA_WRITE_BYTES_MAX, MetadataIo, MetadataIoKind, Ticket,
+pub use check::{
+    BlockCounts, CheckReport, FINDINGS_PER_KIND_MAX, Finding, HeaderFacts, ItemFacts, LogFacts, RegionFacts, Severity,
+    Tally, check,
 };
-pub use error::{CreateError, OpenError, OpenErrorKind};
+pub use create::{CreateOptions, Created, DiskKind, NewParent, create};
+pub use describe::{Description, describe};
+pub use engine::Engine;
+pub use error::{CreateError, EditError, LocatorError, OpenError, OpenErrorKind};
 pub use format::Guid;
+pub use geometry::{Geometry, Slot};
+pub use items::{ItemEntry, MetadataItem, delete_item, get_item, inherited_items, list_items, set_item, set_parent};
+pub use locator::{LOCATOR_RAW, LOCATOR_VHDX, ParentLocator, PathKind, RawParent, VhdxParent};
 pub use open::{Access, OpenDisk, OpenOptions, ReplaySummary, Warning, open};
-pub use plan::{Extent, Extents, WritePlan, plan_read, plan_write};
+pub use repair::{RepairReport, repair};
+pub use resize::{ResizeOptions, Resized, resize};
 pub use storage::{Storage, StorageError};
-pub use view::{BatView, FlushMark, Geometry};
 
 /// Where new GUIDs come from: random (version 4) values from a cryptographic source, never repeated.
 pub type GuidSource = Box<dyn FnMut() -> Guid + Send>;

@@ -3,16 +3,18 @@
 use std::sync::Arc;
 
 use super::GuidSource;
-use super::bat::{Table, read_table, visible_len};
+use super::bat::{Table, read_table};
 use super::engine::{Engine, FileState};
 use super::error::OpenError;
-use super::format::{BatEntry, Guid, HEADER_SECTION_LEN};
+use super::format::{Guid, HEADER_SECTION_LEN};
+use super::geometry::Geometry;
 use super::header::{CurrentHeader, read_headers, read_identifier};
+use super::locator::ParentLocator;
 use super::metadata::{Metadata, read_metadata};
 use super::region::{Regions, Span, TableRepair, read_regions, sort_disjoint};
 use super::replay::Overlay;
 use super::storage::Storage;
-use super::view::{BatView, Geometry};
+use crate::blocks::BlockMap;
 
 /// What will be done with the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +31,9 @@ pub struct OpenOptions {
     pub access: Access,
     /// Source of FileWriteGuid, DataWriteGuid and LogGuids.
     pub guids: GuidSource,
+    /// What DataWriteGuid becomes before the first change that a guest could notice; `None`: a random value. A merge
+    /// announces it to the children (`parent_linkage2`) before it changes the parent.
+    pub data_write_guid: Option<Guid>,
 }
 
 /// A pending log that was replayed.
@@ -59,14 +64,17 @@ pub enum Warning {
 pub struct OpenDisk {
     /// Its shape.
     pub geometry: Geometry,
-    /// Its table, for all shards.
-    pub view: Arc<BatView>,
-    /// The engine, for the home shard; `None` when opened read-only.
-    pub engine: Option<Engine>,
+    /// Where its blocks are, for all shards.
+    pub map: Arc<BlockMap>,
+    /// The engine, for the home shard or a job; `None` when opened read-only.
+    pub engine: Option<Box<Engine>>,
     /// The Virtual Disk ID (section 2.6.2.3): the identity that initiators see.
     pub virtual_disk_id: Guid,
     /// DataWriteGuid at open: what children of this disk refer to.
     pub data_write_guid: Guid,
+    /// Where the parent of a differencing disk is found, and how it is recognised. Whoever opens the disk has to hold
+    /// the parent's DataWriteGuid against it.
+    pub parent: Option<ParentLocator>,
     /// Who made the file; for people only (section 2.2.1).
     pub creator: String,
     /// What was replayed, if the log was not empty.
@@ -76,21 +84,20 @@ pub struct OpenDisk {
 }
 
 /// A file that has passed every check, its replay still in memory.
-pub(super) struct Loaded<'a> {
-    pub overlay: Overlay<'a>,
-    pub current: CurrentHeader,
-    pub geometry: Geometry,
-    pub virtual_disk_id: Guid,
-    pub table: Table,
-    /// Header section, log and regions, in the order of the file.
-    pub spans: Vec<Span>,
-    pub repair: Option<TableRepair>,
-    pub creator: String,
-    pub warnings: Vec<Warning>,
+struct Loaded<'a> {
+    overlay: Overlay<'a>,
+    current: CurrentHeader,
+    geometry: Geometry,
+    virtual_disk_id: Guid,
+    parent: Option<ParentLocator>,
+    table: Table,
+    repair: Option<TableRepair>,
+    creator: String,
+    warnings: Vec<Warning>,
 }
 
-/// Read and check everything. Nothing is written.
-pub(super) fn load(storage: &mut dyn Storage) -> Result<Loaded<'_>, OpenError> {
+/// Read and check everything. Nothing is written. Opened read-only, the map shows the disk with the replay in memory.
+fn load(storage: &mut dyn Storage, access: Access) -> Result<Loaded<'_>, OpenError> {
     let mut warnings = Vec::new();
     let (len_bytes, creator) = read_identifier(storage)?;
     let current = read_headers(storage, len_bytes, &mut warnings)?;
@@ -106,22 +113,24 @@ pub(super) fn load(storage: &mut dyn Storage) -> Result<Loaded<'_>, OpenError> {
     spans.push(Span { start: 0, end: HEADER_SECTION_LEN, name: "the header section".to_owned() });
     spans.push(Span { start: log.start, end: log.end, name: "the log".to_owned() });
     sort_disjoint(&mut spans)?;
-    let Metadata { geometry, virtual_disk_id } = read_metadata(&mut overlay, metadata, bat.offset_bytes)?;
-    let table = read_table(&mut overlay, &geometry, bat, &spans)?;
-    Ok(Loaded { overlay, current, geometry, virtual_disk_id, table, spans, repair, creator, warnings })
+    let Metadata { geometry, virtual_disk_id, parent, .. } = read_metadata(&mut overlay, metadata, bat.offset_bytes)?;
+    let table = read_table(&mut overlay, &geometry, bat, &spans, access == Access::ReadOnly)?;
+    Ok(Loaded { overlay, current, geometry, virtual_disk_id, parent, table, repair, creator, warnings })
 }
 
 /// Open a disk. A file that was closed cleanly is not modified, and neither is one that is refused.
 pub fn open(storage: &mut dyn Storage, mut options: OpenOptions) -> Result<OpenDisk, OpenError> {
-    let loaded = load(storage)?;
-    let Loaded { mut overlay, mut current, geometry, virtual_disk_id, table, repair, creator, warnings, .. } = loaded;
-    let (blocks_present, objects_end_bytes) = (table.present, table.objects_end);
-    let view = Arc::new(BatView::new(table.entries));
+    let loaded = load(storage, options.access)?;
+    let Loaded { mut overlay, mut current, geometry, virtual_disk_id, parent, table, repair, creator, warnings } =
+        loaded;
+    let Table { map, mut space, bitmaps, unreadable_unless_replayed, .. } = table;
     let replay = overlay.summary;
     let data_write_guid = current.header.data_write_guid;
     let engine = match options.access {
         Access::ReadOnly => {
-            settle_in_memory(&overlay, &geometry, &view)?;
+            if let Some(rule) = unreadable_unless_replayed {
+                return Err(OpenError::ReadOnlyReplay { rule });
+            }
             None
         }
         Access::ReadWrite => {
@@ -129,16 +138,23 @@ pub fn open(storage: &mut dyn Storage, mut options: OpenOptions) -> Result<OpenD
                 Some(_) => persist_replay(overlay, &mut current, &mut options.guids)?,
                 None => overlay.base(),
             };
-            let file_len_bytes = storage.len_bytes()?;
-            let file = FileState { file_len_bytes, objects_end_bytes, blocks_present, repair };
-            Some(Engine::new(geometry, Arc::clone(&view), current, replay.is_some(), file, options.guids))
+            space.condemn_holes();
+            let file = FileState {
+                file_len_bytes: storage.len_bytes()?,
+                space,
+                bitmaps,
+                file_write_guid_new: replay.is_some(),
+                data_write_guid: options.data_write_guid,
+                repair,
+            };
+            Some(Box::new(Engine::new(geometry, Arc::clone(&map), current, file, options.guids)))
         }
     };
-    Ok(OpenDisk { geometry, view, engine, virtual_disk_id, data_write_guid, creator, replay, warnings })
+    Ok(OpenDisk { geometry, map, engine, virtual_disk_id, data_write_guid, parent, creator, replay, warnings })
 }
 
 /// Write a replay to the file (section 2.3.3): a new FileWriteGuid first, the LogGuid cleared last.
-fn persist_replay<'a>(
+pub(super) fn persist_replay<'a>(
     mut overlay: Overlay<'a>,
     current: &mut CurrentHeader,
     guids: &mut GuidSource,
@@ -149,29 +165,4 @@ fn persist_replay<'a>(
     let storage = overlay.write_back()?;
     current.replace(storage)?;
     Ok(storage)
-}
-
-/// A replay that stays in memory covers the tables only: payload is read from the file as it is. Blocks that the
-/// replay would have to create read as zeros; blocks that it would change are beyond this.
-fn settle_in_memory(overlay: &Overlay<'_>, geometry: &Geometry, view: &BatView) -> Result<(), OpenError> {
-    if overlay.summary.is_none() {
-        return Ok(());
-    }
-    for block in 0..geometry.block_count {
-        let entry = view.entry(block);
-        if !entry.is_present() {
-            continue;
-        }
-        let start = entry.offset_bytes();
-        let end = start + visible_len(geometry, block);
-        if start >= overlay.base_len() {
-            view.store(block, BatEntry::default());
-        } else if end > overlay.base_len() {
-            return Err(OpenError::ReadOnlyReplay { rule: "the file ends inside a block that the log created" });
-        }
-        if overlay.touches(start..end) {
-            return Err(OpenError::ReadOnlyReplay { rule: "the log changes the content of a block" });
-        }
-    }
-    Ok(())
 }

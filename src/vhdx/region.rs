@@ -3,7 +3,7 @@
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::error::OpenError;
+use super::error::{OpenError, first};
 use super::format::{
     Guid, MIB, REGION_BAT, REGION_METADATA, REGION_TABLE_LEN, REGION_TABLE_MAGIC, REGION_TABLE_OFFSETS, REGIONS_MAX,
     RegionTableEntry, RegionTableHeader,
@@ -44,7 +44,15 @@ pub(super) struct TableRepair {
     pub table: Vec<u8>,
 }
 
-fn entries_of(table: &[u8]) -> Result<Vec<RegionTableEntry>, &'static str> {
+impl TableRepair {
+    /// Whether the first copy is the one that is not valid.
+    pub fn is_first(&self) -> bool {
+        self.offset_bytes == REGION_TABLE_OFFSETS[0]
+    }
+}
+
+/// The entries of a copy with the right signature and checksum, or why it is not valid.
+pub(super) fn entries_of(table: &[u8]) -> Result<Vec<RegionTableEntry>, &'static str> {
     let Ok((header, rest)) = RegionTableHeader::read_from_prefix(table) else {
         return Err("it is too short");
     };
@@ -85,40 +93,63 @@ pub(super) fn read_regions(storage: &mut dyn Storage, warnings: &mut Vec<Warning
 }
 
 fn check(entries: &[RegionTableEntry], file_len_bytes: u64) -> Result<Regions, OpenError> {
-    let (mut bat, mut metadata, mut spans) = (None, None, Vec::with_capacity(entries.len() + 2));
+    let found = first(|report| region_rules(entries, file_len_bytes, report))?;
+    let bat = found.bat.ok_or(OpenError::RegionMissing { name: "block allocation table" })?;
+    let metadata = found.metadata.ok_or(OpenError::RegionMissing { name: "metadata" })?;
+    Ok(Regions { bat, metadata, spans: found.spans, repair: None })
+}
+
+/// The regions that keep the rules.
+#[derive(Debug, Default)]
+pub(super) struct FoundRegions {
+    pub bat: Option<Place>,
+    pub metadata: Option<Place>,
+    pub spans: Vec<Span>,
+}
+
+/// Every rule of section 2.2.3.2, for each entry of a valid table.
+pub(super) fn region_rules(
+    entries: &[RegionTableEntry],
+    file_len_bytes: u64,
+    report: &mut dyn FnMut(OpenError),
+) -> FoundRegions {
+    let mut found = FoundRegions::default();
     for (at, entry) in entries.iter().enumerate() {
         let (guid, offset_bytes, len_bytes) = (entry.guid, entry.file_offset.get(), u64::from(entry.length.get()));
-        let broken = |rule| Err(OpenError::Region { guid, offset_bytes, len_bytes, rule });
+        let mut sound = true;
+        let mut broken = |rule| {
+            sound = false;
+            report(OpenError::Region { guid, offset_bytes, len_bytes, rule });
+        };
         if entries[..at].iter().any(|earlier| earlier.guid == guid) {
-            return broken("it is listed twice");
+            broken("it is listed twice");
         }
         if offset_bytes < MIB || !offset_bytes.is_multiple_of(MIB) {
-            return broken("it must start at a whole MiB behind the first");
+            broken("it must start at a whole MiB behind the first");
         }
         if len_bytes == 0 || !len_bytes.is_multiple_of(MIB) {
-            return broken("its length must be whole MiB");
+            broken("its length must be whole MiB");
         }
         let end = offset_bytes.saturating_add(len_bytes);
         if end > file_len_bytes {
-            return broken("it passes the end of the file");
+            broken("it passes the end of the file");
+        }
+        if !sound {
+            continue;
         }
         let place = Place { offset_bytes, len_bytes };
-        let known = match guid {
-            REGION_BAT => bat.replace(place).is_none(),
-            REGION_METADATA => metadata.replace(place).is_none(),
-            _ => false,
-        };
-        if !known && entry.required.get() & 1 != 0 {
-            return Err(OpenError::RegionUnknown { guid });
+        match guid {
+            REGION_BAT => found.bat = Some(place),
+            REGION_METADATA => found.metadata = Some(place),
+            _ if entry.required.get() & 1 != 0 => report(OpenError::RegionUnknown { guid }),
+            _ => {}
         }
-        spans.push(Span { start: offset_bytes, end, name: name_of(guid) });
+        found.spans.push(Span { start: offset_bytes, end, name: name_of(guid) });
     }
-    let bat = bat.ok_or(OpenError::RegionMissing { name: "block allocation table" })?;
-    let metadata = metadata.ok_or(OpenError::RegionMissing { name: "metadata" })?;
-    Ok(Regions { bat, metadata, spans, repair: None })
+    found
 }
 
-fn name_of(guid: Guid) -> String {
+pub(super) fn name_of(guid: Guid) -> String {
     match guid {
         REGION_BAT => "the block allocation table".to_owned(),
         REGION_METADATA => "the metadata region".to_owned(),
@@ -160,6 +191,20 @@ pub(super) fn table_of(bat: Place, metadata: Place) -> Vec<u8> {
         };
         table[16 + 32 * at..][..32].copy_from_slice(entry.as_bytes());
     }
+    let checksum = crate::crc32c::crc32c(&table);
+    table[4..8].copy_from_slice(&checksum.to_le_bytes());
+    table
+}
+
+/// A region table, valid as given, with another place for a region that it has.
+pub(super) fn with_region(table: &[u8], guid: Guid, place: Place) -> Vec<u8> {
+    let mut table = table.to_vec();
+    for slot in table[16..].as_chunks_mut::<32>().0.iter_mut().filter(|slot| slot[..16] == guid.0) {
+        slot[16..24].copy_from_slice(&place.offset_bytes.to_le_bytes());
+        let len = u32::try_from(place.len_bytes).expect("regions that are moved are below 4 GiB");
+        slot[24..28].copy_from_slice(&len.to_le_bytes());
+    }
+    table[4..8].fill(0);
     let checksum = crate::crc32c::crc32c(&table);
     table[4..8].copy_from_slice(&checksum.to_le_bytes());
     table

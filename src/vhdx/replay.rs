@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use super::error::OpenError;
 use super::format::{DATA_DESCRIPTOR_MAGIC, LOG_ENTRY_HEADER_LEN, PAGE, REGION_TABLE_OFFSETS};
+use super::header::FILE_LEN_MAX;
 use super::log::{Entry, Ring, descriptors_in, page_of};
 use super::open::ReplaySummary;
 use super::storage::{Storage, StorageError};
@@ -94,7 +95,7 @@ impl<'a> Overlay<'a> {
         let mut summary = ReplaySummary { entries: 0, descriptors: 0 };
         for entry in &sequence {
             overlay.apply(entry, &log, log_guid)?;
-            if entry.last_file_offset > 1 << 60 {
+            if entry.last_file_offset > FILE_LEN_MAX {
                 return Err(OpenError::TooLong { len_bytes: entry.last_file_offset });
             }
             overlay.len = overlay.len.max(entry.last_file_offset);
@@ -165,6 +166,12 @@ impl<'a> Overlay<'a> {
         page || self.zeros.range(..range.end).next_back().is_some_and(|(_, end)| *end > range.start)
     }
 
+    /// Every range that the replay changes.
+    pub fn changed_ranges(&self) -> impl Iterator<Item = Range<u64>> {
+        let pages = self.pages.keys().map(|at| *at..at + PAGE_LEN);
+        pages.chain(self.zeros.iter().map(|(start, end)| *start..*end))
+    }
+
     /// The file's size before the replay.
     pub fn base_len(&self) -> u64 {
         self.base_len
@@ -203,7 +210,7 @@ fn check_target(sequence_number: u64, offset_bytes: u64, len_bytes: u64, log: &R
         return refused("the headers are not changed through the log");
     }
     match offset_bytes.checked_add(len_bytes) {
-        Some(end) if end > 1 << 60 => refused("it is outside of any file"),
+        Some(end) if end > FILE_LEN_MAX => refused("it is outside of any file"),
         None => refused("it is outside of any file"),
         Some(end) if offset_bytes < log.end && end > log.start => refused("the log does not change itself"),
         Some(_) => Ok(()),

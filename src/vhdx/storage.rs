@@ -1,33 +1,3 @@
-//! The blocking boundary of control-plane work: what create, open, replay and check need of a file.
+//! The blocking boundary of control-plane work, which all formats share.
 
-/// Why a storage operation failed. The text names the operation, the place and the system's reason.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum StorageError {
-    /// The operating system refused or failed.
-    #[error("{0}")]
-    Failed(String),
-    /// No space is left where the file lives (also: quota, largest file size).
-    #[error("no space is left for the file; free some or move the disk")]
-    OutOfSpace,
-    /// A read passed the end of the file.
-    #[error("the file ends before byte {0}")]
-    UnexpectedEnd(u64),
-}
-
-/// A file as create, open, replay and check see it. Calls block; none is made on a data path.
-///
-/// Duties of the implementation: reads and writes are complete or an error; a write past the end extends the file,
-/// and bytes never written read as zeros; after `flush` everything written before, and the size, survive a power cut.
-/// Duties of the caller: nobody else changes the file meanwhile.
-pub trait Storage {
-    /// The file's size in bytes.
-    fn len_bytes(&mut self) -> Result<u64, StorageError>;
-    /// Fill `into` from `offset_bytes`; [`StorageError::UnexpectedEnd`] when the file ends before that.
-    fn read_at(&mut self, offset_bytes: u64, into: &mut [u8]) -> Result<(), StorageError>;
-    /// Write all of `bytes` at `offset_bytes`.
-    fn write_at(&mut self, offset_bytes: u64, bytes: &[u8]) -> Result<(), StorageError>;
-    /// Make everything written, and the size, durable.
-    fn flush(&mut self) -> Result<(), StorageError>;
-    /// Set the size; new bytes read as zeros.
-    fn set_len(&mut self, len_bytes: u64) -> Result<(), StorageError>;
-}
+pub use crate::blocks::{Storage, StorageError};

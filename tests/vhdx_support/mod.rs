@@ -2,6 +2,10 @@
 //! host that carries out an engine's operations on it the way a shard does.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod guest;
+pub mod host;
+pub mod naive;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -9,10 +13,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lunaring::vhdx::{
-    Access, Allocate, BatView, CreateOptions, DiskKind, Engine, Event, Extent, Geometry, Guid, GuidSource, IoFailure,
-    METADATA_WRITE_BYTES_MAX, MetadataIoKind, OpenDisk, OpenOptions, Storage, StorageError, Ticket, WritePlan, open,
-    plan_read, plan_write,
+    Access, CreateOptions, DiskKind, Guid, GuidSource, OpenDisk, OpenOptions, Storage, StorageError, open,
 };
+
+#[allow(unused_imports, reason = "each test binary uses its part")]
+pub use host::{Host, read_disk};
 
 pub const MIB: u64 = 1 << 20;
 const PAGE: u64 = 4096;
@@ -213,6 +218,7 @@ pub struct RecordedFile {
     /// The next operations that fail: counts down.
     pub fail_after: Option<usize>,
     pub zero_range_unsupported: bool,
+    pub punch_unsupported: bool,
 }
 
 impl RecordedFile {
@@ -256,8 +262,63 @@ impl RecordedFile {
                         }
                     }
                 }
-                Change::Zero { offset, len } if survives(&mut random) => file.zero(*offset, *len),
+                Change::Zero { offset, len } => {
+                    // A file system zeroes a range piece by piece.
+                    let piece = (len / 8).next_multiple_of(PAGE).max(PAGE);
+                    for at in (*offset..offset + len).step_by(piece as usize) {
+                        if survives(&mut random) {
+                            file.zero(at, piece.min(offset + len - at));
+                        }
+                    }
+                }
                 Change::SetLen { len } if survives(&mut random) => file.set_len(*len),
+                _ => {}
+            }
+        }
+        file
+    }
+}
+
+impl RecordedFile {
+    /// The pieces of a change that can each be lost alone.
+    fn units_of(change: &Change) -> Vec<Change> {
+        match change {
+            Change::Write { offset, bytes } => {
+                // Sectors that hold zeros only are most often zeros already: they go with the sector before them.
+                let mut units: Vec<Change> = Vec::new();
+                for (at, sector) in (*offset..).step_by(SECTOR as usize).zip(bytes.chunks(SECTOR as usize)) {
+                    match units.last_mut() {
+                        Some(Change::Write { bytes, .. }) if sector.iter().all(|byte| *byte == 0) => {
+                            *bytes = [&bytes[..], sector].concat().into();
+                        }
+                        _ => units.push(Change::Write { offset: at, bytes: sector.into() }),
+                    }
+                }
+                units
+            }
+            Change::Flush => Vec::new(),
+            change => vec![change.clone()],
+        }
+    }
+
+    /// How many pieces the changes `from..cut` have.
+    pub fn units(&self, from: usize, cut: usize) -> usize {
+        self.history[from..cut].iter().map(|change| Self::units_of(change).len()).sum()
+    }
+
+    /// The file after exactly those pieces whose bit in `kept` is set.
+    pub fn cut_units(&self, durable: &SparseFile, from: usize, cut: usize, kept: u64) -> SparseFile {
+        let mut file = durable.clone();
+        for (at, unit) in self.history[from..cut].iter().flat_map(Self::units_of).enumerate() {
+            if kept >> at & 1 == 0 {
+                continue;
+            }
+            match unit {
+                Change::Write { offset, bytes } if offset + bytes.len() as u64 <= file.len => {
+                    file.write(offset, &bytes);
+                }
+                Change::Zero { offset, len } => file.zero(offset, len),
+                Change::SetLen { len } => file.set_len(len),
                 _ => {}
             }
         }
@@ -311,192 +372,10 @@ pub fn create_options(size_bytes: u64, kind: DiskKind, block_size_bytes: u64) ->
         virtual_disk_id: next(),
         file_write_guid: next(),
         data_write_guid: next(),
+        parent: None,
     }
 }
 
 pub fn open_with(storage: &mut dyn Storage, access: Access, seed: u64) -> Result<OpenDisk, lunaring::vhdx::OpenError> {
-    open(storage, OpenOptions { access, guids: guids(seed) })
-}
-
-/// Read a range of the virtual disk through the plan.
-pub fn read_disk(storage: &mut dyn Storage, geometry: &Geometry, view: &BatView, offset: u64, into: &mut [u8]) {
-    let mut done = 0;
-    for extent in plan_read(geometry, view, offset, into.len() as u32) {
-        match extent {
-            Extent::Zeros { len_bytes } => {
-                into[done..done + len_bytes as usize].fill(0);
-                done += len_bytes as usize;
-            }
-            Extent::File { offset_bytes, len_bytes } => {
-                let part = &mut into[done..done + len_bytes as usize];
-                storage.read_at(offset_bytes, part).expect("present blocks are inside the file");
-                done += len_bytes as usize;
-            }
-        }
-    }
-    assert_eq!(done, into.len());
-}
-
-/// An open disk with its file: what a shard does, one operation after another.
-pub struct Host {
-    pub file: RecordedFile,
-    pub geometry: Geometry,
-    pub view: Arc<BatView>,
-    pub engine: Engine,
-    pub events: Vec<Event>,
-    pub random: Random,
-}
-
-impl Host {
-    pub fn open(mut file: RecordedFile, seed: u64) -> Self {
-        let disk = open_with(&mut file, Access::ReadWrite, seed).expect("the disk opens");
-        let engine = disk.engine.expect("opened for writing");
-        Self { file, geometry: disk.geometry, view: disk.view, engine, events: Vec::new(), random: Random(seed) }
-    }
-
-    /// Carry out one operation on the file.
-    fn carry_out(&mut self, kind: &OwnedIo) -> Result<(), IoFailure> {
-        if let Some(left) = &mut self.file.fail_after {
-            if *left == 0 {
-                return Err(IoFailure::Failed);
-            }
-            *left -= 1;
-        }
-        match kind {
-            OwnedIo::Write { offset, bytes } => {
-                let whole = offset.is_multiple_of(PAGE) && bytes.len().is_multiple_of(PAGE as usize);
-                assert!(whole && bytes.len() <= METADATA_WRITE_BYTES_MAX, "direct I/O needs whole pages");
-                assert!(offset + bytes.len() as u64 <= self.file.now.len, "metadata stays inside the file");
-                self.file.apply(Change::Write { offset: *offset, bytes: bytes.clone() });
-            }
-            OwnedIo::Sync => self.file.apply(Change::Flush),
-            OwnedIo::Extend { from, to } => {
-                assert_eq!(*from, self.file.now.len);
-                assert!(to > from);
-                if self.file.len_max.is_some_and(|max| *to > max) {
-                    return Err(IoFailure::OutOfSpace);
-                }
-                self.file.apply(Change::SetLen { len: *to });
-            }
-            OwnedIo::ZeroRange { offset, len } => {
-                assert_eq!(offset + len, self.file.now.len);
-                if self.file.zero_range_unsupported {
-                    return Err(IoFailure::Unsupported);
-                }
-                self.file.apply(Change::Zero { offset: *offset, len: *len });
-            }
-            OwnedIo::Truncate { len } => {
-                assert!(*len < self.file.now.len);
-                self.file.apply(Change::SetLen { len: *len });
-            }
-        }
-        Ok(())
-    }
-
-    /// Take every operation that the engine offers now, and carry them out in a random order; false when there is none.
-    pub fn turn(&mut self) -> bool {
-        let mut offered = Vec::new();
-        while let Some(io) = self.engine.poll_io() {
-            if self.random.below(16) == 0 {
-                let id = io.id;
-                self.engine.not_started(id);
-                continue;
-            }
-            let kind = match io.kind {
-                MetadataIoKind::Write { offset_bytes, bytes } => {
-                    OwnedIo::Write { offset: offset_bytes, bytes: bytes.into() }
-                }
-                MetadataIoKind::Sync => OwnedIo::Sync,
-                MetadataIoKind::Extend { from_bytes, to_bytes } => OwnedIo::Extend { from: from_bytes, to: to_bytes },
-                MetadataIoKind::ZeroRange { offset_bytes, len_bytes } => {
-                    OwnedIo::ZeroRange { offset: offset_bytes, len: len_bytes }
-                }
-                MetadataIoKind::Truncate { len_bytes } => OwnedIo::Truncate { len: len_bytes },
-            };
-            offered.push((io.id, kind));
-        }
-        let some = !offered.is_empty();
-        while !offered.is_empty() {
-            let at = self.random.below(offered.len() as u64) as usize;
-            let (id, kind) = offered.swap_remove(at);
-            let result = self.carry_out(&kind);
-            self.engine.complete(id, result);
-        }
-        while let Some(event) = self.engine.poll_event() {
-            self.events.push(event);
-        }
-        some
-    }
-
-    pub fn settle(&mut self) {
-        while self.turn() {}
-    }
-
-    /// Write guest bytes as a shard does: plan, allocate what is missing, plan again, write the payload.
-    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Option<Event>> {
-        loop {
-            match plan_write(&self.geometry, &self.view, offset, bytes.len() as u32) {
-                WritePlan::Poisoned => return Err(None),
-                WritePlan::NeedsWriteSession => {
-                    self.engine.begin_write_session().map_err(|_| None)?;
-                    self.settle();
-                    if let Some(Event::WriteSession(Err(error))) = self.events.drain(..).next_back() {
-                        return Err(Some(Event::WriteSession(Err(error))));
-                    }
-                }
-                WritePlan::NeedsAllocation { first_block, block_count } => {
-                    for block in first_block..first_block + block_count {
-                        match self.engine.allocate(block, Ticket(u64::from(block))) {
-                            Ok(Allocate::Queued | Allocate::Present) => {}
-                            Err(_) => self.settle(),
-                        }
-                    }
-                    self.settle();
-                    let failed = |event: &Event| matches!(event, Event::Allocated { result: Err(_), .. });
-                    if let Some(event) = self.events.drain(..).find(failed) {
-                        return Err(Some(event));
-                    }
-                }
-                WritePlan::Ready(extents) => {
-                    let mut done = 0;
-                    for extent in extents {
-                        let Extent::File { offset_bytes, len_bytes } = extent else {
-                            panic!("a ready write has file extents only");
-                        };
-                        let part = bytes[done..done + len_bytes as usize].into();
-                        assert!(offset_bytes + u64::from(len_bytes) <= self.file.now.len);
-                        self.file.apply(Change::Write { offset: offset_bytes, bytes: part });
-                        done += len_bytes as usize;
-                    }
-                    return Ok(());
-                }
-            }
-        }
-    }
-
-    pub fn read(&mut self, offset: u64, into: &mut [u8]) {
-        read_disk(&mut self.file.now, &self.geometry, &self.view, offset, into);
-    }
-
-    /// The guest's SYNCHRONIZE CACHE.
-    pub fn flush(&mut self) {
-        let mark = self.view.flush_started();
-        self.file.apply(Change::Flush);
-        self.view.flush_done(mark);
-    }
-
-    pub fn close(mut self) -> (RecordedFile, Event) {
-        self.engine.close();
-        self.settle();
-        let last = self.events.pop().expect("closing ends with an event");
-        (self.file, last)
-    }
-}
-
-enum OwnedIo {
-    Write { offset: u64, bytes: Arc<[u8]> },
-    Sync,
-    Extend { from: u64, to: u64 },
-    ZeroRange { offset: u64, len: u64 },
-    Truncate { len: u64 },
+    open(storage, OpenOptions { access, guids: guids(seed), data_write_guid: None })
 }

@@ -19,6 +19,7 @@ pub fn disk(name: &str, format: DiskFormat, size_bytes: u64) -> NewDisk {
         format: Some(format),
         kind: None,
         block_size_bytes: None,
+        parent: None,
         sector_size_bytes: None,
         file: None,
         cache: None,

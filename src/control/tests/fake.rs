@@ -10,7 +10,7 @@ use crate::control::controller::Controller;
 use crate::control::dataplane::DataPlane;
 use crate::control::state::StateDir;
 use crate::observe::{SessionStats, ShardStats};
-use crate::shard::message::{Configuration, SessionInfo, ToShard};
+use crate::shard::message::{Configuration, EngineReport, SessionInfo, ToShard};
 use crate::units::{DiskId, PortalId, ShardId};
 
 /// One shard's memory.
@@ -108,6 +108,8 @@ impl DataPlane for FakePlane {
                 assert!(told.disks.remove(&disk), "only what is attached is detached");
                 reply(Ok(()));
             }
+            ToShard::Pause { reply, .. } => reply(Ok(())),
+            ToShard::Resume { reply, .. } => reply(()),
             ToShard::ListSessions { reply } => reply(told.sessions.clone()),
             ToShard::DropSession { id, reply } => {
                 let before = told.sessions.len();
@@ -119,6 +121,10 @@ impl DataPlane for FakePlane {
                 told.listeners.clear();
                 reply(());
             }
+            ToShard::Swap { reply, .. } | ToShard::CloseEngine { reply, .. } => reply(Ok(())),
+            ToShard::BeginSession { reply, .. } => reply(Ok(None)),
+            ToShard::Relocate { reply, .. } => reply(Ok(false)),
+            ToShard::ReportEngine { reply, .. } => reply(Some(EngineReport::default())),
             ToShard::Stop => told.stopped = true,
         }
         Ok(())

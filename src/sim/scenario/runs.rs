@@ -159,7 +159,7 @@ fn initiator_config(number: u64, setting: &Setting, plans: &[DiskPlan], random: 
         keeping: match plan.format {
             DiskFormat::Null => Keeping::Nothing,
             DiskFormat::Memory => Keeping::WhileServed,
-            DiskFormat::Raw | DiskFormat::Vhdx => Keeping::Always,
+            DiskFormat::Raw | DiskFormat::Vhdx | DiskFormat::Vhd => Keeping::Always,
         },
         first_sector: number * setting.region_sectors,
         sector_count: setting.region_sectors,

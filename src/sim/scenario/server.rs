@@ -15,7 +15,7 @@ use std::sync::{Arc, OnceLock};
 use crate::iscsi::chap::{Entropy, EntropyFailed};
 use crate::iscsi::directory::{AccessRule, Authentication, Directory, Portal, Target};
 use crate::iscsi::names::IscsiName;
-use crate::medium::{self, Cache, CreateSpec, Disk, DiskFormat, DiskKind, OpenSpec};
+use crate::medium::{self, Cache, CreateSpec, Disk, DiskFormat, DiskKind, OpenSpec, Parents};
 use crate::mem::{Arena, ArenaConfig};
 use crate::observe::ShardStats;
 use crate::ring::{Fd, Ring, Wait};
@@ -120,7 +120,7 @@ impl Server {
 
     /// The name of a disk's file in the world, if it has one.
     pub fn file_name(&self, index: usize) -> Option<String> {
-        let has_file = matches!(self.config.disks[index].format, DiskFormat::Vhdx | DiskFormat::Raw);
+        let has_file = self.config.disks[index].format.has_file();
         has_file.then(|| format!("disk{index}.{}", self.starts))
     }
 
@@ -182,6 +182,8 @@ impl Server {
             size_bytes: plan.size_bytes,
             block_size_bytes: (plan.format == DiskFormat::Vhdx).then_some(1 << 20),
             sector_size_bytes: plan.sector_size_bytes,
+            parent: None,
+            disk_id: None,
         };
         medium::create_file(&spec).map_err(|error| format!("disk {index}: {error}"))
     }
@@ -236,6 +238,10 @@ impl Server {
             name: format!("disk{index}"),
             uuid: uuid::Uuid::from_u128(index as u128 + 1),
             format: plan.format,
+            kind: Some(plan.kind),
+            parent: None,
+            parents: Parents::new(),
+            predecessor: None,
             path: file_name.is_some().then(|| self.path(index)),
             size_bytes: plan.size_bytes,
             sector_size_bytes: plan.sector_size_bytes,
@@ -278,7 +284,7 @@ impl Server {
         }
         let mut file = RealFile(File::open(self.path(index)).map_err(|error| error.to_string())?);
         let guids = Box::new(|| vhdx::Guid([7; 16]));
-        let options = vhdx::OpenOptions { access: vhdx::Access::ReadOnly, guids };
+        let options = vhdx::OpenOptions { access: vhdx::Access::ReadOnly, guids, data_write_guid: None };
         let open =
             vhdx::open(&mut file, options).map_err(|error| format!("disk {index} after a clean stop: {error}"))?;
         if open.replay.is_some() || !open.warnings.is_empty() {

@@ -1,115 +1,177 @@
-//! A group: allocations that share one log entry.
+//! A group: changes of the map that share one log entry.
 
-use std::collections::VecDeque;
+use super::requests::Key;
 
-use super::{EngineError, Event, Ticket};
+/// Changes of a group: as many commands as a busy disk has in flight.
+pub(super) const CHANGES_MAX: usize = 256;
 
-/// Blocks of a group: as many commands as a busy disk has in flight.
-pub(super) const BLOCKS_MAX: usize = 256;
+/// Ranges that a group makes visible.
+pub(super) const RANGES_MAX: usize = 1024;
 
-/// Requests that wait for a group's blocks.
-pub(super) const TICKETS_MAX: usize = 512;
+/// Requests that wait for a group's changes, each counted once for each change.
+pub(super) const MEMBERS_MAX: usize = 2048;
 
-/// A block that gets space, and where (0 until the space is reserved).
+/// Pages that an entry carries: with the descriptor sector 256 KiB. A fresh partial block of 256 MiB needs 18 of them.
+pub(super) const PAGES_MAX: usize = 63;
+
+/// What happens to a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// It gets space that reads as zeros, and is fully present.
+    Allocate,
+    /// It gets space that nobody sees yet. Nothing is logged.
+    Stage,
+    /// Sectors that have been written become visible: the group's ranges of this block.
+    Commit,
+    /// It reads as zeros and gives its space up.
+    Zero,
+    /// Its space is zeroed and kept.
+    ZeroInPlace,
+    /// Its content has been copied to this place.
+    Move { to_bytes: u64 },
+    /// Given up.
+    Void,
+}
+
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Block {
+pub(super) struct Change {
     pub block: u32,
-    pub page: u32,
+    pub kind: Kind,
+    /// The new space of `Allocate` and `Stage`; 0 until it is reserved.
     pub offset_bytes: u64,
+    /// The new word, once the entry has been encoded.
+    pub word: u64,
+}
+
+/// A range of disk sectors, inside one block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Sectors {
+    pub start: u64,
+    pub end: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Waiter {
-    block: u32,
-    ticket: Ticket,
+struct Member {
+    change: u16,
+    key: Key,
 }
 
-/// Blocks, the pages of the table that name them, and who waits. Allocates nothing after `with_capacity`.
+/// A page that the group's entry may carry: those of the block table first, by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum LogPage {
+    Entries(u32),
+    Bits(u32),
+}
+
+/// Changes, what they touch, and who waits. Allocates nothing after `with_capacity`.
 #[derive(Debug, Default)]
 pub(super) struct Group {
-    pub blocks: Vec<Block>,
-    /// Sorted, each once.
-    pub pages: Vec<u32>,
-    waiters: Vec<Waiter>,
+    pub changes: Vec<Change>,
+    /// Sorted by start once the group is committed.
+    pub ranges: Vec<Sectors>,
+    /// Sorted, each once, each pinned once for the group.
+    pub pages: Vec<LogPage>,
+    /// Sector bitmap blocks that this group gives chunks: chunk and place.
+    pub bitmaps: Vec<(u32, u64)>,
+    members: Vec<Member>,
 }
 
 impl Group {
-    pub fn with_capacity(pages_max: usize) -> Self {
+    pub fn with_capacity() -> Self {
         Self {
-            blocks: Vec::with_capacity(BLOCKS_MAX),
-            pages: Vec::with_capacity(pages_max),
-            waiters: Vec::with_capacity(TICKETS_MAX),
+            changes: Vec::with_capacity(CHANGES_MAX),
+            ranges: Vec::with_capacity(RANGES_MAX),
+            pages: Vec::with_capacity(PAGES_MAX),
+            bitmaps: Vec::with_capacity(CHANGES_MAX),
+            members: Vec::with_capacity(MEMBERS_MAX),
         }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.blocks.is_empty()
+        self.changes.is_empty()
     }
 
-    pub fn tickets(&self) -> usize {
-        self.waiters.len()
+    /// The change of a block, if the group has one.
+    pub fn find(&self, block: u32) -> Option<usize> {
+        self.changes.iter().position(|change| change.block == block)
     }
 
-    pub fn holds(&self, block: u32) -> bool {
-        self.blocks.iter().any(|held| held.block == block)
+    pub fn kind_of(&self, block: u32) -> Option<Kind> {
+        self.find(block).map(|at| self.changes[at].kind)
     }
 
-    /// Wait for a block that the group holds.
-    pub fn join(&mut self, block: u32, ticket: Ticket) -> Result<(), EngineError> {
-        if self.waiters.len() == TICKETS_MAX {
-            return Err(EngineError::Busy);
-        }
-        self.waiters.push(Waiter { block, ticket });
-        Ok(())
+    /// Whether data must be durable before the group's entry is written.
+    pub fn follows_data(&self) -> bool {
+        self.changes.iter().any(|change| matches!(change.kind, Kind::Commit | Kind::Move { .. }))
     }
 
-    /// Add a block that neither group holds.
-    pub fn add(&mut self, block: u32, page: u32, pages_max: usize, ticket: Ticket) -> Result<(), EngineError> {
-        let place = self.pages.binary_search(&page);
-        let full = self.blocks.len() == BLOCKS_MAX || (place.is_err() && self.pages.len() == pages_max);
-        if full {
-            return Err(EngineError::Busy);
-        }
-        self.join(block, ticket)?;
-        if let Err(at) = place {
+    pub fn has_room(&self) -> bool {
+        self.changes.len() < CHANGES_MAX && self.ranges.len() < RANGES_MAX && self.members.len() < MEMBERS_MAX
+    }
+
+    /// Whether a page is among the group's already.
+    pub fn holds(&self, page: LogPage) -> bool {
+        self.pages.binary_search(&page).is_ok()
+    }
+
+    /// Add a page that it does not hold. The caller has pinned it.
+    pub fn add_page(&mut self, page: LogPage) {
+        if let Err(at) = self.pages.binary_search(&page) {
             self.pages.insert(at, page);
         }
-        self.blocks.push(Block { block, page, offset_bytes: 0 });
-        Ok(())
     }
 
-    /// Tell everyone who waits that the blocks are there, and start anew.
-    pub fn finish(&mut self, events: &mut VecDeque<Event>) {
-        for waiter in &self.waiters {
-            events.push_back(Event::Allocated { ticket: waiter.ticket, result: Ok(()) });
-        }
-        self.clear();
+    /// Add a change of a block that has none.
+    pub fn add(&mut self, block: u32, kind: Kind) -> usize {
+        self.changes.push(Change { block, kind, offset_bytes: 0, word: 0 });
+        self.changes.len() - 1
     }
 
-    /// Give up the blocks from `kept` on, and tell those who wait for them.
-    pub fn fail_from(&mut self, kept: usize, error: EngineError, events: &mut VecDeque<Event>) {
-        let failed = &self.blocks[kept..];
-        self.waiters.retain(|waiter| {
-            let fails = failed.iter().any(|held| held.block == waiter.block);
-            if fails {
-                events.push_back(Event::Allocated { ticket: waiter.ticket, result: Err(error) });
+    /// Wait for a change.
+    pub fn join(&mut self, change: usize, key: Key) {
+        self.members.push(Member { change: change as u16, key });
+    }
+
+    /// Who waits for the changes, each with its change's index.
+    pub fn members(&self) -> impl Iterator<Item = (usize, Key)> {
+        self.members.iter().map(|member| (usize::from(member.change), member.key))
+    }
+
+    /// Forget those who wait for a change; who they were.
+    pub fn dismiss(&mut self, change: usize, mut tell: impl FnMut(Key)) {
+        self.members.retain(|member| {
+            let waits = usize::from(member.change) == change;
+            if waits {
+                tell(member.key);
             }
-            !fails
+            !waits
         });
-        self.blocks.truncate(kept);
-        let blocks = &self.blocks;
-        self.pages.retain(|page| blocks.iter().any(|held| held.page == *page));
     }
 
-    /// Give up everything.
-    pub fn fail_all(&mut self, error: EngineError, events: &mut VecDeque<Event>) {
-        self.fail_from(0, error, events);
-        self.clear();
+    /// Sort the ranges and join those of a block that touch, so that they can be searched.
+    pub fn settle_ranges(&mut self, block_shift: u32, sector_shift: u32) {
+        let block_shift = block_shift - sector_shift;
+        self.ranges.sort_unstable();
+        self.ranges.dedup_by(|next, last| {
+            let touch = next.start <= last.end && next.start >> block_shift == last.start >> block_shift;
+            if touch {
+                last.end = last.end.max(next.end);
+            }
+            touch
+        });
     }
 
-    fn clear(&mut self) {
-        self.blocks.clear();
+    /// The settled ranges that begin in `sectors`.
+    pub fn ranges_in(&self, sectors: Sectors) -> &[Sectors] {
+        let at = |sector| self.ranges.partition_point(|range| range.start < sector);
+        &self.ranges[at(sectors.start)..at(sectors.end)]
+    }
+
+    pub fn clear(&mut self) {
+        self.changes.clear();
+        self.ranges.clear();
         self.pages.clear();
-        self.waiters.clear();
+        self.bitmaps.clear();
+        self.members.clear();
     }
 }

@@ -2,43 +2,27 @@
 //! list of steps whose order is what makes every instant of it recoverable; a step gives out at most one operation at
 //! a time.
 
-use super::{EXTEND_MAX, EXTEND_MIN, Engine, EngineError, Event, IoFailure, IoId, Operation, Phase, Running};
-use crate::vhdx::bat::{ENTRIES_PER_PAGE, encode_page};
-use crate::vhdx::format::{BatEntry, Guid, MIB, PAGE, REGION_TABLE_LEN};
+use super::group::Kind;
+use super::reclaim::Zeroing;
+use super::reserve::{Growth, Reserved};
+use super::{AHEAD, Engine, LOADS, Operation, Phase, RECLAIM, RELOCATE, STAGING_LEN, STEPS};
+use crate::blocks::{EngineError, Event, IoFailure};
+use crate::vhdx::format::{Guid, MIB, PAGE, REGION_TABLE_LEN};
 use crate::vhdx::log::{NewEntry, seal};
+use crate::vhdx::space::Run;
 
-const PAGE_LEN: u64 = PAGE as u64;
-
-/// Pages of the table that one entry carries: with the descriptor sector 64 KiB, one buffer of a common class. One page
-/// covers 512 blocks, so a group rarely needs more than a few.
-pub(super) const GROUP_PAGES_MAX: usize = 15;
-
-/// The longest entry.
-pub(super) const STAGING_LEN: usize = (1 + GROUP_PAGES_MAX) * PAGE;
+pub(super) const PAGE_LEN: u64 = PAGE as u64;
 
 /// Steps that may wait: a turn in front of a group is the most.
 pub(super) const SCRIPT_MAX: usize = 32;
 
 /// Free space that stays behind the last entry of an epoch, besides the entry that ends it: other readers of the log
 /// are known to stumble over a run that ends right before the ring's last sector.
-const RING_RESERVE: u64 = 2 * PAGE_LEN;
-
-/// How much space to ask the file system for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Growth {
-    /// The group's need and a large step beyond it.
-    Ahead,
-    /// The group's need.
-    Group,
-    /// One block.
-    Block,
-    /// No more: take what is there.
-    Nothing,
-}
+pub(super) const RING_RESERVE: u64 = 2 * PAGE_LEN;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// New FileWriteGuid and DataWriteGuid in the header to be written (section 2.2.2).
+    /// A new FileWriteGuid, and a new DataWriteGuid where the guest writes, in the header to be written (section 2.2.2).
     RenewWriteGuids,
     /// Write the header to the slot that is not current.
     WriteHeader,
@@ -59,14 +43,24 @@ pub(super) enum Step {
     NameEpoch,
     /// The session is open.
     Opened,
-    /// Give the committing group's blocks their places, growing the file if need be.
+    /// Give the committing group's changes their places, growing the file if need be.
     Reserve(Growth),
+    /// Make the data durable that the group's entry makes visible.
+    SyncData,
+    /// Zero the group's blocks that keep their space, from this one on.
+    ZeroInPlace { change: usize, done: u64, zeroing: Zeroing },
     /// Write the group's entry.
     WriteGroup,
-    /// Write dirty pages of the table in place, until none is left.
+    /// Write dirty pages in place, until none is left.
     ApplyPages,
     /// Write an empty entry whose Tail is itself: it makes every entry before it superfluous.
     EndEpoch,
+    /// Write an empty entry that says where the file will end.
+    LogEnd,
+    /// Cut the file there.
+    CutTail,
+    /// The tail has been cut.
+    TailCut,
     /// The header to be written names no log.
     NameNoLog,
     /// Give preallocated space back.
@@ -97,9 +91,27 @@ const OPEN: [Step; 16] = [
     Step::Opened,
 ];
 
-/// The turn of an epoch. `EndEpoch` is durable before the ring's start is overwritten: until then every entry's Tail is
-/// the entry there. The old header's log stays replayable until the new header is there.
-const TURN: [Step; 11] = [
+/// A session that has moved blocks only becomes one in which the guest writes.
+const RENEW: [Step; 6] =
+    [Step::RenewWriteGuids, Step::WriteHeader, Step::Sync, Step::WriteHeader, Step::Sync, Step::Opened];
+
+/// A group. What its entry makes visible is durable before the entry is written.
+const GROUP: [Step; 4] = [
+    Step::Reserve(Growth::Ahead),
+    Step::SyncData,
+    Step::ZeroInPlace { change: 0, done: 0, zeroing: Zeroing::Range },
+    Step::WriteGroup,
+];
+
+/// Writing the pages in place without turning the epoch. The entries that carry them are durable first: a torn page is
+/// healed by them.
+const APPLY: [Step; 2] = [Step::Sync, Step::ApplyPages];
+
+/// The turn of an epoch. The pages are durable in place before an entry says that they need no replay; `EndEpoch` is
+/// durable before the ring's start is overwritten: until then every entry's Tail is the entry there. The old header's
+/// log stays replayable until the new header is there.
+pub(super) const TURN: [Step; 12] = [
+    Step::Sync,
     Step::ApplyPages,
     Step::Sync,
     Step::EndEpoch,
@@ -113,8 +125,12 @@ const TURN: [Step; 11] = [
     Step::Sync,
 ];
 
+/// Cutting the tail while the disk is in use. The newest entry must not promise more of the file than is left.
+const CUT: [Step; 5] = [Step::LogEnd, Step::Sync, Step::CutTail, Step::Sync, Step::TailCut];
+
 /// Closing. The file is cut only once no log can promise its size.
-const CLOSE: [Step; 10] = [
+const CLOSE: [Step; 11] = [
+    Step::Sync,
     Step::ApplyPages,
     Step::Sync,
     Step::NameNoLog,
@@ -131,27 +147,39 @@ const _: () = assert!(REGION_TABLE_LEN <= STAGING_LEN);
 const _: () = assert!(OPEN.len() <= SCRIPT_MAX && TURN.len() + 2 <= SCRIPT_MAX && CLOSE.len() <= SCRIPT_MAX);
 
 impl Engine {
-    /// Run until an operation is in flight or nothing is left to do.
+    /// Run until every lane has an operation in flight or nothing to do.
     pub(super) fn advance(&mut self) {
-        if self.running.is_some() || matches!(self.phase, Phase::Poisoned | Phase::Closed) {
+        if matches!(self.phase, Phase::Poisoned | Phase::Closed) {
             return;
         }
-        if self.view.poisoned() {
+        if self.map.poisoned() {
             return self.poison();
         }
         loop {
-            while let Some(step) = self.script.pop_front() {
-                if !self.start(step) {
-                    // It needs the extension that is in flight.
-                    self.script.push_front(step);
-                    return;
-                }
-                if self.running.is_some() {
-                    return;
-                }
+            if std::mem::take(&mut self.retry) {
+                self.serve_queue();
             }
-            if !self.next_program() {
+            self.start_loads();
+            self.advance_steps();
+            self.advance_relocation();
+            self.advance_reclaim();
+            if !self.retry || matches!(self.phase, Phase::Poisoned | Phase::Closed) {
                 return;
+            }
+        }
+    }
+
+    fn advance_steps(&mut self) {
+        while self.lanes[STEPS].is_none() {
+            match self.script.pop_front() {
+                Some(step) => {
+                    if !self.start(step) {
+                        // It waits for another lane.
+                        return self.script.push_front(step);
+                    }
+                }
+                None if self.next_program() => {}
+                None => return,
             }
         }
     }
@@ -159,18 +187,26 @@ impl Engine {
     /// Choose what to do next; false when there is nothing.
     fn next_program(&mut self) -> bool {
         match self.phase {
-            Phase::Unmodified if self.begin_wanted || !self.collecting.is_empty() => {
+            Phase::Unmodified if self.begin_wanted || self.layout_wanted => {
                 self.phase = Phase::Opening;
-                self.begin_wanted = false;
                 self.script.extend(OPEN);
             }
-            Phase::Unmodified if self.close_wanted => self.script.extend([Step::Closed]),
+            Phase::Unmodified if self.close_wanted && self.drained() => self.script.extend([Step::Closed]),
+            Phase::Open if self.begin_wanted => self.script.extend(RENEW),
+            Phase::Open if self.pages.too_many_dirty() || self.apply_wanted => {
+                self.apply_wanted = false;
+                self.retry = true;
+                self.script.extend(APPLY);
+            }
             Phase::Open if !self.collecting.is_empty() => {
                 assert!(self.committing.is_empty());
                 std::mem::swap(&mut self.collecting, &mut self.committing);
-                self.script.extend([Step::Reserve(Growth::Ahead), Step::WriteGroup]);
+                self.committing.settle_ranges(self.geometry.block_shift.into(), self.map.shape().sector_shift.into());
+                self.retry = true;
+                self.script.extend(GROUP);
             }
-            Phase::Open if self.close_wanted && self.ahead.is_none() => {
+            Phase::Open if self.cut_wanted && self.lanes[AHEAD].is_none() => self.script.extend(CUT),
+            Phase::Open if self.close_wanted && self.drained() => {
                 self.phase = Phase::Closing;
                 self.script.extend(CLOSE);
             }
@@ -179,128 +215,105 @@ impl Engine {
         true
     }
 
-    /// Begin a step: it is done, or has an operation in `running`. False: not now.
+    /// Nothing is asked for or under way besides the steps.
+    fn drained(&self) -> bool {
+        let lanes = [AHEAD, RECLAIM, RELOCATE].iter().all(|lane| self.lanes[*lane].is_none());
+        let loads = self.lanes[LOADS..].iter().all(Option::is_none);
+        lanes
+            && loads
+            && self.requests.open() == 0
+            && self.relocation.ticket.is_none()
+            && (self.phase == Phase::Unmodified || self.reclaimed())
+    }
+
+    /// Begin a step: it is done, or has an operation in its lane. False: not now.
     fn start(&mut self, step: Step) -> bool {
         let operation = match step {
             Step::RenewWriteGuids => self.renew_write_guids(),
             Step::WriteHeader => self.write_header(),
-            Step::Sync => {
-                let mark = self.view.flush_started();
-                Some(Operation::Sync { mark, file_len_bytes: self.file_len_bytes })
-            }
+            Step::Sync => Some(self.sync()),
             Step::RepairRegionTable => self.repair_region_table(),
-            Step::ZeroSlack => {
-                self.slack().map(|len_bytes| Operation::ZeroRange { offset_bytes: self.next_block_bytes, len_bytes })
-            }
-            Step::CutSlack => self.slack().map(|_| Operation::Truncate { len_bytes: self.next_block_bytes }),
-            Step::PadFile => (self.file_len_bytes < self.next_block_bytes)
-                .then_some(Operation::Extend { to_bytes: self.next_block_bytes }),
+            Step::ZeroSlack => self.slack().map(|slack| Zeroing::Range.operation(slack, 0)),
+            Step::CutSlack => self.slack().map(|slack| Operation::Truncate { len_bytes: slack.offset_bytes }),
+            Step::PadFile => (self.file_len_bytes < self.space.end_bytes())
+                .then_some(Operation::Extend { to_bytes: self.space.end_bytes() }),
             Step::StartEpoch => Some(self.start_epoch()),
-            Step::NameEpoch => {
-                self.header.header.log_guid = self.log.log_guid;
-                None
-            }
-            Step::Opened => {
-                self.phase = Phase::Open;
-                self.view.mark_write_session(true);
-                self.push_event(Event::WriteSession(Ok(())));
-                None
-            }
+            Step::NameEpoch => self.name_log(self.log.log_guid),
+            Step::Opened => self.opened(),
             Step::Reserve(growth) => match self.reserve(growth) {
                 Reserved::Done => None,
                 Reserved::After(operation) => Some(operation),
                 Reserved::Later => return false,
             },
+            Step::SyncData => self.committing.follows_data().then(|| self.sync()),
+            Step::ZeroInPlace { change, done, zeroing } => self.zero_in_place(change, done, zeroing),
             Step::WriteGroup => self.write_group(),
             Step::ApplyPages => self.apply_pages(),
             Step::EndEpoch => Some(self.end_epoch()),
-            Step::NameNoLog => {
-                self.header.header.log_guid = Guid::ZERO;
+            Step::LogEnd => self.log_end(),
+            Step::CutTail => self.slack().map(|slack| Operation::Truncate { len_bytes: slack.offset_bytes }),
+            Step::TailCut => {
+                self.cut_wanted = false;
+                self.retry = true;
                 None
             }
+            Step::NameNoLog => self.name_log(Guid::ZERO),
             Step::GiveBack => self.give_back(),
             Step::Closed => {
                 self.phase = Phase::Closed;
-                self.view.mark_write_session(false);
+                self.map.mark_write_session(false);
                 self.push_event(Event::Closed(Ok(())));
                 None
             }
         };
         if let Some(operation) = operation {
+            // A step that has put others in front of itself has no operation.
             self.step = Some(step);
-            self.running = Some(self.operation(operation));
+            self.start_in(STEPS, operation);
         }
         true
     }
 
-    fn operation(&mut self, operation: Operation) -> Running {
-        self.next_io = self.next_io.wrapping_add(1);
-        Running { id: IoId(self.next_io), operation, given_out: false }
-    }
-
     /// The operation of the current step has ended.
-    pub(super) fn finish_step(&mut self, operation: Operation, result: Result<(), IoFailure>) {
-        if self.phase == Phase::Poisoned {
-            return;
-        }
+    pub(super) fn finish_step(&mut self, result: Result<(), IoFailure>) {
         let step = self.step.take().expect("an operation in flight belongs to a step");
         match (step, result) {
-            (_, Ok(())) => self.finish_well(step, operation),
+            (_, Ok(())) => self.finish_well(step),
             // Cutting the slack serves as well as zeroing it.
             (Step::ZeroSlack, Err(_)) => self.script.push_front(Step::CutSlack),
             // The file stays a little larger than it needs to be.
-            (Step::GiveBack, Err(_)) => {}
+            (Step::GiveBack | Step::CutTail, Err(_)) => {}
             (Step::PadFile, Err(IoFailure::OutOfSpace)) => self.give_up_opening(),
             (Step::Reserve(growth), Err(IoFailure::OutOfSpace)) => {
-                let less = match growth {
-                    Growth::Ahead => Growth::Group,
-                    Growth::Group => Growth::Block,
-                    Growth::Block | Growth::Nothing => Growth::Nothing,
-                };
                 self.ahead_refused = true;
-                self.script.push_front(Step::Reserve(less));
+                self.script.push_front(Step::Reserve(growth.less()));
             }
+            (Step::ZeroInPlace { change, zeroing, .. }, Err(IoFailure::Unsupported)) => match zeroing.fallback() {
+                Some(zeroing) => self.script.push_front(Step::ZeroInPlace { change, done: 0, zeroing }),
+                None => self.poison(),
+            },
             (_, Err(_)) => self.poison(),
         }
     }
 
-    fn finish_well(&mut self, step: Step, operation: Operation) {
-        match operation {
-            Operation::Sync { mark, file_len_bytes } => {
-                self.view.flush_done(mark);
-                self.file_len_durable_bytes = file_len_bytes;
-            }
-            Operation::Extend { to_bytes } => self.file_len_bytes = to_bytes,
-            Operation::Truncate { len_bytes } => {
-                self.file_len_bytes = len_bytes;
-                self.file_len_durable_bytes = self.file_len_durable_bytes.min(len_bytes);
-            }
-            Operation::Write { .. } | Operation::ZeroRange { .. } => {}
-        }
+    fn finish_well(&mut self, step: Step) {
         match step {
             Step::Reserve(growth) => {
                 self.ahead_refused &= growth != Growth::Ahead;
                 self.script.push_front(step);
             }
-            Step::WriteGroup => self.publish(),
-            Step::ApplyPages => self.script.push_front(step),
-            _ => {}
-        }
-    }
-
-    /// The extension beside the steps has ended.
-    pub(super) fn finish_ahead(&mut self, operation: Operation, result: Result<(), IoFailure>) {
-        let Operation::Extend { to_bytes } = operation else {
-            unreachable!("only extensions run ahead");
-        };
-        match result {
-            Ok(()) => self.file_len_bytes = to_bytes,
-            Err(IoFailure::OutOfSpace) => self.ahead_refused = true,
-            Err(_) if self.phase == Phase::Poisoned => {}
-            Err(_) => {
-                // The step in flight ends in a poisoned engine; its completion is taken and ignored.
-                self.poison();
+            Step::ZeroInPlace { change, done, zeroing } => {
+                let done = zeroing.done_after(self.place_of(change), done);
+                let whole = done == self.block_len();
+                let (change, done) = if whole { (change + 1, 0) } else { (change, done) };
+                self.script.push_front(Step::ZeroInPlace { change, done, zeroing });
             }
+            Step::WriteGroup => self.publish(),
+            Step::ApplyPages => {
+                self.applied();
+                self.script.push_front(step);
+            }
+            _ => {}
         }
     }
 
@@ -308,8 +321,26 @@ impl Engine {
     fn give_up_opening(&mut self) {
         self.script.clear();
         self.phase = Phase::Unmodified;
+        self.begin_wanted = false;
+        self.layout_wanted = false;
         self.push_event(Event::WriteSession(Err(EngineError::OutOfSpace)));
-        self.collecting.fail_all(EngineError::OutOfSpace, &mut self.events);
+        self.fail_requests(EngineError::OutOfSpace);
+    }
+
+    fn opened(&mut self) -> Option<Operation> {
+        let first = self.phase == Phase::Opening;
+        self.phase = Phase::Open;
+        self.layout_wanted = false;
+        self.retry = true;
+        if self.data_write_guid_new {
+            self.begin_wanted = false;
+            self.map.mark_write_session(true);
+            self.push_event(Event::WriteSession(Ok(())));
+        }
+        if first {
+            self.reclaim_holes();
+        }
+        None
     }
 
     fn fresh_guid(&mut self) -> Guid {
@@ -323,8 +354,11 @@ impl Engine {
             self.header.header.file_write_guid = self.fresh_guid();
             self.file_write_guid_new = true;
         }
-        if !self.data_write_guid_new {
-            self.header.header.data_write_guid = self.fresh_guid();
+        if self.begin_wanted && !self.data_write_guid_new {
+            self.header.header.data_write_guid = match self.data_write_guid {
+                Some(guid) => guid,
+                None => self.fresh_guid(),
+            };
             self.data_write_guid_new = true;
         }
         None
@@ -342,9 +376,9 @@ impl Engine {
         Some(Operation::Write { offset_bytes: repair.offset_bytes, len: REGION_TABLE_LEN })
     }
 
-    /// Bytes of the file behind every object.
-    fn slack(&self) -> Option<u64> {
-        self.file_len_bytes.checked_sub(self.next_block_bytes).filter(|len| *len != 0)
+    fn name_log(&mut self, log_guid: Guid) -> Option<Operation> {
+        self.header.header.log_guid = log_guid;
+        None
     }
 
     fn start_epoch(&mut self) -> Operation {
@@ -354,22 +388,37 @@ impl Engine {
     }
 
     fn end_epoch(&mut self) -> Operation {
-        assert!(self.dirty_pages.iter().all(|word| *word == 0), "every page is in place");
+        assert!(self.pages.none_dirty(), "every page is in place");
         self.log.tail = self.log.head;
         self.write_entry(0, |_, _| 0)
     }
 
+    fn log_end(&mut self) -> Option<Operation> {
+        if self.slack().is_none() {
+            return None;
+        }
+        if self.log.head + 2 * PAGE_LEN + RING_RESERVE > self.log.len_bytes {
+            self.script.push_front(Step::LogEnd);
+            for step in TURN.into_iter().rev() {
+                self.script.push_front(step);
+            }
+            return None;
+        }
+        Some(self.write_entry(0, |_, _| 0))
+    }
+
     /// Seal an entry of the `pages` pages in the staging buffer, and write it at the head.
-    fn write_entry(&mut self, pages: usize, offset_of: impl Fn(&Self, usize) -> u64) -> Operation {
+    pub(super) fn write_entry(&mut self, pages: usize, offset_of: impl Fn(&Self, usize) -> u64) -> Operation {
         self.log.sequence_number += 1;
+        let end = self.space.end_bytes();
         let new = NewEntry {
             tail: self.log.tail,
             sequence_number: self.log.sequence_number,
             log_guid: self.log.log_guid,
             // Never above LastFileOffset: space that is held ahead is no part of the promise, and other readers refuse
             // an entry that says so.
-            flushed_file_offset: self.file_len_durable_bytes.min(self.next_block_bytes) / MIB * MIB,
-            last_file_offset: self.next_block_bytes,
+            flushed_file_offset: self.file_len_durable_bytes.min(end) / MIB * MIB,
+            last_file_offset: end,
         };
         let len = (1 + pages) * PAGE;
         let mut staging = std::mem::take(&mut self.staging);
@@ -381,135 +430,21 @@ impl Engine {
         Operation::Write { offset_bytes, len }
     }
 
-    fn page_offset(&self, page: u32) -> u64 {
-        self.geometry.bat_offset_bytes + u64::from(page) * PAGE_LEN
-    }
-}
-
-/// How far `reserve` came.
-enum Reserved {
-    Done,
-    After(Operation),
-    Later,
-}
-
-impl Engine {
-    /// Give the committing group's blocks their places.
-    fn reserve(&mut self, growth: Growth) -> Reserved {
-        let block = u64::from(self.geometry.block_size_bytes);
-        let need = self.committing.blocks.len() as u64 * block;
-        let free = self.file_len_bytes.saturating_sub(self.next_block_bytes);
-        if free < need {
-            if self.ahead.is_some() {
-                return Reserved::Later;
-            }
-            let to_bytes = match growth {
-                Growth::Ahead if self.ahead_refused => self.next_block_bytes + need,
-                Growth::Ahead => self.ahead_end(self.next_block_bytes + need),
-                Growth::Group => self.next_block_bytes + need,
-                Growth::Block => self.next_block_bytes + block,
-                Growth::Nothing => 0,
-            };
-            if to_bytes > self.file_len_bytes {
-                return Reserved::After(Operation::Extend { to_bytes });
-            }
-        }
-        let fitting = (free / block).min(self.committing.blocks.len() as u64) as usize;
-        self.committing.fail_from(fitting, EngineError::OutOfSpace, &mut self.events);
-        for held in &mut self.committing.blocks {
-            held.offset_bytes = self.next_block_bytes;
-            self.next_block_bytes += block;
-        }
-        assert!(self.next_block_bytes <= self.file_len_bytes || fitting == 0);
-        self.extend_ahead();
-        Reserved::Done
+    fn place_of(&self, change: usize) -> Run {
+        let block = self.committing.changes[change].block;
+        let entry = self.map.entry(block).unwrap_or_default();
+        Run { offset_bytes: entry.offset_bytes(), len_bytes: self.block_len() }
     }
 
-    /// How much to grow ahead of need: a share of the disk, so that large disks meet the file system as seldom as
-    /// small ones.
-    fn growth_step(&self) -> u64 {
-        let share = (self.geometry.disk_size_bytes / 64).clamp(EXTEND_MIN, EXTEND_MAX).next_multiple_of(MIB);
-        share.max(u64::from(self.geometry.block_size_bytes))
-    }
-
-    /// Where the file ends once `absent` further blocks have space: it never needs to be longer.
-    fn end_with(&self, absent: u32) -> u64 {
-        self.next_block_bytes + u64::from(absent) * u64::from(self.geometry.block_size_bytes)
-    }
-
-    /// The growth beyond `end`: large steps, but never more than the disk can still use.
-    fn ahead_end(&self, end: u64) -> u64 {
-        let usable = self.end_with(self.geometry.block_count - self.blocks_present);
-        assert!(end <= usable, "a group holds absent blocks only");
-        (end + self.growth_step()).min(usable)
-    }
-
-    /// Grow the file beside the group's entry when less than half a step is left.
-    fn extend_ahead(&mut self) {
-        let free = self.file_len_bytes.saturating_sub(self.next_block_bytes);
-        if self.ahead.is_some() || self.ahead_refused || self.close_wanted || free >= self.growth_step() / 2 {
-            return;
-        }
-        let absent = self.geometry.block_count - self.blocks_present - self.committing.blocks.len() as u32;
-        let to_bytes = self.end_with(absent).min(self.file_len_bytes + self.growth_step());
-        if to_bytes > self.file_len_bytes {
-            self.ahead = Some(self.operation(Operation::Extend { to_bytes }));
-        }
-    }
-
-    /// Write the committing group's entry; before it, turn the epoch where the ring is used up.
-    fn write_group(&mut self) -> Option<Operation> {
-        if self.committing.is_empty() {
+    /// Zero the next block that keeps its space.
+    fn zero_in_place(&mut self, from: usize, done: u64, zeroing: Zeroing) -> Option<Operation> {
+        let is = |change: &super::group::Change| change.kind == Kind::ZeroInPlace;
+        let at = from + self.committing.changes.iter().skip(from).position(is)?;
+        if at != from {
+            self.script.push_front(Step::ZeroInPlace { change: at, done: 0, zeroing });
             return None;
         }
-        let pages = self.committing.pages.len();
-        let entry_len = ((1 + pages) * PAGE) as u64;
-        if self.log.head + entry_len + PAGE_LEN + RING_RESERVE > self.log.len_bytes {
-            self.script.push_front(Step::WriteGroup);
-            for step in TURN.into_iter().rev() {
-                self.script.push_front(step);
-            }
-            return None;
-        }
-        for (page, bytes) in self.committing.pages.iter().zip(self.staging[PAGE..].as_chunks_mut::<PAGE>().0) {
-            encode_page(&self.geometry, &self.view, *page, bytes);
-        }
-        for held in &self.committing.blocks {
-            let at = self.committing.pages.binary_search(&held.page).expect("every block's page is in the group");
-            let index = self.geometry.bat_index(held.block) % ENTRIES_PER_PAGE;
-            let word = &mut self.staging[(1 + at) * PAGE + index as usize * 8..][..8];
-            word.copy_from_slice(&BatEntry::fully_present(held.offset_bytes).0.to_le_bytes());
-        }
-        Some(self.write_entry(pages, |engine, at| engine.page_offset(engine.committing.pages[at])))
-    }
-
-    /// The group's entry has left the process: show its blocks, and answer those who wait.
-    fn publish(&mut self) {
-        self.view.count_published();
-        for held in &self.committing.blocks {
-            assert!(!self.view.entry(held.block).is_present(), "a block gets space once");
-            self.view.store(held.block, BatEntry::fully_present(held.offset_bytes));
-            self.dirty_pages[held.page as usize / 64] |= 1 << (held.page % 64);
-        }
-        self.blocks_present += self.committing.blocks.len() as u32;
-        self.committing.finish(&mut self.events);
-    }
-
-    /// Write the next run of dirty pages in place, if there is one.
-    fn apply_pages(&mut self) -> Option<Operation> {
-        let word = self.dirty_pages.iter().position(|word| *word != 0)?;
-        let first = word as u32 * 64 + self.dirty_pages[word].trailing_zeros();
-        let mut count = 0;
-        while count < STAGING_LEN / PAGE {
-            let page = first + count as u32;
-            match self.dirty_pages.get_mut(page as usize / 64) {
-                Some(word) if *word & 1 << (page % 64) != 0 => *word &= !(1 << (page % 64)),
-                _ => break,
-            }
-            encode_page(&self.geometry, &self.view, page, &mut self.staging[count * PAGE..][..PAGE]);
-            count += 1;
-        }
-        Some(Operation::Write { offset_bytes: self.page_offset(first), len: count * PAGE })
+        Some(zeroing.operation(self.place_of(at), done))
     }
 
     /// What a dynamic disk holds ahead goes back to the file system; a fixed disk keeps its space
@@ -518,6 +453,6 @@ impl Engine {
         if self.geometry.fixed {
             return None;
         }
-        self.slack().map(|_| Operation::Truncate { len_bytes: self.next_block_bytes })
+        self.slack().map(|slack| Operation::Truncate { len_bytes: slack.offset_bytes })
     }
 }

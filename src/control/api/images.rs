@@ -1,0 +1,98 @@
+//! What can be done with a disk's image, in the API.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::jobs::JobInfo;
+use crate::medium::{DiskFormat, DiskKind};
+
+/// One file of a disk's chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// The file.
+    pub file: PathBuf,
+    /// Its format.
+    pub format: DiskFormat,
+    /// Size in bytes of the disk that it describes.
+    pub size_bytes: u64,
+    /// Space that it takes on its file system.
+    pub allocated_bytes: u64,
+    /// What children know it by: a VHDX's DataWriteGuid, a VHD's unique id.
+    pub identifier: Option<String>,
+    /// The snapshot of this disk that ends with it.
+    pub snapshot: Option<String>,
+    /// The other disk whose file it is.
+    pub disk: Option<String>,
+}
+
+/// `POST /v1/disks/{disk}/resize`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resize {
+    /// The new size in bytes.
+    pub size_bytes: u64,
+    /// Cut off what is stored behind the new end.
+    #[serde(default)]
+    pub allow_shrink: bool,
+}
+
+/// `POST /v1/disks/{disk}/check`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Check {
+    /// Repair what can be repaired without losing anything. Not while the disk is mapped.
+    #[serde(default)]
+    pub repair: bool,
+}
+
+/// `POST /v1/disks/{disk}/convert`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Convert {
+    /// Absolute path of the new image, which must not exist.
+    pub to: PathBuf,
+    /// Its format; by the end of the file's name unless said otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<DiskFormat>,
+    /// Dynamic unless said otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<DiskKind>,
+    /// VHDX or VHD block size in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_size_bytes: Option<u64>,
+}
+
+/// A user metadata item.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetadataItem {
+    /// Its GUID.
+    pub item: uuid::Uuid,
+    /// Bytes of its value.
+    pub len_bytes: u32,
+    /// The value as hexadecimal digits; left out in lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value_hex: Option<String>,
+}
+
+/// `GET /v1/disks/{disk}/metadata`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metadata {
+    /// Every user metadata item.
+    pub items: Vec<MetadataItem>,
+}
+
+/// `PUT /v1/disks/{disk}/metadata/{item}`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewMetadataItem {
+    /// The value as hexadecimal digits, at most 1 MiB of bytes.
+    pub value_hex: String,
+}
+
+/// `GET /v1/jobs`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Jobs {
+    /// Those that run and the last ones that ended, oldest first.
+    pub jobs: Vec<JobInfo>,
+}

@@ -1,0 +1,292 @@
+//! What is in an image, and what is wrong with it.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::medium::offline::{self, Hold};
+use crate::medium::{self, DiskFormat, DiskKind, FileError, ImageDescription, ImageIdentity};
+use crate::vhdx::{self, ParentLocator, PathKind, Severity};
+
+/// Parents that are looked at.
+const CHAIN_MAX: usize = 4096;
+
+/// Everything that a check has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// The image.
+    pub file: PathBuf,
+    /// Its format.
+    pub format: Option<DiskFormat>,
+    /// How it gets its space.
+    pub kind: Option<DiskKind>,
+    /// Who made it; for people only.
+    pub creator: Option<String>,
+    /// Size of the disk in bytes.
+    pub size_bytes: Option<u64>,
+    /// Logical sector size in bytes.
+    pub sector_size_bytes: Option<u32>,
+    /// Physical sector size in bytes.
+    pub physical_sector_size_bytes: Option<u32>,
+    /// Bytes of a block.
+    pub block_size_bytes: Option<u64>,
+    /// The identity that initiators see.
+    pub disk_id: Option<Uuid>,
+    /// What children know it by.
+    pub identifier: Option<String>,
+    /// The state of a VHDX's log, in words.
+    pub log: Option<String>,
+    /// Blocks by state.
+    pub blocks: Vec<BlockCount>,
+    /// Size of the file in bytes.
+    pub file_bytes: u64,
+    /// Space that the file takes.
+    pub allocated_bytes: u64,
+    /// Bytes inside the file that nothing refers to.
+    pub unreferenced_bytes: u64,
+    /// The image and its parents, as far as they can be found.
+    pub chain: Vec<ChainLink>,
+    /// What is wrong, in the order of the file.
+    pub findings: Vec<Finding>,
+    /// What a repair did.
+    pub repaired: Vec<String>,
+    /// What to bear in mind.
+    pub notes: Vec<String>,
+}
+
+/// How many blocks are in a state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockCount {
+    /// The state.
+    pub state: String,
+    /// Blocks.
+    pub count: u64,
+}
+
+/// One file of a chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChainLink {
+    /// The file.
+    pub file: PathBuf,
+    /// Its format.
+    pub format: Option<DiskFormat>,
+    /// What children know it by.
+    pub identifier: Option<String>,
+    /// Why it cannot be used where it is; none when it can.
+    pub problem: Option<String>,
+}
+
+/// Something that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// `error`: the disk cannot be opened or loses data; `warning`: it can be used all the same; `note`: worth knowing.
+    pub severity: String,
+    /// Where in the file, in bytes.
+    pub offset: Option<u64>,
+    /// The rule that is broken.
+    pub rule: String,
+    /// What is wrong there.
+    pub what: String,
+}
+
+/// How to check.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options<'a> {
+    /// Repair what can be repaired without guessing.
+    pub repair: bool,
+    /// The file's lock is held by this process already.
+    pub held: bool,
+    /// The parent of a differencing image, in place of what the image says.
+    pub parent: Option<&'a Path>,
+}
+
+/// Check an image. Blocking. Nothing is written, unless a repair is asked for.
+///
+/// # Errors
+/// The file cannot be read at all.
+pub fn check(path: &Path, options: Options<'_>) -> Result<Report, FileError> {
+    let metadata = path.metadata().map_err(|source| FileError::unreadable(path, source))?;
+    let mut report = Report {
+        file: path.to_owned(),
+        file_bytes: metadata.len(),
+        allocated_bytes: std::os::unix::fs::MetadataExt::blocks(&metadata).saturating_mul(512),
+        ..Report::default()
+    };
+    let probed = offline::format_of_file(path)?;
+    report.format = Some(probed);
+    match probed {
+        DiskFormat::Vhdx => check_vhdx(&mut report, options)?,
+        _ => check_by_description(&mut report, options)?,
+    }
+    walk_chain(&mut report, options.parent);
+    Ok(report)
+}
+
+fn check_by_description(report: &mut Report, options: Options<'_>) -> Result<(), FileError> {
+    let found = medium::describe(&report.file)?;
+    describe(report, &found);
+    if options.repair {
+        report.notes.push(format!("a {} image has nothing to repair", found.format.as_str()));
+    }
+    if found.format == DiskFormat::Raw && !found.size_bytes.is_multiple_of(512) {
+        report.findings.push(Finding {
+            severity: "error".to_owned(),
+            offset: Some(found.size_bytes),
+            rule: "whole sectors".to_owned(),
+            what: format!("it holds {} bytes, which are not whole sectors", found.size_bytes),
+        });
+    }
+    Ok(())
+}
+
+fn describe(report: &mut Report, found: &ImageDescription) {
+    report.kind = Some(found.kind);
+    report.size_bytes = Some(found.size_bytes);
+    report.sector_size_bytes = Some(found.sector_size_bytes);
+    report.physical_sector_size_bytes = Some(found.physical_sector_bytes);
+    report.block_size_bytes = found.block_size_bytes;
+    report.disk_id = found.disk_id;
+    report.identifier = Some(found.identity.to_string());
+}
+
+fn check_vhdx(report: &mut Report, options: Options<'_>) -> Result<(), FileError> {
+    let found = if options.repair {
+        let hold = if options.held { Hold::Held } else { Hold::Lock };
+        let repaired = offline::repair_vhdx(&report.file, hold)?;
+        report.repaired = repaired.done;
+        repaired.after
+    } else {
+        offline::check_vhdx(&report.file)?
+    };
+    tell_vhdx(report, &found);
+    Ok(())
+}
+
+fn tell_vhdx(report: &mut Report, found: &vhdx::CheckReport) {
+    report.creator = Some(found.creator.clone()).filter(|creator| !creator.is_empty());
+    report.identifier = found.header().map(|header| header.data_write_guid.to_string());
+    report.unreferenced_bytes = found.unreferenced_bytes;
+    if let Some(geometry) = &found.geometry {
+        report.kind = Some(match (geometry.has_parent, geometry.fixed) {
+            (true, _) => DiskKind::Differencing,
+            (false, true) => DiskKind::Fixed,
+            (false, false) => DiskKind::Dynamic,
+        });
+        report.size_bytes = Some(geometry.disk_size_bytes);
+        report.sector_size_bytes = Some(geometry.logical_sector_bytes);
+        report.physical_sector_size_bytes = Some(geometry.physical_sector_bytes);
+        report.block_size_bytes = Some(u64::from(geometry.block_size_bytes));
+        report.disk_id = Some(Uuid::from_bytes_le(found.virtual_disk_id.0));
+    }
+    report.log = Some(match found.log {
+        vhdx::LogFacts::Empty => "empty".to_owned(),
+        vhdx::LogFacts::Pending(replay) => format!(
+            "{} entries of an unclean end, which the next writable open replays; this is the disk after that",
+            replay.entries
+        ),
+        vhdx::LogFacts::Broken => "broken: it promises entries that cannot be replayed".to_owned(),
+    });
+    let blocks = &found.blocks;
+    report.blocks = [
+        ("full", u64::from(blocks.fully_present)),
+        ("partial", u64::from(blocks.partially_present)),
+        ("absent", u64::from(blocks.not_present)),
+        ("zero", u64::from(blocks.zero)),
+        ("unmapped", u64::from(blocks.unmapped)),
+        ("undefined", u64::from(blocks.undefined)),
+        ("reserved", u64::from(blocks.reserved)),
+        ("bitmap", u64::from(blocks.bitmaps)),
+    ]
+    .into_iter()
+    .map(|(state, count)| BlockCount { state: state.to_owned(), count })
+    .collect();
+    report.findings.extend(found.findings.iter().map(|finding| Finding {
+        severity: word(finding.severity).to_owned(),
+        offset: finding.offset_bytes,
+        rule: if finding.section.is_empty() { String::new() } else { format!("MS-VHDX {}", finding.section) },
+        what: finding.text.clone(),
+    }));
+    for tally in found.tallies.iter().filter(|tally| tally.count > vhdx::FINDINGS_PER_KIND_MAX) {
+        report.notes.push(format!("{} times in all: {}", tally.count, tally.rule));
+    }
+}
+
+fn word(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Note => "note",
+        Severity::Warning => "warning",
+        Severity::Error => "error",
+    }
+}
+
+/// Follow an image's parents. What is wrong with one is an error of the image.
+fn walk_chain(report: &mut Report, named: Option<&Path>) {
+    let mut named = named.map(Path::to_owned);
+    let mut path = report.file.clone();
+    let mut expected: Option<ParentLocator> = None;
+    let mut seen = std::collections::HashSet::new();
+    while report.chain.len() < CHAIN_MAX {
+        let canonical = path.canonicalize().unwrap_or_else(|_| path.clone());
+        let mut link = ChainLink { file: path.clone(), format: None, identifier: None, problem: None };
+        let mut next = None;
+        match medium::describe(&path) {
+            _ if !seen.insert(canonical.clone()) => link.problem = Some("the chain comes back to it".to_owned()),
+            Err(error) => link.problem = Some(error.to_string()),
+            Ok(found) => {
+                link.format = Some(found.format);
+                link.identifier = Some(found.identity.to_string());
+                link.problem = expected.as_ref().and_then(|locator| mismatch(locator, found.identity));
+                next = found.parent;
+            }
+        }
+        let broken = link.problem.clone().filter(|_| !report.chain.is_empty());
+        if let Some(problem) = &broken {
+            report.findings.push(chain_finding(&path, problem));
+        }
+        let stop = link.problem.is_some();
+        report.chain.push(link);
+        let Some(locator) = next.filter(|_| !stop) else { break };
+        match named.take().or_else(|| find(&canonical, &locator)) {
+            Some(parent) => path = parent,
+            None => {
+                let problem = format!("its parent is not where it says ({locator}); name it with --parent");
+                report.findings.push(chain_finding(&path, &problem));
+                break;
+            }
+        }
+        expected = Some(locator);
+    }
+    if report.chain.len() == 1 {
+        report.chain.clear();
+    }
+}
+
+fn chain_finding(file: &Path, problem: &str) -> Finding {
+    let shown = file.display().to_string();
+    let what = if problem.contains(&shown) { problem.to_owned() } else { format!("{shown}: {problem}") };
+    Finding { severity: "error".to_owned(), offset: None, rule: "MS-VHDX 2.6.2.6".to_owned(), what }
+}
+
+/// Why a file is not the parent that is meant.
+fn mismatch(locator: &ParentLocator, identity: ImageIdentity) -> Option<String> {
+    let (matches, wanted) = match (locator, identity) {
+        (ParentLocator::Vhdx(parent), ImageIdentity::Vhdx(guid)) => (parent.matches(guid), parent.linkage.to_string()),
+        (ParentLocator::Raw(parent), ImageIdentity::Raw { size_bytes, modified_ns }) => {
+            let wanted = ImageIdentity::Raw { size_bytes: parent.size_bytes, modified_ns: parent.modified_ns };
+            (parent.matches(size_bytes, modified_ns), wanted.to_string())
+        }
+        (locator, _) => (false, locator.to_string()),
+    };
+    let changed = || format!("it was changed since its child was made: the child wants {wanted}, this is {identity}");
+    (!matches).then(changed)
+}
+
+fn find(child: &Path, locator: &ParentLocator) -> Option<PathBuf> {
+    let folder = child.parent()?;
+    let places = locator.search_paths().into_iter().map(|(kind, path)| match kind {
+        PathKind::Relative => folder.join(path),
+        PathKind::Volume | PathKind::Absolute => PathBuf::from(path),
+    });
+    places.into_iter().find(|place| place.exists())
+}

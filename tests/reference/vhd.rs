@@ -1,0 +1,169 @@
+//! One VHD file, by Microsoft's Virtual Hard Disk Image Format Specification 1.0: fixed, dynamic, differencing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{Broken, Place, Source, broken, bytes, rule, vector};
+
+const SECTOR: u64 = 512;
+
+pub struct Image {
+    pub file: Arc<dyn Source>,
+    pub size_bytes: u64,
+    /// 2 fixed, 3 dynamic, 4 differencing.
+    pub kind: u32,
+    pub unique_id: [u8; 16],
+    /// The footer at the end is the one that was used (else its copy at the start).
+    pub footer_at_end: bool,
+    pub block_bytes: u64,
+    pub parent_unique_id: [u8; 16],
+    pub parent_name: String,
+    /// Code and content of each parent locator.
+    pub locators: Vec<([u8; 4], Vec<u8>)>,
+    table_offset: u64,
+    blocks: u64,
+}
+
+fn be32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes(bytes[at..at + 4].try_into().expect("4 bytes"))
+}
+
+fn be64(bytes: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(bytes[at..at + 8].try_into().expect("8 bytes"))
+}
+
+/// The one's complement of the sum of all bytes but the checksum's own.
+fn checksum_holds(raw: &[u8], at: usize) -> bool {
+    let sum: u32 = raw.iter().enumerate().filter(|(i, _)| !(at..at + 4).contains(i)).map(|(_, b)| u32::from(*b)).sum();
+    be32(raw, at) == !sum
+}
+
+fn footer(file: &dyn Source, offset: u64, len: usize) -> Option<Vec<u8>> {
+    let mut raw = vector(file, offset, len as u64);
+    raw.resize(512, 0);
+    (&raw[..8] == b"conectix" && checksum_holds(&raw, 64)).then_some(raw)
+}
+
+/// Whether a cookie is at either place.
+pub fn looks_like_one(file: &dyn Source) -> bool {
+    let end = file.len_bytes();
+    [Some(0), end.checked_sub(512), end.checked_sub(511)]
+        .into_iter()
+        .flatten()
+        .any(|at| &bytes::<8>(file, at) == b"conectix")
+}
+
+impl Image {
+    pub fn open(file: Arc<dyn Source>) -> Result<Self, Broken> {
+        let end = file.len_bytes();
+        rule!(end >= 512, "too short for a footer");
+        let last = footer(&*file, end - 512, 512).or_else(|| footer(&*file, end - 511, 511));
+        let footer_at_end = last.is_some();
+        let Some(footer) = last.or_else(|| footer(&*file, 0, 512)) else { broken!("no valid footer") };
+        rule!(be32(&footer, 12) >> 16 == 1, "another version of the format");
+        let kind = be32(&footer, 60);
+        rule!((2..=4).contains(&kind), "kind {kind}");
+        let mut image = Self {
+            file,
+            size_bytes: be64(&footer, 48),
+            kind,
+            unique_id: footer[68..84].try_into().expect("16 bytes"),
+            footer_at_end,
+            block_bytes: 0,
+            parent_unique_id: [0; 16],
+            parent_name: String::new(),
+            locators: Vec::new(),
+            table_offset: 0,
+            blocks: 0,
+        };
+        rule!(image.size_bytes.is_multiple_of(SECTOR), "a disk of {} bytes", image.size_bytes);
+        if kind == 2 {
+            rule!(image.size_bytes <= end, "a fixed disk that is longer than its file");
+        } else {
+            image.open_header(be64(&footer, 16))?;
+        }
+        Ok(image)
+    }
+
+    fn open_header(&mut self, at: u64) -> Result<(), Broken> {
+        rule!(at < self.file.len_bytes(), "the header is behind the end of the file");
+        let raw = vector(&*self.file, at, 1024);
+        rule!(&raw[..8] == b"cxsparse" && checksum_holds(&raw, 36), "no valid header of a dynamic disk");
+        self.table_offset = be64(&raw, 16);
+        self.block_bytes = u64::from(be32(&raw, 32));
+        rule!(self.block_bytes.is_power_of_two() && self.block_bytes >= SECTOR, "blocks of {}", self.block_bytes);
+        self.blocks = self.size_bytes.div_ceil(self.block_bytes);
+        rule!(u64::from(be32(&raw, 28)) >= self.blocks, "the table is too short for the disk");
+        self.parent_unique_id = raw[40..56].try_into().expect("16 bytes");
+        let units = raw[64..576].chunks(2).map(|c| u16::from_be_bytes([c[0], c[1]]));
+        self.parent_name = String::from_utf16_lossy(&units.take_while(|unit| *unit != 0).collect::<Vec<_>>());
+        let mut taken = BTreeMap::from([(0, SECTOR), (at, 1024)]);
+        taken.insert(self.table_offset, (4 * u64::from(be32(&raw, 28))).next_multiple_of(SECTOR));
+        for entry in raw[576..768].chunks(24) {
+            let (len, offset) = (be32(entry, 8), be64(entry, 16));
+            if entry[..4] != [0; 4] && len <= 64 << 10 && self.has_parent() {
+                let content = vector(&*self.file, offset, u64::from(len));
+                self.locators.push((entry[..4].try_into().expect("4 bytes"), content));
+                taken.insert(offset, u64::from(len).next_multiple_of(SECTOR));
+            }
+        }
+        self.check_table(taken)
+    }
+
+    /// Blocks lie inside the file, in front of the footer, and over nothing else.
+    fn check_table(&self, mut taken: BTreeMap<u64, u64>) -> Result<(), Broken> {
+        let end = self.file.len_bytes() - if self.footer_at_end { 511 } else { 0 };
+        for block in 0..self.blocks {
+            let Some(at) = self.block(block) else { continue };
+            let visible = self.block_bytes.min(self.size_bytes - block * self.block_bytes);
+            rule!(at + self.bitmap_bytes() + visible <= end, "block {block} is behind the end of the file");
+            let len = self.bitmap_bytes() + self.block_bytes;
+            let before = taken.range(..at + len).next_back();
+            let free = before.is_none_or(|(other, len)| other + len <= at);
+            rule!(free, "block {block} at {at} overlaps what is at {before:?}");
+            taken.insert(at, len);
+        }
+        Ok(())
+    }
+
+    pub fn has_parent(&self) -> bool {
+        self.kind == 4
+    }
+
+    pub fn accepts(&self, parent: &Self) -> Result<(), Broken> {
+        let same = self.parent_unique_id == parent.unique_id;
+        rule!(same, "the parent is not the one that the child names");
+        Ok(())
+    }
+
+    /// The locator `W2ru`, in UTF-16, little-endian.
+    pub fn relative_path(&self) -> Option<String> {
+        let (_, content) = self.locators.iter().find(|(code, _)| code == b"W2ru")?;
+        let units: Vec<u16> = content.chunks_exact(2).map(|c| u16::from_le_bytes([c[0], c[1]])).collect();
+        String::from_utf16(&units).ok()
+    }
+
+    fn bitmap_bytes(&self) -> u64 {
+        (self.block_bytes / SECTOR).div_ceil(8).next_multiple_of(SECTOR)
+    }
+
+    /// Where a block's bitmap begins, with the data behind it.
+    pub fn block(&self, block: u64) -> Option<u64> {
+        let sector = u32::from_be_bytes(bytes(&*self.file, self.table_offset + 4 * block));
+        (sector != u32::MAX).then_some(u64::from(sector) * SECTOR)
+    }
+
+    pub fn place(&self, offset: u64) -> (Place, u64) {
+        if self.kind == 2 {
+            return (Place::File(offset), self.size_bytes - offset);
+        }
+        let elsewhere = if self.has_parent() { Place::Parent } else { Place::Zeros };
+        let within = offset % self.block_bytes;
+        let Some(at) = self.block(offset / self.block_bytes) else { return (elsewhere, self.block_bytes - within) };
+        // The highest bit of a byte is its first sector.
+        let sector = within / SECTOR;
+        let here = bytes::<1>(&*self.file, at + sector / 8)[0] << (sector % 8) & 0x80 != 0;
+        let place = if here { Place::File(at + self.bitmap_bytes() + within) } else { elsewhere };
+        (place, SECTOR - within % SECTOR)
+    }
+}
