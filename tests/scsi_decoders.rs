@@ -168,7 +168,7 @@ fn limits_and_provisioning_pages() {
             "Maximum write same length: 0x80000 blocks",
         ],
     );
-    assert!(vpd_page(0xb0).contains("Write same non-zero (WSNZ): 1"));
+    assert!(vpd_page(0xb0).contains("Write same non-zero (WSNZ): 0"));
     assert_lines(&vpd_page(0xb1), &["Non-rotating medium (e.g. solid state)", "FUAB=1"]);
     assert_lines(
         &vpd_page(0xb2),
@@ -182,7 +182,7 @@ fn thin_provisioning() {
     assert_lines(
         &page(0xb0),
         &[
-            "Maximum unmap LBA count: 8388608",
+            "Maximum unmap LBA count: 1048576",
             "Maximum unmap block descriptor count: 256",
             "Optimal unmap granularity: 4096 blocks",
             "Unmap granularity alignment valid: true",

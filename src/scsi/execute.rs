@@ -347,7 +347,7 @@ pub fn execute(
         return Sense::new(attention.sense_code()).into();
     }
     let Some(command) = command.filter(|command| command.is_served_on(unit)) else {
-        return Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into();
+        return not_served(request.cdb[0], unit).into();
     };
     if let Some(code) = nexus.access().refusal(command.access) {
         return Sense::new(code).into();
@@ -368,6 +368,18 @@ pub fn execute(
         Handler::Reply(handler) => with_whole_reply(handler(Cdb(request.cdb), unit, out), out),
         Handler::Any(_) => unreachable!("answered above"),
     }
+}
+
+/// Why there is no such command. Where service actions are the ways of one command, and it is served, the field is
+/// wrong; elsewhere they are commands of their own.
+#[cold]
+fn not_served(opcode: u8, unit: &Unit) -> Sense {
+    const ONE_COMMAND: [u8; 3] = [0x48, 0x5e, 0x5f];
+    let served = |command: &&Command| command.opcode == opcode && command.is_served_on(unit);
+    if ONE_COMMAND.contains(&opcode) && command_table::COMMANDS.iter().any(|command| served(&command)) {
+        return Sense::invalid_field_in_cdb(1, Some(4));
+    }
+    Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE)
 }
 
 /// Every bit that the command does not evaluate is zero; the field pointer names the first that is not.
@@ -406,6 +418,12 @@ mod tests {
     fn unknown_operation_codes_and_service_actions() {
         for bytes in [&[0x43][..], &[0xff], &[0x3f], &[0x9f, 0x11], &[0x9e, 0x13], &[0xa3, 0x0b], &[0x7f]] {
             assert_eq!(run(&DISK, bytes), refused(SenseCode::INVALID_COMMAND_OPERATION_CODE), "{bytes:02x?}");
+        }
+        let plain = Unit::new(&DISK).expect("valid");
+        for bytes in [[0x48, 0x03], [0x5e, 0x04], [0x5f, 0x08], [0x5f, 0x1f]] {
+            assert_eq!(run(&DISK, &bytes), invalid_field(1, Some(4)), "{bytes:02x?}");
+            let (action, _) = run_on(Some(&plain), &mut NexusUnit::default(), &bytes);
+            assert_eq!(action, refused(SenseCode::INVALID_COMMAND_OPERATION_CODE), "{bytes:02x?}");
         }
     }
 

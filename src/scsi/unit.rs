@@ -297,7 +297,7 @@ impl Unit {
 
     /// The most blocks that one UNMAP may name in all its descriptors (MAXIMUM UNMAP LBA COUNT).
     pub fn unmap_blocks_max(&self) -> u32 {
-        (limits::UNMAP_BYTES_MAX >> self.block_length.shift()) as u32
+        limits::UNMAP_BLOCKS_MAX
     }
 
     /// The most blocks that one WRITE SAME may name (MAXIMUM WRITE SAME LENGTH).
