@@ -72,7 +72,7 @@ pub enum Format {
 }
 
 impl Format {
-    fn of(path: &Path) -> Self {
+    pub fn of(path: &Path) -> Self {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("vhdx" | "avhdx") => Self::Vhdx,
             Some("vhd") => Self::Vhd,

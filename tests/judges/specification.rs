@@ -6,6 +6,7 @@ use tempfile::TempDir;
 
 use crate::judge::{Format, JUDGES, Verdict};
 use crate::made::{Content, Made, Recipe, bytes_of, random_disk};
+use crate::made_vhd::{Kind, random_vhd};
 use crate::trust::{Log, Subject};
 use crate::vhdx_support::{MIB, Random};
 use crate::{reference, source};
@@ -63,25 +64,25 @@ impl MadeChain {
     }
 }
 
-/// Everybody who may be believed says what was made, and so does the reader from the specification. What the others say
-/// is shown, so that the table in `trust` can be followed.
+/// What those say who are not believed is shown, so that the table in `trust` can be followed.
+fn show_the_others(subject: &Subject, chain: &[&Path], expected: &Verdict) {
+    for judge in JUDGES {
+        if let Err(reason) = subject.trust(judge) {
+            let agrees = if &judge.read(chain) == expected { "agrees" } else { "disagrees" };
+            println!("   {judge:?} is not believed ({reason}) and {agrees}");
+        }
+    }
+}
+
+/// Everybody who may be believed says what was expected, and so does the reader from the specification.
 pub fn judge_all(subject: &Subject, chain: &[&Path], expected: &Verdict) {
     let mut believed = 0;
-    for judge in JUDGES {
-        match subject.trust(judge) {
-            Ok(()) => {
-                let verdict = judge.read(chain);
-                if &verdict != expected {
-                    panic!("{judge:?} says {verdict:?}, expected {expected:?}: {subject:?}; {}", keep(chain));
-                }
-                believed += 1;
-            }
-            Err(reason) => {
-                let verdict = judge.read(chain);
-                let agrees = if &verdict == expected { "agrees" } else { "disagrees" };
-                println!("   {judge:?} is not believed ({reason}) and {agrees}");
-            }
+    for judge in JUDGES.into_iter().filter(|judge| subject.trust(*judge).is_ok()) {
+        let verdict = judge.read(chain);
+        if &verdict != expected {
+            panic!("{judge:?} says {verdict:?}, expected {expected:?}: {subject:?}; {}", keep(chain));
         }
+        believed += 1;
     }
     assert!(believed > 0, "nobody can judge {subject:?}");
 }
@@ -125,6 +126,7 @@ fn what_is_made_is_what_the_judges_read() {
                 ..Subject::new(Format::Vhdx)
             };
             judge_all(&subject, &chain.leaf_first(), &expected);
+            show_the_others(&subject, &chain.leaf_first(), &expected);
         }
     }
 }
@@ -151,5 +153,37 @@ fn the_reference_reads_what_was_made() {
         let mut bytes = vec![0; size as usize];
         read.read(0, &mut bytes);
         assert!(bytes == bytes_of(&chain.content, sector), "seed {seed}");
+    }
+}
+
+/// The same for VHD: fixed, dynamic, and chains on either.
+#[test]
+fn what_is_made_as_vhd_is_what_the_judges_read() {
+    for (root, block, sizes) in [
+        (Kind::Fixed, 2 * MIB, vec![3 * MIB]),
+        (Kind::Dynamic, 2 * MIB, vec![9 * MIB]),
+        (Kind::Dynamic, 512 << 10, vec![3 * MIB + 512]),
+        (Kind::Fixed, 2 * MIB, vec![5 * MIB; 2]),
+        (Kind::Dynamic, 2 * MIB, vec![5 * MIB; 4]),
+        (Kind::Dynamic, 512 << 10, vec![3 * MIB; 3]),
+    ] {
+        let directory = TempDir::new().expect("a temporary directory");
+        let (mut paths, mut content, mut parent) = (Vec::<PathBuf>::new(), Content::new(), None);
+        for (depth, size) in sizes.iter().enumerate() {
+            let kind = if depth == 0 { root } else { Kind::Differencing };
+            let (made, new) = random_vhd(kind, *size, block, parent.as_ref(), &content, block + 7 * depth as u64);
+            let name = format!("disk{depth}.vhd");
+            paths.insert(0, directory.path().join(&name));
+            made.file.save(&paths[0]);
+            parent = Some((made.unique_id, name));
+            content = new;
+        }
+        let expected = verdict_of(&content, 512);
+        println!("{root:?}, blocks {block}, sizes {sizes:?}: {expected:?}");
+        let (depth, size_bytes) = (sizes.len(), sizes[sizes.len() - 1]);
+        let subject = Subject { depth, size_bytes, ..Subject::new(Format::Vhd) };
+        let chain: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
+        judge_all(&subject, &chain, &expected);
+        show_the_others(&subject, &chain, &expected);
     }
 }

@@ -10,7 +10,8 @@
 //!   on unless they start at a byte of the bitmap, and reads a differencing VHD without its parent.
 //! * libvhdi: clean files without parents. It ignores logs, refuses parents of a VHDX and misreads bits of a VHD.
 //! * wxtla: VHDX with any log and any sectors; children whose blocks are absent, full or partial. Behind blocks of the
-//!   states 1 to 3, which hide the parent, it shows the parent; it cannot read past the end of a smaller parent.
+//!   states 1 to 3, which hide the parent, it shows the parent; it cannot read past the end of a smaller parent,
+//!   and refuses fixed disks whose blocks are not all there, which is how QEMU makes them.
 //! * the reader from the specification: everything.
 
 use crate::judge::{Format, Judge};
@@ -39,6 +40,8 @@ pub struct Subject {
     /// Runs of sectors of a child begin and end at whole bytes of the bitmap.
     pub runs_are_whole_bytes: bool,
     pub parent_smaller: bool,
+    /// LeaveBlocksAllocated is set, but not all blocks are there.
+    pub fixed_with_holes: bool,
     /// There are metadata items which the specification does not name.
     pub other_items: bool,
 }
@@ -55,6 +58,7 @@ impl Subject {
             any_states: false,
             runs_are_whole_bytes: false,
             parent_smaller: false,
+            fixed_with_holes: false,
             other_items: false,
         }
     }
@@ -70,6 +74,7 @@ impl Subject {
             (Format::Vhdx, Judge::Wxtla) if differencing && self.any_states => {
                 Err("shows the parent behind blocks that hide it")
             }
+            (Format::Vhdx, Judge::Wxtla) if self.fixed_with_holes => Err("refuses a fixed disk with absent blocks"),
             (Format::Vhdx, Judge::Wxtla) => Ok(()),
             (Format::Vhdx, _) if dirty => Err("does not replay logs, or not all"),
             (Format::Vhdx, Judge::QemuImg) if self.sector_bytes != 512 => Err("knows sectors of 512 bytes only"),

@@ -162,7 +162,8 @@ fn changes(entry: &[u8], count: u64, sequence: u64) -> Option<Vec<Change>> {
             _ => return None,
         }
     }
-    Some(changes)
+    // The length is that of these sectors, no more.
+    (data_sector == entry.len() as u64).then_some(changes)
 }
 
 /// A file with changes over it.

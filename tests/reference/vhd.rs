@@ -1,6 +1,5 @@
 //! One VHD file, by Microsoft's Virtual Hard Disk Image Format Specification 1.0: fixed, dynamic, differencing.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Broken, Place, Source, broken, bytes, rule, vector};
@@ -76,7 +75,8 @@ impl Image {
             table_offset: 0,
             blocks: 0,
         };
-        rule!(image.size_bytes.is_multiple_of(SECTOR), "a disk of {} bytes", image.size_bytes);
+        let size = image.size_bytes;
+        rule!(size.is_multiple_of(SECTOR) && size <= 2040 << 30, "a disk of {size} bytes");
         if kind == 2 {
             rule!(image.size_bytes <= end, "a fixed disk that is longer than its file");
         } else {
@@ -86,7 +86,8 @@ impl Image {
     }
 
     fn open_header(&mut self, at: u64) -> Result<(), Broken> {
-        rule!(at < self.file.len_bytes(), "the header is behind the end of the file");
+        let end = self.file.len_bytes();
+        rule!(at.checked_add(1024).is_some_and(|at| at <= end), "the header is behind the end of the file");
         let raw = vector(&*self.file, at, 1024);
         rule!(&raw[..8] == b"cxsparse" && checksum_holds(&raw, 36), "no valid header of a dynamic disk");
         self.table_offset = be64(&raw, 16);
@@ -94,35 +95,41 @@ impl Image {
         rule!(self.block_bytes.is_power_of_two() && self.block_bytes >= SECTOR, "blocks of {}", self.block_bytes);
         self.blocks = self.size_bytes.div_ceil(self.block_bytes);
         rule!(u64::from(be32(&raw, 28)) >= self.blocks, "the table is too short for the disk");
+        let table_end = self.table_offset.checked_add(4 * u64::from(be32(&raw, 28)));
+        rule!(table_end.is_some_and(|at| at <= end), "the table is behind the end of the file");
         self.parent_unique_id = raw[40..56].try_into().expect("16 bytes");
         let units = raw[64..576].chunks(2).map(|c| u16::from_be_bytes([c[0], c[1]]));
         self.parent_name = String::from_utf16_lossy(&units.take_while(|unit| *unit != 0).collect::<Vec<_>>());
-        let mut taken = BTreeMap::from([(0, SECTOR), (at, 1024)]);
-        taken.insert(self.table_offset, (4 * u64::from(be32(&raw, 28))).next_multiple_of(SECTOR));
+        let table_len = (4 * u64::from(be32(&raw, 28))).next_multiple_of(SECTOR);
+        let mut taken = vec![(0, SECTOR), (at, 1024), (self.table_offset, table_len)];
+        if self.footer_at_end {
+            taken.push((end - 511, 511));
+        }
         for entry in raw[576..768].chunks(24) {
             let (len, offset) = (be32(entry, 8), be64(entry, 16));
-            if entry[..4] != [0; 4] && len <= 64 << 10 && self.has_parent() {
+            let inside = offset.checked_add(u64::from(len)).is_some_and(|at| at <= end);
+            if entry[..4] != [0; 4] && len <= 64 << 10 && inside && self.has_parent() {
                 let content = vector(&*self.file, offset, u64::from(len));
                 self.locators.push((entry[..4].try_into().expect("4 bytes"), content));
-                taken.insert(offset, u64::from(len).next_multiple_of(SECTOR));
+                taken.push((offset, u64::from(len)));
             }
         }
         self.check_table(taken)
     }
 
-    /// Blocks lie inside the file, in front of the footer, and over nothing else.
-    fn check_table(&self, mut taken: BTreeMap<u64, u64>) -> Result<(), Broken> {
+    /// Blocks lie inside the file, in front of the footer; nothing lies over anything else.
+    fn check_table(&self, mut taken: Vec<(u64, u64)>) -> Result<(), Broken> {
         let end = self.file.len_bytes() - if self.footer_at_end { 511 } else { 0 };
         for block in 0..self.blocks {
             let Some(at) = self.block(block) else { continue };
-            let visible = self.block_bytes.min(self.size_bytes - block * self.block_bytes);
-            rule!(at + self.bitmap_bytes() + visible <= end, "block {block} is behind the end of the file");
-            let len = self.bitmap_bytes() + self.block_bytes;
-            let before = taken.range(..at + len).next_back();
-            let free = before.is_none_or(|(other, len)| other + len <= at);
-            rule!(free, "block {block} at {at} overlaps what is at {before:?}");
-            taken.insert(at, len);
+            let visible = self.bitmap_bytes() + self.block_bytes.min(self.size_bytes - block * self.block_bytes);
+            rule!(at + visible <= end, "block {block} is behind the end of the file");
+            // The last block may be cut where the file ends.
+            taken.push((at, (self.bitmap_bytes() + self.block_bytes).min(end - at)));
         }
+        taken.sort_unstable();
+        let overlap = taken.windows(2).find(|pair| pair[0].0 + pair[0].1 > pair[1].0);
+        rule!(overlap.is_none(), "what is at {overlap:?} overlaps");
         Ok(())
     }
 
@@ -161,9 +168,12 @@ impl Image {
         let within = offset % self.block_bytes;
         let Some(at) = self.block(offset / self.block_bytes) else { return (elsewhere, self.block_bytes - within) };
         // The highest bit of a byte is its first sector.
-        let sector = within / SECTOR;
-        let here = bytes::<1>(&*self.file, at + sector / 8)[0] << (sector % 8) & 0x80 != 0;
+        let bit = |sector: u64| bytes::<1>(&*self.file, at + sector / 8)[0] << (sector % 8) & 0x80 != 0;
+        let (first, sectors) = (within / SECTOR, self.block_bytes / SECTOR);
+        let here = bit(first);
+        // As many of the sectors behind it as are in the same place.
+        let end = (first + 1..sectors).find(|next| bit(*next) != here).unwrap_or(sectors);
         let place = if here { Place::File(at + self.bitmap_bytes() + within) } else { elsewhere };
-        (place, SECTOR - within % SECTOR)
+        (place, end * SECTOR - within)
     }
 }

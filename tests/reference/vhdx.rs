@@ -95,7 +95,9 @@ impl Image {
         let (header, valid_headers) = current_header(&*source)?;
         rule!(header.version == 1, "version {}", header.version);
         let aligned = header.log_len.is_multiple_of(MIB) && header.log_offset.is_multiple_of(MIB);
-        rule!(aligned && header.log_offset >= MIB && header.log_len > 0, "the log is misplaced");
+        let log_end = header.log_offset.checked_add(header.log_len);
+        let inside = header.log_len > 0 && log_end.is_some_and(|end| end <= source.len_bytes());
+        rule!(aligned && inside && header.log_offset >= MIB, "the log is misplaced");
         let (file, entries_replayed): (Arc<dyn Source>, _) = if header.log_guid == [0; 16] {
             (source, None)
         } else {
@@ -219,6 +221,7 @@ impl Image {
         let mut taken = BTreeMap::new();
         let mut take = |name: String, offset: u64, len: u64| {
             rule!(offset >= MIB, "{name} lies in the header section");
+            rule!(offset.checked_add(len).is_some(), "{name} has no end");
             let before = taken.range(..offset + len).next_back().map(|(at, (len, name))| (*at + *len, name));
             if let Some((end, other)) = before.filter(|(end, _): &(u64, &String)| *end > offset) {
                 broken!("{name} at {offset} overlaps {other}, which ends at {end}");
@@ -279,12 +282,14 @@ impl Image {
                 // Section 2.5.1.2 and 2.5.2: one bit for each sector of the chunk, the lowest bit first.
                 let ratio = self.chunk_ratio();
                 let sector = (block % ratio * self.block_bytes + within) / self.sector_bytes;
-                let byte = bytes::<1>(&*self.file, self.bitmap(block / ratio).1 + sector / 8)[0];
-                let here = byte >> (sector % 8) & 1 == 1;
-                (
-                    if here { Place::File(at + within) } else { Place::Parent },
-                    self.sector_bytes - within % self.sector_bytes,
-                )
+                let bitmap = self.bitmap(block / ratio).1;
+                let bit = |sector: u64| bytes::<1>(&*self.file, bitmap + sector / 8)[0] >> (sector % 8) & 1 == 1;
+                let here = bit(sector);
+                // As many of the sectors behind it as are in the same place.
+                let sectors = rest.div_ceil(self.sector_bytes);
+                let run = (1..sectors).find(|next| bit(sector + next) != here).unwrap_or(sectors);
+                let place = if here { Place::File(at + within) } else { Place::Parent };
+                (place, (run * self.sector_bytes - within % self.sector_bytes).min(rest))
             }
             (state, _) => unreachable!("checked when opened: {state}"),
         }

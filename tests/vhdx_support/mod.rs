@@ -86,8 +86,8 @@ impl SparseFile {
     }
 
     pub fn zero(&mut self, offset: u64, len: u64) {
-        let inside: Vec<u64> =
-            self.pages.range(offset.div_ceil(PAGE)..(offset + len) / PAGE).map(|(page, _)| *page).collect();
+        let (first, behind) = (offset.div_ceil(PAGE), (offset + len) / PAGE);
+        let inside: Vec<u64> = self.pages.range(first..behind.max(first)).map(|(page, _)| *page).collect();
         for page in inside {
             self.pages.remove(&page);
         }

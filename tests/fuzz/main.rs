@@ -1,0 +1,219 @@
+//! Mutated files: every structure of the formats that is read from a disk, changed by a mutator that knows where its
+//! fields are and makes checksums right again. No file may make us panic, allocate or read without bound, contradict
+//! the reader from the specification, or be left in a state that it refuses.
+//!
+//! A case is a number: it decides the seed file and the changes. `LUNARING_FUZZ_SECONDS` is how long to run (8 without
+//! it), `LUNARING_FUZZ_START` the first case, `LUNARING_FUZZ_CASE` runs one case alone.
+#![allow(unsafe_code, reason = "a counting global allocator is an unsafe impl by definition")]
+
+#[path = "../judges/made.rs"]
+#[allow(dead_code, reason = "only files in memory are made here")]
+mod made;
+#[path = "../judges/made_vhd.rs"]
+mod made_vhd;
+mod mutate;
+#[path = "../reference/mod.rs"]
+mod reference;
+mod seeds;
+mod target;
+mod target_vhd;
+#[path = "../vhdx_support/mod.rs"]
+mod vhdx_support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use mutate::{Field, Mutation, fields, mutation};
+use seeds::Start;
+use target::{Outcome, without_numbers};
+use vhdx_support::{Random, SparseFile};
+
+/// What one case may hold at a time, and what it may never ask for.
+const MEMORY_MAX_BYTES: u64 = 192 << 20;
+const MEMORY_FATAL_BYTES: u64 = 4 << 30;
+/// CPU time of one case. Unoptimised code on a slow machine reading the largest table there can be.
+const CPU_MAX: Duration = Duration::from_secs(30);
+
+thread_local! {
+    static HELD: Cell<u64> = const { Cell::new(0) };
+    static PEAK: Cell<u64> = const { Cell::new(0) };
+    static CASE: Cell<u64> = const { Cell::new(0) };
+}
+
+/// The system's allocator, which knows what each thread holds.
+struct Counting;
+
+fn add(bytes: usize) {
+    let held = HELD.get().saturating_add(bytes as u64);
+    HELD.set(held);
+    PEAK.set(PEAK.get().max(held));
+    if held > MEMORY_FATAL_BYTES && CASE.get() != 0 {
+        eprintln!("case {} asks for {bytes} bytes and holds {held}", CASE.get());
+        std::process::abort();
+    }
+}
+
+fn subtract(bytes: usize) {
+    HELD.set(HELD.get().saturating_sub(bytes as u64));
+}
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        add(layout.size());
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        add(layout.size());
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        subtract(layout.size());
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        subtract(layout.size());
+        add(size);
+        // SAFETY: the caller's promise.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// CPU time of this thread, in clock ticks of 10 ms.
+fn cpu_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/stat").expect("Linux tells");
+    let fields: Vec<&str> = stat[stat.rfind(')').expect("a name")..].split_whitespace().collect();
+    let ticks = |at: usize| fields[at].parse::<u64>().expect("a number");
+    Duration::from_millis(10 * (ticks(12) + ticks(13)))
+}
+
+/// A file to begin with, and the places of its fields.
+struct Seed {
+    start: Start,
+    fields: Vec<Field>,
+}
+
+/// What is done with a file and the bytes behind it.
+type Target = fn(&SparseFile, Option<&SparseFile>) -> Outcome;
+
+fn with_fields(starts: Vec<Start>) -> Vec<Seed> {
+    starts.into_iter().map(|start| Seed { fields: fields(&start.file), start }).collect()
+}
+
+/// What went wrong with a file, if anything.
+fn trouble(target: Target, file: &SparseFile, parent: Option<&SparseFile>) -> Result<Outcome, String> {
+    let (began, before) = (cpu_time(), HELD.get());
+    PEAK.set(before);
+    let outcome = catch_unwind(AssertUnwindSafe(|| target(file, parent))).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+    })?;
+    let (peak, took) = (PEAK.get() - before, cpu_time() - began);
+    if peak > MEMORY_MAX_BYTES {
+        return Err(format!("{peak} bytes of memory"));
+    }
+    if took > CPU_MAX {
+        return Err(format!("{took:?} of CPU time"));
+    }
+    Ok(outcome)
+}
+
+fn case(number: u64, seeds: &[Seed]) -> (&Seed, Mutation) {
+    let mut random = Random(number);
+    let seed = &seeds[random.below(seeds.len() as u64) as usize];
+    (seed, mutation(&mut random, &seed.start.file, &seed.fields))
+}
+
+fn trouble_with(target: Target, seed: &Seed, mutation: &Mutation) -> Result<Outcome, String> {
+    trouble(target, &mutation.apply(&seed.start.file), seed.start.parent.as_ref())
+}
+
+/// The changes without which nothing goes wrong any more.
+fn smallest(target: Target, seed: &Seed, mut mutation: Mutation) -> Mutation {
+    let fails = |mutation: &Mutation| trouble_with(target, seed, mutation).is_err();
+    for at in (0..mutation.edits.len()).rev() {
+        let mut less = mutation.clone();
+        less.edits.remove(at);
+        if fails(&less) {
+            mutation = less;
+        }
+    }
+    let less = Mutation { len: None, ..mutation.clone() };
+    if fails(&less) { less } else { mutation }
+}
+
+fn number_from(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
+}
+
+#[test]
+fn mutated_vhdx_are_survived() {
+    run(target::examine_vhdx, &with_fields(seeds::all()));
+}
+
+#[test]
+fn mutated_vhd_are_survived() {
+    run(target_vhd::examine_vhd, &with_fields(seeds::all_vhd()));
+}
+
+fn run(target: Target, seeds: &[Seed]) {
+    for seed in seeds {
+        let Start { name, file, parent } = &seed.start;
+        let outcome = trouble(target, file, parent.as_ref()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(outcome, Outcome::Read, "{name}");
+    }
+    if let Some(number) = number_from("LUNARING_FUZZ_CASE") {
+        let (seed, mutation) = case(number, seeds);
+        println!("{}: {mutation:x?}", seed.start.name);
+        println!("{:?}", trouble_with(target, seed, &mutation));
+        return;
+    }
+    let limit = Duration::from_secs(number_from("LUNARING_FUZZ_SECONDS").unwrap_or(8));
+    let next = AtomicU64::new(number_from("LUNARING_FUZZ_START").unwrap_or(1));
+    let (failures, opinions) = (Mutex::new(BTreeMap::new()), Mutex::new(BTreeMap::new()));
+    let began = Instant::now();
+    let work = || {
+        while began.elapsed() < limit {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            CASE.set(number);
+            let (seed, mutation) = case(number, seeds);
+            let (kinds, kind) = match trouble_with(target, seed, &mutation) {
+                Ok(outcome) => (&opinions, format!("{outcome:?}")),
+                Err(error) => (&failures, without_numbers(&error)),
+            };
+            CASE.set(0);
+            let mut kinds = kinds.lock().expect("no thread panics while it counts");
+            kinds.entry(kind).or_insert((0u64, number)).0 += 1;
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(work);
+        scope.spawn(work);
+    });
+    let total: u64 = opinions.lock().expect("all threads have ended").values().map(|(count, _)| count).sum();
+    println!("{total} cases");
+    for (outcome, (count, example)) in opinions.lock().expect("all threads have ended").iter() {
+        println!("{count:8}  {outcome} (case {example})");
+    }
+    let failures = failures.into_inner().expect("all threads have ended");
+    for (error, (count, number)) in &failures {
+        let (seed, mutation) = case(*number, seeds);
+        let least = smallest(target, seed, mutation);
+        println!("{count:8}  FAILED {error}\n          case {number}, {}: {least:x?}", seed.start.name);
+    }
+    assert!(failures.is_empty() && total > 100, "see above");
+}
