@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::medium::offline::{self, Hold};
-use crate::medium::{self, DiskFormat, DiskKind, FileError, ImageDescription, ImageIdentity};
-use crate::vhdx::{self, ParentLocator, PathKind, Severity};
+use crate::medium::{self, DiskFormat, DiskKind, FileError, ImageDescription, ImageIdentity, ParentLink};
+use crate::vhdx::{self, Severity};
 
 /// Parents that are looked at.
 const CHAIN_MAX: usize = 4096;
@@ -224,7 +224,7 @@ fn word(severity: Severity) -> &'static str {
 fn walk_chain(report: &mut Report, named: Option<&Path>) {
     let mut named = named.map(Path::to_owned);
     let mut path = report.file.clone();
-    let mut expected: Option<ParentLocator> = None;
+    let mut expected: Option<ParentLink> = None;
     let mut seen = std::collections::HashSet::new();
     while report.chain.len() < CHAIN_MAX {
         let canonical = path.canonicalize().unwrap_or_else(|_| path.clone());
@@ -269,24 +269,12 @@ fn chain_finding(file: &Path, problem: &str) -> Finding {
 }
 
 /// Why a file is not the parent that is meant.
-fn mismatch(locator: &ParentLocator, identity: ImageIdentity) -> Option<String> {
-    let (matches, wanted) = match (locator, identity) {
-        (ParentLocator::Vhdx(parent), ImageIdentity::Vhdx(guid)) => (parent.matches(guid), parent.linkage.to_string()),
-        (ParentLocator::Raw(parent), ImageIdentity::Raw { size_bytes, modified_ns }) => {
-            let wanted = ImageIdentity::Raw { size_bytes: parent.size_bytes, modified_ns: parent.modified_ns };
-            (parent.matches(size_bytes, modified_ns), wanted.to_string())
-        }
-        (locator, _) => (false, locator.to_string()),
-    };
+fn mismatch(link: &ParentLink, identity: ImageIdentity) -> Option<String> {
+    let wanted = link.wanted();
     let changed = || format!("it was changed since its child was made: the child wants {wanted}, this is {identity}");
-    (!matches).then(changed)
+    (!link.matches(identity)).then(changed)
 }
 
-fn find(child: &Path, locator: &ParentLocator) -> Option<PathBuf> {
-    let folder = child.parent()?;
-    let places = locator.search_paths().into_iter().map(|(kind, path)| match kind {
-        PathKind::Relative => folder.join(path),
-        PathKind::Volume | PathKind::Absolute => PathBuf::from(path),
-    });
-    places.into_iter().find(|place| place.exists())
+fn find(child: &Path, link: &ParentLink) -> Option<PathBuf> {
+    link.places(child.parent()?).into_iter().find_map(|place| place.canonicalize().ok())
 }

@@ -4,11 +4,14 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
+use super::link::vhd_parent;
 use super::storage::FileStorage;
-use super::{DiskFormat, DiskKind, FileError, ImageDescription};
+use super::{DiskFormat, DiskKind, FileError, ImageDescription, ImageIdentity};
+use crate::vhd;
 use crate::vhdx::{self, Guid};
 use rustix::fs::{FallocateFlags, fallocate};
 
@@ -17,7 +20,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 pub struct CreateSpec {
     /// The file; it must not exist.
     pub path: PathBuf,
-    /// [`DiskFormat::Vhdx`] or [`DiskFormat::Raw`].
+    /// A format with a file.
     pub format: DiskFormat,
     /// Whether all space is reserved now.
     pub kind: DiskKind,
@@ -92,7 +95,7 @@ fn fill(spec: &CreateSpec, file: &File) -> Result<(), FileError> {
     match spec.format {
         DiskFormat::Raw => fill_raw(spec, file),
         DiskFormat::Vhdx => fill_vhdx(spec, file),
-        DiskFormat::Vhd => Err(FileError::Spec("vhd", "cannot be created yet")),
+        DiskFormat::Vhd => fill_vhd(spec, file),
         DiskFormat::Memory | DiskFormat::Null => Err(FileError::Spec(spec.format.as_str(), "has no file")),
     }
 }
@@ -147,6 +150,35 @@ fn fill_vhdx(spec: &CreateSpec, file: &File) -> Result<(), FileError> {
         parent: vhdx_parent(spec)?,
     };
     let created = vhdx::create(&options, &mut FileStorage(file)).map_err(FileError::Options)?;
+    for range in created.allocate {
+        preallocate(file, &spec.path, range.start, range.end - range.start)?;
+    }
+    Ok(())
+}
+
+fn fill_vhd(spec: &CreateSpec, file: &File) -> Result<(), FileError> {
+    if spec.sector_size_bytes != 512 {
+        return Err(FileError::Spec("vhd", "has sectors of 512 bytes, always"));
+    }
+    let folder = spec.path.parent().unwrap_or(Path::new("/"));
+    let kind = match (spec.kind, &spec.parent) {
+        (DiskKind::Fixed, None) => vhd::NewKind::Fixed,
+        (DiskKind::Dynamic, None) => vhd::NewKind::Dynamic,
+        (DiskKind::Differencing, Some(parent)) => match parent.description.identity {
+            ImageIdentity::Vhd(id) => vhd::NewKind::Differencing(vhd_parent(&parent.path, id, folder)),
+            _ => return Err(FileError::Spec("differencing vhd", "needs a vhd as its parent")),
+        },
+        (DiskKind::Differencing, None) => return Err(FileError::Spec("differencing", "needs a parent")),
+        (kind, Some(_)) => return Err(FileError::Spec(kind.as_str(), "has no parent")),
+    };
+    let options = vhd::CreateOptions {
+        size_bytes: spec.size_bytes,
+        kind,
+        block_size_bytes: spec.block_size_bytes,
+        unique_id: Uuid::new_v4(),
+        unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+    };
+    let created = vhd::create(&options, &mut FileStorage(file)).map_err(FileError::VhdOptions)?;
     for range in created.allocate {
         preallocate(file, &spec.path, range.start, range.end - range.start)?;
     }

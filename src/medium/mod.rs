@@ -19,6 +19,7 @@ mod disk;
 mod error;
 mod image;
 mod layer;
+mod link;
 pub mod offline;
 mod open;
 mod parents;
@@ -30,6 +31,7 @@ pub use describe::{ImageDescription, ImageIdentity, describe, modified_ns, set_m
 pub use disk::{Backing, Disk, Health};
 pub use error::FileError;
 pub use layer::{FileBacking, FileId, LayerFile};
+pub use link::ParentLink;
 pub use open::{OpenSpec, Opened, Probed, open, open_over, probe};
 pub use parents::{LAYERS_MAX, Parents};
 pub use plan::{PLAN_BYTES_MAX, ReadPlan, WritePlan};

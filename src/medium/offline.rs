@@ -15,7 +15,7 @@ use super::image::{format_of, is_vhdx, open_file};
 use super::layer::lock;
 use super::open::{OpenSpec, open};
 use super::storage::FileStorage;
-use super::{Cache, Disk, DiskFormat, FileError, ImageDescription, ImageIdentity, Parents};
+use super::{Cache, Disk, DiskFormat, FileError, ImageDescription, ImageIdentity, ParentLink, Parents};
 use crate::blocks::{BlockMap, Chain, Engine, Level};
 use crate::units::{DiskId, ShardId};
 use crate::vhdx::{self, Guid, GuidSource, ParentLocator};
@@ -172,6 +172,13 @@ pub(super) fn locator_to(
 pub fn set_parent(path: &Path, hold: Hold, parent: &Path) -> Result<(), FileError> {
     let (own, of) = (describe(path)?, describe(parent)?);
     let folder = path.parent().unwrap_or(Path::new("/"));
+    if let (DiskFormat::Vhd, ImageIdentity::Vhd(id)) = (own.format, of.identity) {
+        let file = writable(path, hold)?;
+        let parent = super::link::vhd_parent(parent, id, folder);
+        let set = crate::vhd::set_parent(&mut FileStorage(&file), &parent);
+        set.map_err(|why| FileError::VhdChange { path: path.to_owned(), why })?;
+        return flush(&file, path);
+    }
     let locator = locator_to(parent, &of, folder, own.disk_id)?;
     let file = writable(path, hold)?;
     edited(path, vhdx::set_parent(&mut FileStorage(&file), guids(None), &locator))?;
@@ -181,7 +188,7 @@ pub fn set_parent(path: &Path, hold: Hold, parent: &Path) -> Result<(), FileErro
 /// Let a differencing image take a parent of this identity for its own as well: a merge is about to give it that.
 pub fn expect_identity(path: &Path, hold: Hold, identifier: Guid) -> Result<(), FileError> {
     let own = describe(path)?;
-    let Some(ParentLocator::Vhdx(mut locator)) = own.parent else { return Ok(()) };
+    let Some(ParentLink::Vhdx(ParentLocator::Vhdx(mut locator))) = own.parent else { return Ok(()) };
     if locator.matches(identifier) {
         return Ok(());
     }
@@ -195,7 +202,7 @@ pub fn expect_identity(path: &Path, hold: Hold, identifier: Guid) -> Result<(), 
 /// knows that nobody else has changed it.
 pub fn restamp_raw_parent(path: &Path, parent: &Path) -> Result<(), FileError> {
     match describe(path)?.parent {
-        Some(ParentLocator::Raw(raw)) => super::describe::set_modified_ns(parent, raw.modified_ns),
+        Some(ParentLink::Vhdx(ParentLocator::Raw(raw))) => super::describe::set_modified_ns(parent, raw.modified_ns),
         _ => Ok(()),
     }
 }
