@@ -156,7 +156,8 @@ impl Engine {
         if self.map.poisoned() {
             return self.poison();
         }
-        // Whatever one part does that another may wait for sets `retry`: nobody asks again before an operation has ended.
+        // Whatever one part does that another may wait for sets `retry`: nobody asks again before an operation has
+        // ended.
         loop {
             if std::mem::take(&mut self.retry) {
                 self.serve_queue();
