@@ -1,9 +1,9 @@
-//! Every barrier of the VHDX engine holds something: without it the same power cuts find a loss, with it they find none.
-//! The engine stays as it is; its host leaves out one flush, ends barriers at once, or says that a log entry has been
-//! written before it is.
+//! Every barrier of the VHDX engine holds something: without it the same power cuts find a loss, with it they find
+//! none. The engine stays as it is; its host leaves out one flush, ends barriers at once, or says that a log entry has
+//! been written before it is.
 //!
-//! The flushes behind the two copies of a header stand in for each other: leaving out one of them loses nothing, as each
-//! copy alone serves (section 2.2.2.1 wants both).
+//! The flushes behind the two copies of a header stand in for each other: leaving out one of them loses nothing, as
+//! each copy alone serves (section 2.2.2.1 wants both).
 
 mod vhdx_support;
 

@@ -201,7 +201,6 @@ impl Engine {
         let Some((offset_bytes, block)) = self.relocation.found.last().copied() else {
             // As many were found as are kept, and some have moved: there may be others behind the free space.
             self.relocation.pass = if moved && more { Pass::Search { block: 0 } } else { Pass::Cut { asked: false } };
-            // Nothing is in flight whose end would bring the engine back here.
             self.retry = true;
             return Ok(());
         };
@@ -335,16 +334,15 @@ impl Engine {
         match (moving.stage, result) {
             (Stage::Barrier, Ok(_)) => self.set_stage(Stage::Ready),
             (Stage::Copying, Ok(zeros)) => self.set_stage(Stage::Copied { zeros }),
-            // The host's disk is full (a copy into a hole): the block stays, and the place is cleaned before it is used.
+            // The host's disk is full (a copy into a hole): the block stays, and the place is cleaned before it is
+            // used.
             (Stage::Copying, Err(IoFailure::OutOfSpace)) => {
                 let entry = self.map.entry(moving.block).unwrap_or_default();
                 self.map.store(moving.block, entry.with_busy(false)).expect("the page of a busy block is pinned");
                 self.unpin(self.entry_page(moving.block));
                 if moving.to_bytes != moving.from_bytes {
                     let run = Run { offset_bytes: moving.to_bytes, len_bytes: self.block_len() };
-                    if !self.space.condemn(run) {
-                        self.poison();
-                    }
+                    self.condemn(run);
                 }
                 self.relocation.found.clear();
                 self.relocation.moving = None;

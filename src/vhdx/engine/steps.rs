@@ -22,7 +22,8 @@ pub(super) const RING_RESERVE: u64 = 2 * PAGE_LEN;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// A new FileWriteGuid, and a new DataWriteGuid where the guest writes, in the header to be written (section 2.2.2).
+    /// A new FileWriteGuid, and a new DataWriteGuid where the guest writes, in the header to be written (section
+    /// 2.2.2).
     RenewWriteGuids,
     /// Write the header to the slot that is not current.
     WriteHeader,
@@ -155,6 +156,7 @@ impl Engine {
         if self.map.poisoned() {
             return self.poison();
         }
+        // Whatever one part does that another may wait for sets `retry`: nobody asks again before an operation has ended.
         loop {
             if std::mem::take(&mut self.retry) {
                 self.serve_queue();
@@ -394,9 +396,7 @@ impl Engine {
     }
 
     fn log_end(&mut self) -> Option<Operation> {
-        if self.slack().is_none() {
-            return None;
-        }
+        self.slack()?;
         if self.log.head + 2 * PAGE_LEN + RING_RESERVE > self.log.len_bytes {
             self.script.push_front(Step::LogEnd);
             for step in TURN.into_iter().rev() {
