@@ -69,8 +69,8 @@ impl Level {
         }
     }
 
-    /// Up to which byte from `position` (below its size) to about `end` it is known to have nothing; `position` when not
-    /// even there.
+    /// Up to which byte from `position` (below its size) to about `end` it is known to have nothing; `position` when
+    /// not even there.
     pub(super) fn absent_until(&self, position: u64, end: u64) -> u64 {
         match self {
             Self::Map { map, .. } => map.absent_until(position, end),

@@ -132,8 +132,8 @@ pub enum Asked {
 pub enum Done {
     /// It is done.
     Ok,
-    /// What it was asked for no longer fits the map: plan again, and ask again where the plan says so. For a commit: the
-    /// data has to be written again too.
+    /// What it was asked for no longer fits the map: plan again, and ask again where the plan says so. For a commit:
+    /// the data has to be written again too.
     PlanAgain,
 }
 
@@ -175,8 +175,8 @@ pub trait Engine: Send {
     /// already there is no event.
     fn begin_write_session(&mut self) -> Result<(), EngineError>;
 
-    /// Give every block of the range space, visible at once where that is safe, else staged; wait for busy blocks. Opens
-    /// the write session where that has not happened.
+    /// Give every block of the range space, visible at once where that is safe, else staged; wait for busy blocks.
+    /// Opens the write session where that has not happened.
     fn prepare(&mut self, offset_bytes: u64, len_bytes: u64, ticket: Ticket) -> Result<Asked, EngineError>;
 
     /// Data of the range has been written where a plan of this `epoch` said: make it visible. Sectors that are visible

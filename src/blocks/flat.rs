@@ -1,8 +1,8 @@
 //! Many layers folded into one lookup, so that reading does not slow with depth.
 //!
-//! One word for each *granule* (the smallest block of the folded layers) says where its bytes are: in one layer, nowhere,
-//! or in several, which a sorted list of runs tells apart. Immutable once built; its layers are parents, which do not
-//! change while anyone uses them.
+//! One word for each *granule* (the smallest block of the folded layers) says where its bytes are: in one layer,
+//! nowhere, or in several, which a sorted list of runs tells apart. Immutable once built; its layers are parents, which
+//! do not change while anyone uses them.
 
 use std::fmt;
 use std::ops::Range;

@@ -103,8 +103,8 @@ impl Shape {
 pub enum Table {
     /// The block table: [`Entry`] words, with the words of bitmaps in between where the shape says so.
     Entries,
-    /// One bit for each sector of the disk: bit `s % 64` (least significant first) of word `s / 64`. A page covers 32768
-    /// sectors. Looked at for [`Partial`](super::State::Partial) blocks only.
+    /// One bit for each sector of the disk: bit `s % 64` (least significant first) of word `s / 64`. A page covers
+    /// 32768 sectors. Looked at for [`Partial`](super::State::Partial) blocks only.
     Bits,
 }
 
@@ -216,8 +216,8 @@ impl BlockMap {
         self.word(self.shape.word_index(block))
     }
 
-    /// Up to which byte of the disk, from `position` to about `end`, all blocks are known to be absent without looking at
-    /// each: those in pages of zeros. `position` itself when not even its own block is.
+    /// Up to which byte of the disk, from `position` to about `end`, all blocks are known to be absent without looking
+    /// at each: those in pages of zeros. `position` itself when not even its own block is.
     pub(super) fn absent_until(&self, position: u64, end: u64) -> u64 {
         let page = |byte: u64| (self.shape.word_index((byte >> self.shape.block_shift) as u32) / WORDS_PER_PAGE) as u32;
         let first = page(position);
@@ -240,8 +240,8 @@ impl BlockMap {
         self.entries.get(index).map(Entry).ok_or(Fault::at(Table::Entries, index))
     }
 
-    /// Whether the bit of a sector is set, and how many sectors from there (at least 1, at most `max`) are known to have
-    /// the same value. A run may end early where a page is not resident.
+    /// Whether the bit of a sector is set, and how many sectors from there (at least 1, at most `max`) are known to
+    /// have the same value. A run may end early where a page is not resident.
     pub fn run(&self, sector: u64, max: u64) -> Result<(bool, u64), Fault> {
         debug_assert!(max > 0 && sector + max <= self.shape.sectors().next_multiple_of(64));
         let first = self.bits.get(sector / 64).ok_or(Fault::at(Table::Bits, sector / 64))?;
@@ -305,8 +305,8 @@ impl BlockMap {
         Ok(())
     }
 
-    /// Whether the write session is open. While it is not, every write (overwrites too) goes to the home shard first, so
-    /// that what the format wants changed before the first modification is changed.
+    /// Whether the write session is open. While it is not, every write (overwrites too) goes to the home shard first,
+    /// so that what the format wants changed before the first modification is changed.
     pub fn write_session_open(&self) -> bool {
         self.write_session_open.load(Ordering::Acquire)
     }
@@ -327,8 +327,8 @@ impl BlockMap {
         self.poisoned.store(true, Ordering::Release);
     }
 
-    /// Whether published metadata may not survive a power cut yet. A FUA write that has been planned while this was true
-    /// needs a sync of the whole file after it. Ask after planning, not before.
+    /// Whether published metadata may not survive a power cut yet. A FUA write that has been planned while this was
+    /// true needs a sync of the whole file after it. Ask after planning, not before.
     pub fn metadata_unflushed(&self) -> bool {
         // `durable` first: it never passes `published`, so reading it first errs towards "unflushed".
         let durable = self.durable.load(Ordering::Acquire);
@@ -353,8 +353,8 @@ impl BlockMap {
         self.durable.fetch_max(mark.0, Ordering::AcqRel);
     }
 
-    /// Counts how often space was taken away from blocks. A write into staged space carries the epoch of its plan to the
-    /// commit, which is refused when it is old.
+    /// Counts how often space was taken away from blocks. A write into staged space carries the epoch of its plan to
+    /// the commit, which is refused when it is old.
     pub fn placement_epoch(&self) -> u32 {
         self.placement_epoch.load(Ordering::Acquire)
     }

@@ -8,8 +8,8 @@
 //!
 //! An [`Engine`] changes the map of a writable layer; there is one, on the disk's home shard.
 //!
-//! **May know:** nothing but the leaf modules. Used by the formats, the medium, the shard and what is above. Sans-IO: no
-//! files, clocks or threads; everything shared is atomics.
+//! **May know:** nothing but the leaf modules. Used by the formats, the medium, the shard and what is above. Sans-IO:
+//! no files, clocks or threads; everything shared is atomics.
 #![forbid(unsafe_code)]
 
 mod chain;

@@ -413,8 +413,8 @@ impl PagedTable {
             self.slots_taken.store(taken + 1, Ordering::Relaxed);
             return self.slot(taken);
         }
-        // Second chance: the first round clears the marks. Where readers are quick to set them again, the third round takes
-        // what it gets.
+        // Second chance: the first round clears the marks. Where readers are quick to set them again, the third round
+        // takes what it gets.
         for step in 0..3 * self.slots_max {
             let number = self.hand.load(Ordering::Relaxed);
             self.hand.store((number + 1) % self.slots_max, Ordering::Relaxed);

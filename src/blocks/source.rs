@@ -50,9 +50,9 @@ impl PieceList {
     }
 }
 
-/// What the format of a layer knows about loading pages of its map. Whoever serves a [`Fault`] asks for the pieces, reads
-/// them one behind the other into a page, and has them decoded: a home shard with ring operations, or blocking code
-/// ([`load_blocking`]).
+/// What the format of a layer knows about loading pages of its map. Whoever serves a [`Fault`] asks for the pieces,
+/// reads them one behind the other into a page, and has them decoded: a home shard with ring operations, or blocking
+/// code ([`load_blocking`]).
 pub trait PageSource: Send + Sync {
     /// Where the page is in the file: pieces in order, together one page. What lies behind the end of the file's table
     /// or was never written there is a piece of zeros. `Err`: that other page has to be loaded first.

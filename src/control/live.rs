@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::controller::{Controller, LiveDisk};
+use super::crash::step;
 use super::dataplane::{DataPlane, Owed, ask, shards};
 use super::disks::open;
 use super::error::Refused;
@@ -162,10 +163,12 @@ impl Controller {
         let disk = self.online(name)?;
         self.pause(&[Arc::clone(&disk)]).await?;
         let closed = self.close_engine(&disk).await;
+        step("file: closed");
         let done = match closed {
             Ok(()) => blocking(work).await,
             Err(refused) => Err(refused),
         };
+        step("file: changed");
         let attention = attention.filter(|_| done.is_ok());
         match self.open_again(name, &disk).await {
             Ok(opened) => {

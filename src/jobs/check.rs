@@ -276,5 +276,5 @@ fn mismatch(link: &ParentLink, identity: ImageIdentity) -> Option<String> {
 }
 
 fn find(child: &Path, link: &ParentLink) -> Option<PathBuf> {
-    link.places(child.parent()?).into_iter().find(|place| place.exists())
+    link.places(child.parent()?).into_iter().find_map(|place| place.canonicalize().ok())
 }

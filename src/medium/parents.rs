@@ -174,7 +174,7 @@ fn find(child: &Path, link: &ParentLink) -> Result<PathBuf, FileError> {
     let folder = child.parent().unwrap_or(Path::new("/"));
     let places = link.places(folder);
     match places.iter().find(|place| place.exists()) {
-        Some(place) => Ok(place.clone()),
+        Some(place) => Ok(place.canonicalize().unwrap_or_else(|_| place.clone())),
         None => Err(FileError::ParentMissing { child, locator: link.to_string(), places }),
     }
 }

@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn the_maxima_of_the_block_limits_page_hold() {
-        let most = 8 << 20;
+        let most = 1 << 20;
         assert_eq!(parsed(&list(&[(0, most - 1), (9, 1)])), Ok(vec![(0, most - 1), (9, 1)]));
         assert_eq!(parsed(&list(&[(0, most - 1), (9, 2)])), Err(Sense::invalid_field_in_list(8 + 16 + 8, None)));
         assert_eq!(parsed(&list(&[(0, most), (0, most), (0, most)])), Err(Sense::invalid_field_in_list(32, None)));

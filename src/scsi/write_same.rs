@@ -21,22 +21,27 @@ pub(super) fn write_same_16(cdb: Cdb<'_>, unit: &Unit) -> Action {
 fn write_same(cdb: Cdb<'_>, range: Range, no_data_out: bool, unit: &Unit) -> Action {
     let unmap = cdb.bit(1, 3);
     match check(range, unmap, unit) {
-        Ok(()) => Action::WriteSame { lba: Lba(range.lba), blocks: range.blocks, unmap, no_data_out },
+        Ok(blocks) => Action::WriteSame { lba: Lba(range.lba), blocks, unmap, no_data_out },
         Err(sense) => sense.into(),
     }
 }
 
-fn check(range: Range, unmap: bool, unit: &Unit) -> Result<(), Sense> {
+/// How many blocks. No number means all from the address to the end (WSNZ is zero), as far as MAXIMUM WRITE SAME LENGTH
+/// allows.
+fn check(range: Range, unmap: bool, unit: &Unit) -> Result<u32, Sense> {
     if unmap && !unit.thin_provisioned() {
         return Err(Sense::invalid_field_in_cdb(1, Some(3)));
     }
     check_writable(unit)?;
     range.check_addresses(unit)?;
-    // WSNZ: no number does not mean "to the end", which MAXIMUM WRITE SAME LENGTH would forbid on most units anyway.
-    if range.blocks == 0 || range.blocks > unit.write_same_blocks_max() {
-        return Err(Sense::invalid_field_in_cdb(range.length_byte, None));
+    let blocks = match range.blocks {
+        0 => unit.capacity_blocks() - range.lba,
+        blocks => u64::from(blocks),
+    };
+    match u32::try_from(blocks) {
+        Ok(blocks) if blocks <= unit.write_same_blocks_max() => Ok(blocks),
+        _ => Err(Sense::invalid_field_in_cdb(range.length_byte, None)),
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -79,10 +84,16 @@ mod tests {
     }
 
     #[test]
-    fn no_blocks_does_not_mean_all_and_there_is_a_maximum() {
+    fn no_number_means_all_to_the_end_and_there_is_a_maximum() {
+        let short = UnitConfig { capacity_blocks: 0x8_0000, ..THIN };
+        assert_eq!(run(&short, &[0x41, 0, 0, 0, 0, 0, 0, 0, 0, 0]), expected(0, 0x8_0000, false, false));
+        assert_eq!(run(&short, &[0x93, 9, 0, 0, 0, 0, 0, 7, 0xff, 0xfe]), expected(0x7_fffe, 2, true, true));
+        // 256 MiB are written or unmapped at once.
         assert_eq!(run(&THIN, &[0x41, 0, 0, 0, 0, 0, 0, 0, 0, 0]), invalid_field(7, None));
         assert_eq!(run(&THIN, &[0x93, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), invalid_field(10, None));
         assert_eq!(run(&THIN, &[0x93, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 1]), invalid_field(10, None));
+        let huge = UnitConfig { capacity_blocks: 1 << 40, ..THIN };
+        assert_eq!(run(&huge, &[0x93]), invalid_field(10, None), "more than 32 bits");
     }
 
     #[test]

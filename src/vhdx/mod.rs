@@ -37,6 +37,13 @@
 //!
 //! Where the absence of a block or sector shows a parent, the payload is written and flushed first, and one entry with
 //! the sector bits and the block's word makes it visible.
+//!
+//! # Changing a file that nobody serves
+//!
+//! [`resize`], [`set_parent`], [`set_item`], [`delete_item`] and [`repair`] are all or nothing: what nobody refers to
+//! yet is written first, one log entry holds the rest, and the header that names its LogGuid is the instant. A
+//! [`check`] goes through the same rules as [`open`], lists all that are broken, and finds an error exactly where
+//! opening refuses.
 #![forbid(unsafe_code)]
 
 mod bat;

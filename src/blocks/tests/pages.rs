@@ -187,7 +187,8 @@ fn come_and_go(table: &PagedTable, contents: &[[u8; PAGE_BYTES]], from: u32, sto
 }
 
 /// Readers never see another page's word or a torn page while two threads fill and evict, and the words of a page that
-/// is written never go back. More threads than processors: what goes wrong needs a reader that is stopped at a bad moment.
+/// is written never go back. More threads than processors: what goes wrong needs a reader that is stopped at a bad
+/// moment.
 #[test]
 fn readers_see_only_right_words_while_pages_come_and_go() {
     const PAGES: u64 = 6;
