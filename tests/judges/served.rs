@@ -77,6 +77,7 @@ fn what_a_server_leaves_is_read_alike_by_all() {
     write(&server, &iqn, &["write -P 7 8k 4k", "discard 2M 1M", "write -P 8 11M 512"]);
     server.ok(&["snapshot", "create", "child", "two"]);
     write(&server, &iqn, &["write -P 9 11M 4k", "write -P 10 7M 64k"]);
+    server.ok(&["disk", "compact", "child"]);
     let expected = initiator(&server, &iqn, 0);
     let copy = server.file("copy.vhdx");
     server.ok(&["disk", "convert", "child", "--to", text(&copy)]);
@@ -90,4 +91,27 @@ fn what_a_server_leaves_is_read_alike_by_all() {
     assert_eq!(fs::read_dir(directory).expect("a directory").count(), 4);
     let chain = Subject { depth: 4, any_states: true, ..subject };
     judge_all(&chain, &[&leaf], &expected);
+}
+
+/// The same for the older format: a dynamic disk and a child, written by an initiator.
+#[test]
+fn vhd_that_a_server_leaves_is_read_alike_by_all() {
+    let mut server = Server::start();
+    server.ok(&["disk", "create", "old", "--size", "9M", "--format", "vhd"]);
+    let iqn = server.target_with("old", "old");
+    let commands = ["-c", "write -P 1 0 3M", "-c", "write -P 2 5001k 100k", "-c", "discard 2M 2M", "-c", "flush"];
+    tool_ok("qemu-io", &[&["-f", "raw"], &commands[..], &[&server.url(&iqn, 0)]].concat());
+    let expected = initiator(&server, &iqn, 0);
+    server.ok(&["target", "delete", "old"]);
+    server.ok(&["disk", "create", "young", "--kind", "differencing", "--parent", "old", "--format", "vhd"]);
+    let iqn = server.target_with("young", "young");
+    let commands = ["-c", "write -P 4 512 1k", "-c", "write -P 5 8M 1M", "-c", "flush"];
+    tool_ok("qemu-io", &[&["-f", "raw"], &commands[..], &[&server.url(&iqn, 0)]].concat());
+    let expected_young = initiator(&server, &iqn, 0);
+    let (parent, leaf) = (server.disk_file("old"), server.disk_file("young"));
+    server.stop();
+    assert_ne!(expected, expected_young);
+    let subject = Subject { size_bytes: 9 * MIB, ..Subject::new(Format::Vhd) };
+    judge_all(&subject, &[&parent], &expected);
+    judge_all(&Subject { depth: 2, ..subject }, &[&leaf, &parent], &expected_young);
 }
