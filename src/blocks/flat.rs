@@ -152,7 +152,8 @@ impl FlatMap {
     /// Memory that it takes.
     pub fn memory_bytes(&self) -> u64 {
         let pages = self.pages.iter().flatten().count() * PAGE_WORDS * 8;
-        (pages + size_of_val(&*self.pages) + self.run_starts.capacity() * 4 + self.run_targets.capacity() * 8) as u64
+        let runs = self.run_starts.capacity() * 4 + self.run_targets.capacity() * 8;
+        (size_of_val(&*self.pages) + pages + runs + self.cells.capacity() * 8) as u64
     }
 
     /// Where the bytes from `position` on are, which must be below the size; at most `len_bytes`.
