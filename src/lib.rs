@@ -46,8 +46,8 @@
 //!   write).
 //! * **Who owns a buffer.** An operation owns its buffers while the kernel may touch them ([`ring`]); a connection is
 //!   closed only when everything of it has come back ([`shard`]). Held by `tests/ring_parity`.
-//! * **Home shards.** One shard alone changes a disk's metadata; all others read a lock-free view ([`blocks::BlockMap`])
-//!   and ask by message.
+//! * **Home shards.** One shard alone changes a disk's metadata; all others read a lock-free view
+//!   ([`blocks::BlockMap`]) and ask by message.
 //! * **What runs is what is simulated.** [`shard::Shard`] is generic over [`ring::Ring`]; [`sim`] is the second
 //!   implementation, seeded. Held by `tests/ring_parity` and `tests/sim_shard.rs`.
 //! * **Everything is bounded** ([`limits`]). What is full refuses by protocol: a closed command window, a delayed R2T,
