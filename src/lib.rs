@@ -7,7 +7,7 @@
 //!                        (one pinned thread each)        (one thread)
 //!    NIC RX queue k ──►  shard k                         unix socket: HTTP/1.1 + JSON API
 //!                        link → iscsi → scsi             metrics (Prometheus), configuration file
-//!                          → medium (vhdx) → ring ◄────►
+//!                          → medium (vhdx, vhd) → ring ◄────►
 //!                                           bounded mailboxes only
 //! ```
 //!
@@ -20,23 +20,25 @@
 //!
 //! READ: received bytes → [`iscsi::connection`] parses the header in place and checks CmdSN and digests →
 //! [`scsi::execute()`] looks the opcode up in its command table and says what the medium has to do →
-//! [`medium::Disk::plan_read`] gives file extents from the block allocation table → the ring reads them into an owned
-//! buffer → headers and that same buffer leave in one gathered send, GOOD in the last Data-In.
+//! [`medium::Disk::plan_read`] gives extents of the files of the disk's chain ([`blocks::Chain`]) → the ring reads them
+//! into an owned buffer → headers and that same buffer leave in one gathered send, GOOD in the last Data-In.
 //!
 //! WRITE: immediate data, unsolicited and solicited Data-Out gather in one aligned buffer (large payload is received
 //! straight into it) → digests are checked → [`medium::Disk::plan_write`] gives extents, or the disk's home shard is
-//! asked to allocate blocks → the ring writes them → status.
+//! asked to prepare the range → the ring writes them → where what was written is not visible yet (a differencing disk),
+//! the home shard commits it → status.
 //!
 //! # Modules, and what each may use
 //!
 //! ```text
-//! main → cli ; main → control → jobs → shard → { iscsi, medium, ring, mem, observe }      sim → { shard, ring, mem }
-//! iscsi → scsi      medium → { vhdx, vhd, scsi, ring, mem, observe }      vhdx, vhd → blocks      ring → mem
+//! main → cli ; main → control → jobs → shard → { iscsi, scsi, medium, ring, mem, observe }  sim → { shard, ring, mem }
+//! iscsi → scsi     medium → { vhdx, vhd, scsi, ring, mem, observe }     vhdx, vhd → blocks     blocks, scsi → nothing
+//! ring → mem
 //! ```
 //!
-//! `bounded`, `crc32c`, `limits` and `units` are leafs that all may use. [`iscsi`], [`scsi`], [`blocks`] and [`vhdx`]
-//! are sans-IO: no sockets, files, clocks or threads; time and randomness are arguments. `unsafe` lives in [`ring`] and
-//! [`mem`] only. `tests/tidy.rs` holds all of this.
+//! `bounded`, `crc32c`, `limits` and `units` are leafs that all may use. [`iscsi`], [`scsi`], [`blocks`], [`vhdx`] and
+//! [`vhd`] are sans-IO: no sockets, files, clocks or threads; time and randomness are arguments. `unsafe` lives in
+//! [`ring`] and [`mem`] only. `tests/tidy.rs` holds all of this.
 //!
 //! # What always holds
 //!
@@ -46,8 +48,12 @@
 //!   write).
 //! * **Who owns a buffer.** An operation owns its buffers while the kernel may touch them ([`ring`]); a connection is
 //!   closed only when everything of it has come back ([`shard`]). Held by `tests/ring_parity`.
-//! * **Home shards.** One shard alone changes a disk's metadata; all others read a lock-free view
-//!   ([`blocks::BlockMap`]) and ask by message.
+//! * **Home shards.** One shard alone changes a disk's metadata; all others read a lock-free map ([`blocks::BlockMap`])
+//!   and ask by message.
+//! * **Space changes hands behind a barrier.** What a block leaves is given to another only when its entry is durable,
+//!   every plan of every shard that could still use it has been carried out, and the space reads as zeros durably.
+//! * **Parents do not change.** A chain's lower files are opened once and never written while anybody reads through
+//!   them, except where a layer above hides every byte that is written (merging).
 //! * **What runs is what is simulated.** [`shard::Shard`] is generic over [`ring::Ring`]; [`sim`] is the second
 //!   implementation, seeded. Held by `tests/ring_parity` and `tests/sim_shard.rs`.
 //! * **Everything is bounded** ([`limits`]). What is full refuses by protocol: a closed command window, a delayed R2T,

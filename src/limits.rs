@@ -36,9 +36,10 @@ pub const NEGOTIATION_BYTES_MAX: usize = 64 * 1024;
 /// memory for the rest.
 pub const TRANSFER_BYTES_MAX: u32 = 32 * 1024 * 1024;
 
-/// Bytes of all the ranges of one UNMAP (MAXIMUM UNMAP LBA COUNT). 2,048 of the usual 2 MiB blocks are released in a
-/// fraction of a second, far within the 30 s that initiators wait; Linux asks for no more than this at once.
-pub const UNMAP_BYTES_MAX: u64 = 4 << 30;
+/// Blocks of all the ranges of one UNMAP (MAXIMUM UNMAP LBA COUNT): 512 MiB of short blocks, 4 GiB of long ones. 2,048
+/// of the usual 2 MiB blocks are released in a fraction of a second, far within the 30 s that initiators wait, and test
+/// suites take a greater number for a mistake.
+pub const UNMAP_BLOCKS_MAX: u32 = 1024 * 1024;
 
 /// Descriptors of one UNMAP (MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT): a list of 4 KiB and its header.
 pub const UNMAP_DESCRIPTORS_MAX: usize = 256;

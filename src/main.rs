@@ -15,7 +15,7 @@ use lunaring::control::server::Ready;
 fn main() -> ExitCode {
     let command = match cli::file_command(cli::parse().command) {
         Ok(command) => return report(on_file(command)),
-        Err(command) => command,
+        Err(command) => *command,
     };
     let outcome = match command {
         Command::Serve(arguments) => serve(arguments).map_err(|refused| refused.message),

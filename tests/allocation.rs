@@ -79,6 +79,7 @@ fn disks() -> Vec<DiskPlan> {
         plan(DiskFormat::Raw, DiskKind::Dynamic, 512),
         plan(DiskFormat::Vhdx, DiskKind::Dynamic, 512),
         plan(DiskFormat::Vhdx, DiskKind::Dynamic, 4096),
+        plan(DiskFormat::Vhdx, DiskKind::Differencing, 512),
     ]
 }
 
@@ -89,6 +90,8 @@ fn initiator(world: &World, number: u64) -> Initiator {
         first_sector: number * 16 * 1024,
         sector_count: 8 * 1024,
         may_fail: false,
+        thin: lun >= 2,
+        layered: lun == 5,
     };
     let keep = Keeping::Always;
     let config = InitiatorConfig {
@@ -96,7 +99,14 @@ fn initiator(world: &World, number: u64) -> Initiator {
         initiator_name: format!("iqn.2026-11.io.lunaring:initiator-{number}"),
         target_name: Server::target_name().into(),
         isid: [0x40, 0, 0, 0, 0, number as u8],
-        luns: vec![lun(0, Keeping::WhileServed), lun(1, Keeping::Nothing), lun(2, keep), lun(3, keep), lun(4, keep)],
+        luns: vec![
+            lun(0, Keeping::WhileServed),
+            lun(1, Keeping::Nothing),
+            lun(2, keep),
+            lun(3, keep),
+            lun(4, keep),
+            lun(5, keep),
+        ],
         commands: 1_000_000,
         depth: 16,
         transfer_bytes_max: 512 * 1024,

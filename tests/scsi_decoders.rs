@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 
 use lunaring::scsi::command_table::COMMANDS;
 use lunaring::scsi::{
-    Action, BlockLength, CommandRequest, Condition, LbaStatusReply, LogicalUnit, NexusUnit, ParameterList,
-    Provisioning, Sense, SenseCode, SenseFormat, TargetView, Unit, UnitConfig, execute, lun,
+    Action, BlockLength, CommandRequest, Condition, Features, LbaStatusReply, LogData, LogicalUnit, NexusUnit,
+    ParameterList, Provisioning, Sense, SenseCode, SenseFormat, TargetView, Unit, UnitConfig, execute, log, lun,
 };
 use lunaring::units::{Lba, Lun};
 
@@ -71,7 +71,7 @@ fn reply_of(config: &UnitConfig<'_>, cdb: &[u8]) -> Vec<u8> {
     let mut out = ParameterList::new(&mut buffer);
     let (unit, mut nexus) = (Unit::new(config).expect("a valid description"), NexusUnit::default());
     let logical_unit = LogicalUnit { unit: &unit, nexus: &mut nexus, condition: Condition::Ready };
-    let action = execute(&CommandRequest { cdb: &padded }, &target, Some(logical_unit), &mut out);
+    let action = execute(&CommandRequest { cdb: &padded, data_out_bytes: None }, &target, Some(logical_unit), &mut out);
     assert_eq!(action, Action::DataIn, "{cdb:02x?}");
     out.bytes().to_vec()
 }
@@ -168,7 +168,7 @@ fn limits_and_provisioning_pages() {
             "Maximum write same length: 0x80000 blocks",
         ],
     );
-    assert!(vpd_page(0xb0).contains("Write same non-zero (WSNZ): 1"));
+    assert!(vpd_page(0xb0).contains("Write same non-zero (WSNZ): 0"));
     assert_lines(&vpd_page(0xb1), &["Non-rotating medium (e.g. solid state)", "FUAB=1"]);
     assert_lines(
         &vpd_page(0xb2),
@@ -182,7 +182,7 @@ fn thin_provisioning() {
     assert_lines(
         &page(0xb0),
         &[
-            "Maximum unmap LBA count: 8388608",
+            "Maximum unmap LBA count: 1048576",
             "Maximum unmap block descriptor count: 256",
             "Optimal unmap granularity: 4096 blocks",
             "Unmap granularity alignment valid: true",
@@ -200,6 +200,50 @@ fn thin_provisioning() {
             "Provisioning type: 2 (thin provisioned)",
         ],
     );
+}
+
+#[test]
+fn log_pages() {
+    let unit = Unit::new(&thin()).expect("a valid description").with_features(Features::ALL);
+    let data = LogData {
+        reads: 11,
+        writes: 12,
+        bytes_received: 13 << 9,
+        bytes_transmitted: 14 << 9,
+        read_us: 15,
+        write_us: 16,
+        idle_us: 17,
+        available_bytes: 18 << 20,
+        used_bytes: 19 << 20,
+    };
+    let text = |page| {
+        let mut buffer = [0; 128];
+        let len = log::report(&unit, page, &data, 512, &mut buffer);
+        decoded("sg_logs", &["--in=-"], &buffer[..len])
+    };
+    let lines = [
+        "number of read commands = 11",
+        "number of write commands = 12",
+        "number of logical blocks received = 13",
+        "number of logical blocks transmitted = 14",
+        "read command processing intervals = 15",
+        "write command processing intervals = 16",
+        "idle time intervals = 17",
+        "time interval negative exponent = 6",
+        "time interval integer = 1",
+    ];
+    assert_lines(&text(0x19), &lines);
+    let lines = [
+        "Available LBA mapping threshold resource count: 18",
+        "Scope: not dedicated to lu",
+        "Used LBA mapping threshold resource count: 19",
+        "Scope: dedicated to lu",
+    ];
+    assert_lines(&text(0x0c), &lines);
+    let page = |code: u8| decoded("sg_logs", &["--in=-"], &reply(&[0x4d, 0, 0x40 | code, 0, 0, 0, 0, 2, 0]));
+    assert_lines(&page(0x00), &["0x00        Supported log pages [sp]", "0x0e        Start-stop cycle counter [sscc]"]);
+    assert_lines(&page(0x0e), &["Accumulated start-stop cycles = 0"]);
+    assert_lines(&page(0x2f), &["IE asc = 0x0, ascq = 0x0"]);
 }
 
 #[test]

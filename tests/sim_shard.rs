@@ -91,6 +91,30 @@ fn a_server_that_stops_lets_its_sessions_log_out_and_closes_its_disks() {
 }
 
 #[test]
+fn children_over_parents_hold_what_they_differ_in() {
+    let reports = run_all("layers", 4);
+    assert_eq!(total(&reports, |r| r.failed + r.lost), 0);
+    assert_prompt(&reports, Nanos(3_000_000_000));
+}
+
+#[test]
+fn disks_change_under_io_and_nobody_notices() {
+    let reports = run_all("changes", 6);
+    assert_eq!(total(&reports, |r| r.failed + r.lost), 0);
+    assert_prompt(&reports, Nanos(3_000_000_000));
+}
+
+#[test]
+fn a_process_killed_between_changes_has_lost_nothing_that_it_answered() {
+    run_all("changes-killed", 6);
+}
+
+#[test]
+fn a_power_cut_between_changes_leaves_what_was_synchronized() {
+    run_all("changes-power", 6);
+}
+
+#[test]
 fn a_killed_process_has_lost_nothing_that_it_answered() {
     let reports = run_all("killed", 8);
     assert!(total(&reports, |r| r.logins) > total(&reports, |_| 1), "some sessions came back");

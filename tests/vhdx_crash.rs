@@ -1,9 +1,10 @@
 //! Power cuts and process kills at every instant of seeded histories of VHDX disks, with and without a parent: after
-//! reopening, what was flushed is there, everything else is old or new sector by sector, nothing acknowledged is lost by
-//! a kill, the file is sound, and a reader that shares no code with ours sees the same.
+//! reopening, what was flushed is there, everything else is old or new sector by sector, nothing acknowledged is lost
+//! by a kill, the file is sound, and a reader that shares no code with ours sees the same.
 
 mod vhdx_support;
 
+use lunaring::blocks::Engine as _;
 use lunaring::vhdx::{Access, CreateOptions, DiskKind, NewParent, ParentLocator, VhdxParent, create, format::Guid};
 use vhdx_support::guest::{Begun, Guest, History, Instants, cut_everywhere, parent_of};
 use vhdx_support::{Host, MIB, Random, RecordedFile, SECTOR, SparseFile, create_options, open_with};
@@ -118,7 +119,9 @@ impl Life {
             self.step();
         }
         self.end_all();
-        let host = self.host.take().expect("open");
+        let mut host = self.host.take().expect("open");
+        host.settle();
+        assert!(host.engine.is_idle(), "{:?}: something waits for nothing", self.script);
         let file = if self.script.abandoned { host.file } else { self.guest.close(host) };
         History { file, guest: self.guest }
     }

@@ -1,5 +1,5 @@
-//! Nothing that stands in a file makes an engine panic: files of all kinds with random damage are opened and, where that
-//! is not refused, read, written, trimmed, compacted and closed.
+//! Nothing that stands in a file makes an engine panic: files of all kinds with random damage are opened and, where
+//! that is not refused, read, written, trimmed, compacted and closed.
 
 mod vhdx_support;
 

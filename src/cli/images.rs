@@ -29,13 +29,13 @@ pub enum FileCommand {
 }
 
 /// Whether a command is about a file and not about a server.
-pub fn file_command(command: Command) -> Result<FileCommand, Command> {
-    let Command::Disk(disk) = command else { return Err(command) };
+pub fn file_command(command: Command) -> Result<FileCommand, Box<Command>> {
+    let Command::Disk(disk) = command else { return Err(Box::new(command)) };
     let json = disk.client.json;
     match disk.verb {
         DiskVerb::Check(check) if is_file(&check.image) => Ok(FileCommand::Check(check, json)),
         DiskVerb::Convert(convert) if is_file(&convert.image) => Ok(FileCommand::Convert(convert, json)),
-        _ => Err(Command::Disk(disk)),
+        _ => Err(Box::new(Command::Disk(disk))),
     }
 }
 
@@ -229,7 +229,7 @@ fn to_hex(bytes: &[u8]) -> String {
 fn from_hex(text: &str) -> Option<Vec<u8>> {
     let digits: Vec<u8> = text.chars().map(|c| c.to_digit(16).map(|d| d as u8)).collect::<Option<_>>()?;
     let pairs = digits.chunks_exact(2);
-    pairs.remainder().is_empty().then(|| pairs.map(|pair| pair[0] << 4 | pair[1]).collect())
+    pairs.remainder().is_empty().then(|| pairs.map(|pair| (pair[0] << 4) | pair[1]).collect())
 }
 
 /// `lunaring snapshot`

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -24,7 +24,8 @@ use crate::iscsi::directory::{self, Authentication, Directory};
 use crate::iscsi::names::IscsiName;
 use crate::jobs::{JobId, Registry};
 use crate::limits::CONTROL_CONNECTIONS_MAX;
-use crate::medium;
+use crate::medium::offline;
+use crate::medium::{self, DiskFormat};
 use crate::shard::message::{Configuration, LunMap, Mapping, ToShard};
 use crate::units::{DiskId, Lun, PortalId, ShardId, TargetId};
 
@@ -115,7 +116,8 @@ impl Controller {
             let state = Arc::clone(&state);
             blocking(move || {
                 let config = state.load()?;
-                state.recover(&config)?;
+                let interrupted = state.recover(&config)?;
+                restamp_raw_files(&state, &config, interrupted);
                 Ok(config)
             })
             .await?
@@ -245,6 +247,24 @@ impl Controller {
     pub(super) fn portal_id(&mut self) -> PortalId {
         self.portal_next += 1;
         PortalId(self.portal_next)
+    }
+}
+
+/// Raw files below a disk's own images are known by their last change. A crash may have come between a write to one and
+/// the record of that: who wrote it was this server.
+fn restamp_raw_files(state: &StateDir, config: &Config, interrupted: bool) {
+    for disk in config.disks.values().filter(|disk| interrupted || disk.merge.is_some()) {
+        let raw = |parent: &Path| {
+            disk.snapshots.values().any(|of| of.format == DiskFormat::Raw && of.file.as_path() == parent)
+        };
+        let of_snapshots = disk.snapshots.values().map(|of| (Some(of.file.as_path()), of.file_parent.as_deref()));
+        let pairs = of_snapshots.chain([(disk.file.as_deref(), disk.parent.as_deref())]);
+        for (file, parent) in pairs.filter_map(|(file, parent)| Some((file?, parent?))).filter(|pair| raw(pair.1)) {
+            let restamped = offline::restamp_raw_parent(&state.absolute(file), &state.absolute(parent));
+            if let Err(error) = restamped {
+                tracing::warn!("{error}");
+            }
+        }
     }
 }
 

@@ -427,7 +427,8 @@ impl Controller {
         }
     }
 
-    /// Merge a disk's leaf into the file of a deleted snapshot, while commands are held: the disk goes on with that file.
+    /// Merge a disk's leaf into the file of a deleted snapshot, while commands are held: the disk goes on with that
+    /// file.
     async fn merge_leaf(&mut self, name: &str, snapshot: &str) -> Result<(), Refused> {
         let old = self.online(name)?;
         self.merge_record(name, snapshot.to_owned(), None).await?;
@@ -470,6 +471,7 @@ impl Controller {
             }
         }
         self.publish();
+        step("merge: leaf opened");
         if let Err(refused) = merged {
             self.end_change();
             return Err(refused);

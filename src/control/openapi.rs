@@ -205,8 +205,8 @@ fn resource_schemas() -> Value {
         "Disks": object("disks Disk[]"),
         "NewDisk": object(
             "name string, existing? boolean, size_bytes? integer, format? vhdx|vhd|raw|memory|null, \
-             kind? dynamic|fixed|differencing, block_size_bytes? integer, parent? string, sector_size_bytes? integer, file? string, cache? direct|buffered, \
-             read_only? boolean",
+             kind? dynamic|fixed|differencing, block_size_bytes? integer, parent? string, \
+             sector_size_bytes? integer, file? string, cache? direct|buffered, read_only? boolean",
         ),
         "DeletedDisk": object("name string, kept_file? string, warning? string"),
         "Target": object("name string, iqn string, luns TargetLun[], allow string[], auth? TargetAuth"),

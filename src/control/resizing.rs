@@ -1,4 +1,5 @@
-//! What is changed in an image while its disk's commands are held for a moment: the size, and user metadata. And checks.
+//! What is changed in an image while its disk's commands are held for a moment: the size, and user metadata. And
+//! checks.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -54,7 +55,8 @@ impl Controller {
         let sector = u64::from(live.block_length());
         if wanted.size_bytes == 0 || !wanted.size_bytes.is_multiple_of(sector) {
             return Err(Refused::invalid(format!(
-                "a size of {} bytes is not possible; it must be a positive multiple of the sector size ({sector} bytes)",
+                "a size of {} bytes is not possible; it must be a positive multiple of the sector size ({sector} \
+                 bytes)",
                 wanted.size_bytes
             )));
         }

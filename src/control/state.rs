@@ -181,16 +181,17 @@ impl StateDir {
         let _ = fs::remove_file(self.change_path());
     }
 
-    /// Finish or undo a change to files that a crash interrupted, so that the files agree with `config`.
+    /// Finish or undo a change to files that a crash interrupted, so that the files agree with `config`. Gives whether
+    /// there was one.
     ///
     /// # Errors
     /// The record cannot be read, or a file cannot be removed.
-    pub fn recover(&self, config: &Config) -> Result<(), Refused> {
+    pub fn recover(&self, config: &Config) -> Result<bool, Refused> {
         self.recover_unfinished(config)?;
         let path = self.change_path();
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(e) => return Err(Refused::failed(format!("cannot read {}: {e}", path.display()))),
         };
         let change: FileChange = serde_json::from_str(&text).map_err(|e| {
@@ -202,7 +203,7 @@ impl StateDir {
         })?;
         self.settle(change, config)?;
         self.end();
-        Ok(())
+        Ok(true)
     }
 
     /// Finish or undo a change to files, so that they agree with `config`.

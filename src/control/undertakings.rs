@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -16,6 +17,13 @@ use super::state;
 use crate::jobs::{JobError, JobId, JobInfo, JobKind, Progress, Running};
 use crate::medium::{self, CreateSpec, Disk, DiskFormat, DiskKind};
 use crate::shard::message::ToShard;
+
+/// How often a job that waits looks whether it is still wanted.
+const CANCEL_LOOK: Duration = Duration::from_millis(100);
+
+/// Block size of a copy: what is empty between two files of a guest takes no space. The format's own default for new
+/// disks is larger.
+const COPY_BLOCK_BYTES: u64 = 2 << 20;
 
 impl Controller {
     /// Refuse to touch a disk that a job works on.
@@ -41,11 +49,18 @@ impl Controller {
     }
 
     /// A job has come to its end.
-    pub(super) fn job_end(&mut self, disk: &str, job: JobId) {
-        if self.busy.get(disk) == Some(&job) {
-            self.busy.remove(disk);
+    async fn job_end(&mut self, disk: String, job: JobId) -> Result<(), Refused> {
+        if self.busy.get(&disk) == Some(&job) {
+            self.busy.remove(&disk);
         }
         self.publish();
+        Ok(())
+    }
+
+    /// A copy has its name, or is gone.
+    async fn forget_unfinished(&mut self, id: Uuid) -> Result<(), Refused> {
+        self.state.end_unfinished(id);
+        Ok(())
     }
 
     /// The disks with merges that a former run of the server left behind.
@@ -81,12 +96,17 @@ fn conversion(source: &Disk, wanted: &api::Convert) -> Result<(CreateSpec, PathB
     }
     refuse_taken(&wanted.to)?;
     let id = Uuid::new_v4();
+    let format = wanted.format.map_or_else(|| format_by_name(&wanted.to), Ok)?;
+    let has_blocks = matches!(format, DiskFormat::Vhdx | DiskFormat::Vhd);
+    if wanted.block_size_bytes.is_some() && !has_blocks {
+        return Err(Refused::invalid("--block-size is for vhdx and vhd images"));
+    }
     let spec = CreateSpec {
         path: wanted.to.with_file_name(format!(".lunaring-{id}")),
-        format: wanted.format.map_or_else(|| format_by_name(&wanted.to), Ok)?,
+        format,
         kind: wanted.kind.unwrap_or(DiskKind::Dynamic),
         size_bytes: source.size_bytes(),
-        block_size_bytes: wanted.block_size_bytes,
+        block_size_bytes: wanted.block_size_bytes.or(has_blocks.then_some(COPY_BLOCK_BYTES)),
         sector_size_bytes: source.block_length(),
         parent: None,
         disk_id: None,
@@ -206,7 +226,7 @@ impl Handle {
         let (running, spec, to, id) = begun.await?;
         self.undertake(disk.clone(), running, async move |handle, progress| {
             let result = handle.convert(&disk, spec, to, progress).await;
-            let ended = handle.change(move |c| Box::pin(async move { Ok(c.state.end_unfinished(id)) })).await;
+            let ended = handle.change(move |c| Box::pin(c.forget_unfinished(id))).await;
             result.and(ended.map_err(failed))
         })
     }
@@ -244,7 +264,7 @@ impl Handle {
             let outcome = work(handle.clone(), Arc::clone(running.progress())).await;
             let id = running.id();
             // The server is ending when this is refused.
-            let _ = handle.change(move |c| Box::pin(async move { Ok(c.job_end(&disk, id)) })).await;
+            let _ = handle.change(move |c| Box::pin(c.job_end(disk, id))).await;
             running.finish(outcome);
         });
         Ok(info)
@@ -287,7 +307,14 @@ impl Handle {
         loop {
             progress.go_on()?;
             let step = super::dataplane::ask(&*self.plane, home, |reply| ToShard::Relocate { disk: id, reply }).await;
-            let more = step.wait().await.and_then(|more| more.map_err(Refused::failed)).map_err(failed)?;
+            let cancelled = async {
+                loop {
+                    progress.go_on()?;
+                    async_io::Timer::after(CANCEL_LOOK).await;
+                }
+            };
+            let stepped = async { step.wait().await.and_then(|more| more.map_err(Refused::failed)).map_err(failed) };
+            let more = futures_lite::future::or(stepped, cancelled).await?;
             if !more {
                 return Ok(());
             }

@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::medium::offline::{self, Hold};
-use crate::medium::{self, DiskFormat, DiskKind, FileError, ImageDescription, ImageIdentity};
-use crate::vhdx::{self, ParentLocator, PathKind, Severity};
+use crate::medium::{self, DiskFormat, DiskKind, FileError, ImageDescription, ImageIdentity, ParentLink};
+use crate::vhd;
+use crate::vhdx::{self, Severity};
 
 /// Parents that are looked at.
 const CHAIN_MAX: usize = 4096;
@@ -117,6 +118,7 @@ pub fn check(path: &Path, options: Options<'_>) -> Result<Report, FileError> {
     report.format = Some(probed);
     match probed {
         DiskFormat::Vhdx => check_vhdx(&mut report, options)?,
+        DiskFormat::Vhd => check_vhd(&mut report, options)?,
         _ => check_by_description(&mut report, options)?,
     }
     walk_chain(&mut report, options.parent);
@@ -212,6 +214,49 @@ fn tell_vhdx(report: &mut Report, found: &vhdx::CheckReport) {
     }
 }
 
+fn check_vhd(report: &mut Report, options: Options<'_>) -> Result<(), FileError> {
+    if options.repair {
+        let hold = if options.held { Hold::Held } else { Hold::Lock };
+        match offline::repair_vhd(&report.file, hold)? {
+            vhd::Repaired::Nothing => {}
+            done => report.repaired.push(format!("{done:?}")),
+        }
+    }
+    let found = offline::check_vhd(&report.file)?;
+    report.creator = Some(found.creator).filter(|creator| !creator.is_empty());
+    report.kind = found.kind.map(|kind| match kind {
+        vhd::Kind::Fixed => DiskKind::Fixed,
+        vhd::Kind::Dynamic => DiskKind::Dynamic,
+        vhd::Kind::Differencing => DiskKind::Differencing,
+    });
+    report.size_bytes = found.kind.map(|_| found.size_bytes);
+    (report.sector_size_bytes, report.physical_sector_size_bytes) = (Some(512), Some(512));
+    report.identifier = found.unique_id.map(|id| id.to_string());
+    report.unreferenced_bytes = found.unreferenced_bytes;
+    let partial = u64::from(found.blocks_partial);
+    report.blocks = [("present", u64::from(found.blocks_present)), ("partial", partial)]
+        .into_iter()
+        .map(|(state, count)| BlockCount { state: state.to_owned(), count })
+        .collect();
+    report.findings.extend(found.findings.iter().map(|finding| {
+        Finding {
+            severity: match finding.severity {
+                vhd::Severity::Note => "note",
+                vhd::Severity::Mendable => "warning",
+                vhd::Severity::Corrupt => "error",
+            }
+            .to_owned(),
+            offset: Some(finding.offset_bytes),
+            rule: "VHD 1.0".to_owned(),
+            what: finding.text.clone(),
+        }
+    }));
+    if found.findings_count > found.findings.len() as u64 {
+        report.notes.push(format!("{} problems in all", found.findings_count));
+    }
+    Ok(())
+}
+
 fn word(severity: Severity) -> &'static str {
     match severity {
         Severity::Note => "note",
@@ -224,7 +269,7 @@ fn word(severity: Severity) -> &'static str {
 fn walk_chain(report: &mut Report, named: Option<&Path>) {
     let mut named = named.map(Path::to_owned);
     let mut path = report.file.clone();
-    let mut expected: Option<ParentLocator> = None;
+    let mut expected: Option<ParentLink> = None;
     let mut seen = std::collections::HashSet::new();
     while report.chain.len() < CHAIN_MAX {
         let canonical = path.canonicalize().unwrap_or_else(|_| path.clone());
@@ -269,24 +314,12 @@ fn chain_finding(file: &Path, problem: &str) -> Finding {
 }
 
 /// Why a file is not the parent that is meant.
-fn mismatch(locator: &ParentLocator, identity: ImageIdentity) -> Option<String> {
-    let (matches, wanted) = match (locator, identity) {
-        (ParentLocator::Vhdx(parent), ImageIdentity::Vhdx(guid)) => (parent.matches(guid), parent.linkage.to_string()),
-        (ParentLocator::Raw(parent), ImageIdentity::Raw { size_bytes, modified_ns }) => {
-            let wanted = ImageIdentity::Raw { size_bytes: parent.size_bytes, modified_ns: parent.modified_ns };
-            (parent.matches(size_bytes, modified_ns), wanted.to_string())
-        }
-        (locator, _) => (false, locator.to_string()),
-    };
+fn mismatch(link: &ParentLink, identity: ImageIdentity) -> Option<String> {
+    let wanted = link.wanted();
     let changed = || format!("it was changed since its child was made: the child wants {wanted}, this is {identity}");
-    (!matches).then(changed)
+    (!link.matches(identity)).then(changed)
 }
 
-fn find(child: &Path, locator: &ParentLocator) -> Option<PathBuf> {
-    let folder = child.parent()?;
-    let places = locator.search_paths().into_iter().map(|(kind, path)| match kind {
-        PathKind::Relative => folder.join(path),
-        PathKind::Volume | PathKind::Absolute => PathBuf::from(path),
-    });
-    places.into_iter().find(|place| place.exists())
+fn find(child: &Path, link: &ParentLink) -> Option<PathBuf> {
+    link.places(child.parent()?).into_iter().find_map(|place| place.canonicalize().ok())
 }

@@ -7,9 +7,11 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
+use super::{Disk, FileError, Opened};
 use crate::blocks::{
     Asked, Chain, Done, Engine, EngineError, Event, Extent, ExtentList, IoFailure, IoId, LevelFault, MetadataIo,
     MetadataIoKind, ReadPlan, SpaceReport, Status, Ticket, WritePlan, load_blocking,
@@ -129,6 +131,24 @@ pub struct BlockingDisk<F: BlockingFile = File> {
     raw_leaf: bool,
     ticket_next: u64,
     spare: Vec<u8>,
+    /// Holds the locks, where it was opened as a whole.
+    disk: Option<Arc<Disk>>,
+}
+
+impl BlockingDisk {
+    /// A disk that was opened and that no shard serves, through the page cache. Its locks are held as long as it lives.
+    pub fn of(opened: Opened) -> Result<Self, FileError> {
+        let Opened { disk, engine } = opened;
+        let chain = disk.chain().cloned().ok_or(FileError::Spec(disk.format().as_str(), "has no file"))?;
+        let writable = !disk.read_only();
+        let mut files = Vec::with_capacity(disk.layers().len());
+        for (number, layer) in disk.layers().iter().enumerate() {
+            files.push(if number == 0 && writable { layer.open_writer()? } else { layer.open_reader()? });
+        }
+        let mut blocking = Self::new(chain, files, engine, writable);
+        blocking.disk = Some(disk);
+        Ok(blocking)
+    }
 }
 
 impl<F: BlockingFile> BlockingDisk<F> {
@@ -136,7 +156,7 @@ impl<F: BlockingFile> BlockingDisk<F> {
     /// written when it has an engine; a raw leaf when `writable`.
     pub fn new(chain: Chain, files: Vec<F>, engine: Option<Box<dyn Engine>>, writable: bool) -> Self {
         let raw_leaf = writable && matches!(chain.levels()[0], crate::blocks::Level::Raw { .. });
-        Self { chain, files, engine, raw_leaf, ticket_next: 0, spare: Vec::new() }
+        Self { chain, files, engine, raw_leaf, ticket_next: 0, spare: Vec::new(), disk: None }
     }
 
     /// The disk's size.

@@ -4,20 +4,26 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
+use super::link::vhd_parent;
 use super::storage::FileStorage;
-use super::{DiskFormat, DiskKind, FileError, ImageDescription};
+use super::{DiskFormat, DiskKind, FileError, ImageDescription, ImageIdentity};
+use crate::vhd;
 use crate::vhdx::{self, Guid};
 use rustix::fs::{FallocateFlags, fallocate};
+
+/// The log of a differencing VHDX: small, for most are frozen sooner or later.
+const CHILD_LOG_BYTES: u64 = 2 << 20;
 
 /// What to create.
 #[derive(Clone, Debug)]
 pub struct CreateSpec {
     /// The file; it must not exist.
     pub path: PathBuf,
-    /// [`DiskFormat::Vhdx`] or [`DiskFormat::Raw`].
+    /// A format with a file.
     pub format: DiskFormat,
     /// Whether all space is reserved now.
     pub kind: DiskKind,
@@ -92,7 +98,7 @@ fn fill(spec: &CreateSpec, file: &File) -> Result<(), FileError> {
     match spec.format {
         DiskFormat::Raw => fill_raw(spec, file),
         DiskFormat::Vhdx => fill_vhdx(spec, file),
-        DiskFormat::Vhd => Err(FileError::Spec("vhd", "cannot be created yet")),
+        DiskFormat::Vhd => fill_vhd(spec, file),
         DiskFormat::Memory | DiskFormat::Null => Err(FileError::Spec(spec.format.as_str(), "has no file")),
     }
 }
@@ -140,13 +146,43 @@ fn fill_vhdx(spec: &CreateSpec, file: &File) -> Result<(), FileError> {
         block_size_bytes: spec.block_size_bytes,
         logical_sector_bytes: spec.sector_size_bytes,
         physical_sector_bytes: 4096,
-        log_len_bytes: None,
+        // A disk has one child for each of its snapshots, and only one of them is written.
+        log_len_bytes: (spec.kind == DiskKind::Differencing).then_some(CHILD_LOG_BYTES),
         virtual_disk_id: spec.disk_id.map_or_else(random_guid, |id| Guid(id.to_bytes_le())),
         file_write_guid: random_guid(),
         data_write_guid: random_guid(),
         parent: vhdx_parent(spec)?,
     };
     let created = vhdx::create(&options, &mut FileStorage(file)).map_err(FileError::Options)?;
+    for range in created.allocate {
+        preallocate(file, &spec.path, range.start, range.end - range.start)?;
+    }
+    Ok(())
+}
+
+fn fill_vhd(spec: &CreateSpec, file: &File) -> Result<(), FileError> {
+    if spec.sector_size_bytes != 512 {
+        return Err(FileError::Spec("vhd", "has sectors of 512 bytes, always"));
+    }
+    let folder = spec.path.parent().unwrap_or(Path::new("/"));
+    let kind = match (spec.kind, &spec.parent) {
+        (DiskKind::Fixed, None) => vhd::NewKind::Fixed,
+        (DiskKind::Dynamic, None) => vhd::NewKind::Dynamic,
+        (DiskKind::Differencing, Some(parent)) => match parent.description.identity {
+            ImageIdentity::Vhd(id) => vhd::NewKind::Differencing(vhd_parent(&parent.path, id, folder)),
+            _ => return Err(FileError::Spec("differencing vhd", "needs a vhd as its parent")),
+        },
+        (DiskKind::Differencing, None) => return Err(FileError::Spec("differencing", "needs a parent")),
+        (kind, Some(_)) => return Err(FileError::Spec(kind.as_str(), "has no parent")),
+    };
+    let options = vhd::CreateOptions {
+        size_bytes: spec.size_bytes,
+        kind,
+        block_size_bytes: spec.block_size_bytes,
+        unique_id: Uuid::new_v4(),
+        unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+    };
+    let created = vhd::create(&options, &mut FileStorage(file)).map_err(FileError::VhdOptions)?;
     for range in created.allocate {
         preallocate(file, &spec.path, range.start, range.end - range.start)?;
     }

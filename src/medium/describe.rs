@@ -10,8 +10,9 @@ use uuid::Uuid;
 
 use super::image::{file_size, is_vhd, is_vhdx, open_file};
 use super::storage::FileStorage;
-use super::{DiskFormat, DiskKind, FileError};
-use crate::vhdx::{self, Guid, ParentLocator};
+use super::{DiskFormat, DiskKind, FileError, ParentLink};
+use crate::vhd;
+use crate::vhdx::{self, Guid};
 
 /// What children of an image know it by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +50,7 @@ pub struct ImageDescription {
     /// What its children know it by.
     pub identity: ImageIdentity,
     /// Where its own parent is.
-    pub parent: Option<ParentLocator>,
+    pub parent: Option<ParentLink>,
     /// A child takes these over.
     pub inherited_items: Vec<vhdx::MetadataItem>,
 }
@@ -76,7 +77,7 @@ pub fn describe(path: &Path) -> Result<ImageDescription, FileError> {
         return describe_vhdx(&file, path);
     }
     if is_vhd(&file, path, size_bytes) {
-        return Err(FileError::Vhd(path.to_owned()));
+        return describe_vhd(&file, path);
     }
     Ok(ImageDescription {
         format: DiskFormat::Raw,
@@ -90,6 +91,31 @@ pub fn describe(path: &Path) -> Result<ImageDescription, FileError> {
         parent: None,
         inherited_items: Vec::new(),
     })
+}
+
+fn describe_vhd(file: &File, path: &Path) -> Result<ImageDescription, FileError> {
+    let found =
+        vhd::describe(&mut FileStorage(file)).map_err(|reason| FileError::Vhd { path: path.to_owned(), reason })?;
+    Ok(ImageDescription {
+        format: DiskFormat::Vhd,
+        kind: vhd_kind(found.kind),
+        size_bytes: found.size_bytes,
+        sector_size_bytes: 512,
+        physical_sector_bytes: 512,
+        block_size_bytes: found.block_size_bytes,
+        disk_id: Some(found.unique_id),
+        identity: ImageIdentity::Vhd(found.unique_id),
+        parent: found.parent.map(ParentLink::Vhd),
+        inherited_items: Vec::new(),
+    })
+}
+
+pub(super) fn vhd_kind(kind: vhd::Kind) -> DiskKind {
+    match kind {
+        vhd::Kind::Fixed => DiskKind::Fixed,
+        vhd::Kind::Dynamic => DiskKind::Dynamic,
+        vhd::Kind::Differencing => DiskKind::Differencing,
+    }
 }
 
 fn describe_vhdx(file: &File, path: &Path) -> Result<ImageDescription, FileError> {
@@ -109,7 +135,7 @@ fn describe_vhdx(file: &File, path: &Path) -> Result<ImageDescription, FileError
         block_size_bytes: Some(u64::from(found.geometry.block_size_bytes)),
         disk_id: Some(Uuid::from_bytes_le(found.virtual_disk_id.0)),
         identity: ImageIdentity::Vhdx(found.data_write_guid),
-        parent: found.parent,
+        parent: found.parent.map(ParentLink::Vhdx),
         inherited_items: found.inherited_items,
     })
 }
@@ -158,9 +184,9 @@ mod tests {
         create_file(&wanted).unwrap();
         let (golden, child) = (describe(&golden).unwrap(), describe(&child).unwrap());
         assert_eq!((child.kind, child.size_bytes), (DiskKind::Differencing, 8 << 20));
-        let ImageIdentity::Vhdx(guid) = golden.identity else { panic!("{golden:?}") };
-        assert!(child.parent.as_ref().unwrap().matches(guid));
-        assert_eq!(child.parent.unwrap().search_paths()[0].1, "./golden.vhdx");
+        let link = child.parent.unwrap();
+        assert!(link.matches(golden.identity), "{golden:?}");
+        assert_eq!(link.places(Path::new("/images"))[0], Path::new("/images/./golden.vhdx"));
         assert_ne!(golden.disk_id, child.disk_id, "a clone is another disk");
     }
 

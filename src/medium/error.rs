@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::units::HumanBytes;
+use crate::vhd;
 use crate::vhdx;
 
 /// A refusal to create or open a disk.
@@ -39,7 +40,8 @@ pub enum FileError {
     },
     /// A parent is not the file that its child was made from, or not in the state it had then.
     #[error(
-        "{} is not the parent that {} was made from, or was changed since: the parent is {found}, the child wants {wanted}",
+        "{} is not the parent that {} was made from, or was changed since: the parent is {found}, the child wants \
+         {wanted}",
         parent.display(), child.display()
     )]
     ParentChanged {
@@ -87,9 +89,25 @@ pub enum FileError {
     /// The requested image is impossible.
     #[error("{0}")]
     Options(vhdx::CreateError),
-    /// The file is a VHD.
-    #[error("{} is a VHD image, which is not served; make a VHDX of it: qemu-img convert -O vhdx", .0.display())]
-    Vhd(PathBuf),
+    /// The file's content is not a VHD that can be served.
+    #[error("{}: {reason}", path.display())]
+    Vhd {
+        /// The file.
+        path: PathBuf,
+        /// Which rule is broken, and where.
+        reason: vhd::OpenError,
+    },
+    /// A VHD cannot be changed like that.
+    #[error("{}: {why}", path.display())]
+    VhdChange {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: vhd::ChangeError,
+    },
+    /// The requested VHD is impossible.
+    #[error("{0}")]
+    VhdOptions(vhd::CreateError),
     /// A raw image has an impossible size.
     #[error("{} holds {size_bytes} bytes; a raw image is a whole number of sectors, at least one", path.display())]
     RawSize {

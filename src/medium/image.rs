@@ -10,11 +10,13 @@ use std::sync::Mutex;
 use uuid::Uuid;
 
 use super::create::{check_size, random_guid};
+use super::describe::vhd_kind;
 use super::layer::{FileBacking, FileId, LayerFile};
 use super::storage::FileStorage;
-use super::{DiskFormat, DiskKind, FileError, ImageIdentity, modified_ns};
-use crate::blocks::{BlockMap, Engine, Fault, load_blocking};
+use super::{DiskFormat, DiskKind, FileError, ImageIdentity, ParentLink, modified_ns};
+use crate::blocks::{BlockMap, Engine, Fault, MapLimits, load_blocking};
 use crate::ring::file;
+use crate::vhd;
 use crate::vhdx;
 
 /// The first bytes of a VHDX file (MS-VHDX section 2.2.1).
@@ -66,7 +68,7 @@ pub(super) fn open_layer(spec: &LayerSpec<'_>) -> Result<OpenLayer, FileError> {
     let id = FileId::of(file.file(), spec.path)?;
     match spec.format {
         DiskFormat::Vhdx => open_vhdx_layer(spec, file, id),
-        DiskFormat::Vhd => Err(FileError::Vhd(spec.path.to_owned())),
+        DiskFormat::Vhd => open_vhd_layer(spec, file, id),
         DiskFormat::Raw => open_raw_layer(spec, file, id),
         DiskFormat::Memory | DiskFormat::Null => Err(FileError::Spec(spec.format.as_str(), "has no file")),
     }
@@ -104,7 +106,7 @@ fn open_vhdx_layer(spec: &LayerSpec<'_>, file: FileBacking, id: FileId) -> Resul
         size_bytes: open.geometry.disk_size_bytes,
         sector_size_bytes: open.geometry.logical_sector_bytes,
         identity: Mutex::new(ImageIdentity::Vhdx(open.data_write_guid)),
-        parent: open.parent,
+        parent: open.parent.map(ParentLink::Vhdx),
         map: Some(open.map),
     };
     Ok(OpenLayer {
@@ -113,6 +115,31 @@ fn open_vhdx_layer(spec: &LayerSpec<'_>, file: FileBacking, id: FileId) -> Resul
         disk_id: Some(Uuid::from_bytes_le(open.virtual_disk_id.0)),
         physical_sector_bytes: open.geometry.physical_sector_bytes,
         notes,
+    })
+}
+
+fn open_vhd_layer(spec: &LayerSpec<'_>, file: FileBacking, id: FileId) -> Result<OpenLayer, FileError> {
+    let access = if spec.read_only { vhd::Access::ReadOnly } else { vhd::Access::ReadWrite };
+    let options = vhd::OpenOptions { access, limits: MapLimits::default() };
+    let open = vhd::open(&mut FileStorage(file.file()), options)
+        .map_err(|reason| FileError::Vhd { path: spec.path.to_owned(), reason })?;
+    let layer = LayerFile {
+        file,
+        id,
+        format: DiskFormat::Vhd,
+        kind: vhd_kind(open.kind),
+        size_bytes: open.shape.size_bytes,
+        sector_size_bytes: 512,
+        identity: Mutex::new(ImageIdentity::Vhd(open.unique_id)),
+        parent: open.parent.map(ParentLink::Vhd),
+        map: open.map,
+    };
+    Ok(OpenLayer {
+        layer,
+        engine: open.engine.map(|engine| engine as Box<dyn Engine>),
+        disk_id: Some(open.unique_id),
+        physical_sector_bytes: 512,
+        notes: open.warnings.iter().map(ToString::to_string).collect(),
     })
 }
 

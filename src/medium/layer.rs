@@ -1,8 +1,8 @@
 //! One file of a disk: the open file, what it is, and its block map.
 //!
-//! A layer is shared by every disk that stands on it. The file's lock belongs to the layer: exclusive while it is a leaf
-//! that can be written, shared while it is only read. A parent is read through the page cache, which so becomes the one
-//! cache of all its children; the leaf of a disk that is served is opened direct.
+//! A layer is shared by every disk that stands on it. The file's lock belongs to the layer: exclusive while it is a
+//! leaf that can be written, shared while it is only read. A parent is read through the page cache, which so becomes
+//! the one cache of all its children; the leaf of a disk that is served is opened direct.
 
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -14,10 +14,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::image::{direct_io, open_file};
-use super::{Cache, DiskFormat, DiskKind, FileError, ImageIdentity};
+use super::{Cache, DiskFormat, DiskKind, FileError, ImageIdentity, ParentLink};
 use crate::blocks::{BlockMap, Level};
 use crate::ring::Fd;
-use crate::vhdx::ParentLocator;
 
 /// How long to wait for a file's lock: a killed server's rings hold on to its files for a moment after it is gone.
 const LOCK_PATIENCE: Duration = Duration::from_millis(1500);
@@ -49,7 +48,7 @@ pub struct LayerFile {
     pub(super) sector_size_bytes: u32,
     /// For the control plane only.
     pub(super) identity: Mutex<ImageIdentity>,
-    pub(super) parent: Option<ParentLocator>,
+    pub(super) parent: Option<ParentLink>,
     /// Where its blocks are; `None`: byte for byte from the file's start.
     pub(super) map: Option<Arc<BlockMap>>,
 }
@@ -174,7 +173,7 @@ impl LayerFile {
     }
 
     /// Where its parent is said to be.
-    pub fn parent(&self) -> Option<&ParentLocator> {
+    pub fn parent(&self) -> Option<&ParentLink> {
         self.parent.as_ref()
     }
 
@@ -199,6 +198,11 @@ impl LayerFile {
     /// The same file once more, to read through the page cache: for jobs.
     pub fn open_reader(&self) -> Result<File, FileError> {
         self.reopen(false)
+    }
+
+    /// The same to write as well; for a leaf that no shard serves.
+    pub(super) fn open_writer(&self) -> Result<File, FileError> {
+        self.reopen(true)
     }
 
     /// The lock becomes a shared one: the layer is only read from now on, by others too.

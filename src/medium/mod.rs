@@ -1,9 +1,9 @@
 //! What stands behind a LUN: chains of VHDX, VHD and raw files; memory; null.
 //!
 //! [`create_file`], [`probe`] and [`open`] belong to the control plane and may block. [`open`] gives a [`Disk`], which
-//! every shard shares and reads without locks, and the engine of a leaf with a block map, which moves to the disk's home
-//! shard. A shard asks a disk for a plan ([`Disk::plan_read`], [`Disk::plan_write`]) and moves the bytes itself. Parents
-//! are opened once for all their children ([`Parents`]). A job that has a disk to itself uses [`blocking`].
+//! every shard shares and reads without locks, and the engine of a leaf with a block map, which moves to the disk's
+//! home shard. A shard asks a disk for a plan ([`Disk::plan_read`], [`Disk::plan_write`]) and moves the bytes itself.
+//! Parents are opened once for all their children ([`Parents`]). A job that has a disk to itself uses [`blocking`].
 //!
 //! **May know:** the formats and `blocks`, `mem`, `ring` (descriptors and alignment), `scsi`'s description of a unit.
 //! Nothing of sessions or of the network.
@@ -19,6 +19,7 @@ mod disk;
 mod error;
 mod image;
 mod layer;
+mod link;
 pub mod offline;
 mod open;
 mod parents;
@@ -30,6 +31,7 @@ pub use describe::{ImageDescription, ImageIdentity, describe, modified_ns, set_m
 pub use disk::{Backing, Disk, Health};
 pub use error::FileError;
 pub use layer::{FileBacking, FileId, LayerFile};
+pub use link::ParentLink;
 pub use open::{OpenSpec, Opened, Probed, open, open_over, probe};
 pub use parents::{LAYERS_MAX, Parents};
 pub use plan::{PLAN_BYTES_MAX, ReadPlan, WritePlan};

@@ -15,9 +15,10 @@ use super::image::{format_of, is_vhdx, open_file};
 use super::layer::lock;
 use super::open::{OpenSpec, open};
 use super::storage::FileStorage;
-use super::{Cache, Disk, DiskFormat, FileError, ImageDescription, ImageIdentity, Parents};
-use crate::blocks::{BlockMap, Chain, Engine, Level};
+use super::{Cache, Disk, DiskFormat, FileError, ImageDescription, ImageIdentity, ParentLink, Parents};
+use crate::blocks::{BlockMap, Chain, Engine, Level, MapLimits};
 use crate::units::{DiskId, ShardId};
+use crate::vhd;
 use crate::vhdx::{self, Guid, GuidSource, ParentLocator};
 
 /// Who keeps others away from the file meanwhile.
@@ -81,6 +82,11 @@ pub fn resize(path: &Path, hold: Hold, plan: ResizePlan) -> Result<(), FileError
     match found.format {
         DiskFormat::Vhdx => resize_vhdx(&file, path, plan),
         DiskFormat::Raw => resize_raw(&file, path, found.size_bytes, plan),
+        DiskFormat::Vhd => {
+            vhd::resize(&mut FileStorage(&file), plan.size_bytes)
+                .map_err(|why| FileError::VhdChange { path: path.to_owned(), why })?;
+            flush(&file, path)
+        }
         other => Err(FileError::Spec(other.as_str(), "cannot be resized")),
     }
 }
@@ -172,6 +178,13 @@ pub(super) fn locator_to(
 pub fn set_parent(path: &Path, hold: Hold, parent: &Path) -> Result<(), FileError> {
     let (own, of) = (describe(path)?, describe(parent)?);
     let folder = path.parent().unwrap_or(Path::new("/"));
+    if let (DiskFormat::Vhd, ImageIdentity::Vhd(id)) = (own.format, of.identity) {
+        let file = writable(path, hold)?;
+        let parent = super::link::vhd_parent(parent, id, folder);
+        let set = vhd::set_parent(&mut FileStorage(&file), &parent);
+        set.map_err(|why| FileError::VhdChange { path: path.to_owned(), why })?;
+        return flush(&file, path);
+    }
     let locator = locator_to(parent, &of, folder, own.disk_id)?;
     let file = writable(path, hold)?;
     edited(path, vhdx::set_parent(&mut FileStorage(&file), guids(None), &locator))?;
@@ -181,7 +194,7 @@ pub fn set_parent(path: &Path, hold: Hold, parent: &Path) -> Result<(), FileErro
 /// Let a differencing image take a parent of this identity for its own as well: a merge is about to give it that.
 pub fn expect_identity(path: &Path, hold: Hold, identifier: Guid) -> Result<(), FileError> {
     let own = describe(path)?;
-    let Some(ParentLocator::Vhdx(mut locator)) = own.parent else { return Ok(()) };
+    let Some(ParentLink::Vhdx(ParentLocator::Vhdx(mut locator))) = own.parent else { return Ok(()) };
     if locator.matches(identifier) {
         return Ok(());
     }
@@ -195,7 +208,7 @@ pub fn expect_identity(path: &Path, hold: Hold, identifier: Guid) -> Result<(), 
 /// knows that nobody else has changed it.
 pub fn restamp_raw_parent(path: &Path, parent: &Path) -> Result<(), FileError> {
     match describe(path)?.parent {
-        Some(ParentLocator::Raw(raw)) => super::describe::set_modified_ns(parent, raw.modified_ns),
+        Some(ParentLink::Vhdx(ParentLocator::Raw(raw))) => super::describe::set_modified_ns(parent, raw.modified_ns),
         _ => Ok(()),
     }
 }
@@ -243,6 +256,21 @@ fn vhdx_file(path: &Path, file: File) -> Result<File, FileError> {
 pub fn check_vhdx(path: &Path) -> Result<vhdx::CheckReport, FileError> {
     let file = open_file(path, true)?;
     vhdx::check(&mut FileStorage(&file)).map_err(|reason| FileError::io("read", path, std::io::Error::other(reason)))
+}
+
+/// Check a VHD file: everything that is wrong with it. Nothing is written.
+pub fn check_vhd(path: &Path) -> Result<vhd::CheckReport, FileError> {
+    let file = open_file(path, true)?;
+    vhd::check(&mut FileStorage(&file)).map_err(|reason| FileError::io("read", path, std::io::Error::other(reason)))
+}
+
+/// Repair a VHD file as far as nothing has to be guessed.
+pub fn repair_vhd(path: &Path, hold: Hold) -> Result<vhd::Repaired, FileError> {
+    let file = writable(path, hold)?;
+    let repaired =
+        vhd::repair(&mut FileStorage(&file)).map_err(|why| FileError::VhdChange { path: path.to_owned(), why })?;
+    flush(&file, path)?;
+    Ok(repaired)
 }
 
 /// Repair a VHDX file as far as nothing has to be guessed.
@@ -309,7 +337,15 @@ impl SingleLayer {
                 let engine = open.engine.map(|engine| -> Box<dyn Engine> { engine });
                 Ok(SingleLayer { file, size_bytes: found.size_bytes, map: Some(open.map), engine, writable })
             }
-            other => Err(FileError::Spec(other.as_str(), "cannot be merged")),
+            DiskFormat::Vhd => {
+                let access = if writable { vhd::Access::ReadWrite } else { vhd::Access::ReadOnly };
+                let options = vhd::OpenOptions { access, limits: MapLimits::default() };
+                let open = vhd::open(&mut FileStorage(&file), options)
+                    .map_err(|reason| FileError::Vhd { path: path.to_owned(), reason })?;
+                let engine = open.engine.map(|engine| -> Box<dyn Engine> { engine });
+                Ok(SingleLayer { file, size_bytes: found.size_bytes, map: open.map, engine, writable })
+            }
+            other => Err(FileError::Spec(other.as_str(), "has no file")),
         }
     }
 

@@ -1,9 +1,9 @@
 //! Parents, opened once for all their children.
 //!
-//! A registry of the control plane; everything here may block. A parent is known by its file, whatever it is called, and
-//! stays open as long as some disk stands on it. It is opened read-only under a shared lock, so that nobody writes it
-//! meanwhile, and must be the file that its child was made from: a child holds the identity of its parent's content, and
-//! what differs is refused.
+//! A registry of the control plane; everything here may block. A parent is known by its file, whatever it is called,
+//! and stays open as long as some disk stands on it. It is opened read-only under a shared lock, so that nobody writes
+//! it meanwhile, and must be the file that its child was made from: a child holds the identity of its parent's content,
+//! and what differs is refused.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,9 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::image::{load_page, open_file, open_parent};
 use super::layer::{FileId, LayerFile};
-use super::{FileError, ImageIdentity, describe};
+use super::{FileError, ParentLink, describe};
 use crate::blocks::{BlockMap, Chain, Fault, FlatMap, LEVELS_MAX, Level};
-use crate::vhdx::{ParentLocator, PathKind};
 
 /// Layers of one disk at most: what a flat map can name.
 pub const LAYERS_MAX: usize = 4095;
@@ -45,8 +44,8 @@ impl Parents {
         let mut named = first;
         loop {
             let child: &LayerFile = ancestors.last().map_or(leaf, |layer| layer);
-            let Some(locator) = child.parent() else { return Ok(ancestors) };
-            let parent = self.parent_of(child, locator, named.take())?;
+            let Some(link) = child.parent() else { return Ok(ancestors) };
+            let parent = self.parent_of(child, link, named.take())?;
             let seen = parent.id() == leaf.id() || ancestors.iter().any(|ancestor| ancestor.id() == parent.id());
             if seen {
                 return Err(FileError::ParentLoop(parent.path().to_owned()));
@@ -62,19 +61,19 @@ impl Parents {
     fn parent_of(
         &self,
         child: &LayerFile,
-        locator: &ParentLocator,
+        link: &ParentLink,
         named: Option<&Path>,
     ) -> Result<Arc<LayerFile>, FileError> {
         let path = match named {
             Some(path) => path.to_owned(),
-            None => find(child.path(), locator)?,
+            None => find(child.path(), link)?,
         };
         let parent = self.open(&path)?;
-        if !is_parent(locator, parent.identity()) {
+        if !link.matches(parent.identity()) {
             return Err(FileError::ParentChanged {
                 child: child.path().to_owned(),
                 parent: path,
-                wanted: wanted(locator),
+                wanted: link.wanted(),
                 found: parent.identity().to_string(),
             });
         }
@@ -93,9 +92,8 @@ impl Parents {
         Ok(layer)
     }
 
-    /// A leaf has become a parent: its lock becomes a shared one, and others that stand on the same file share the layer
-    /// from now on.
-    /// Its file must be clean.
+    /// A leaf has become a parent: its lock becomes a shared one, and others that stand on the same file share the
+    /// layer from now on. Its file must be clean.
     pub fn adopt(&self, layer: &Arc<LayerFile>) -> Result<(), FileError> {
         layer.share_lock()?;
         layer.set_identity(describe(layer.path())?.identity);
@@ -170,40 +168,12 @@ fn levels_of(layers: &[Arc<LayerFile>], first_layer: u16) -> Vec<Level> {
 }
 
 /// Where the parent is: the first of the locator's paths at which there is a file.
-fn find(child: &Path, locator: &ParentLocator) -> Result<PathBuf, FileError> {
+fn find(child: &Path, link: &ParentLink) -> Result<PathBuf, FileError> {
     let child = child.canonicalize().map_err(|source| FileError::io("find", child, source))?;
     let folder = child.parent().unwrap_or(Path::new("/"));
-    let places: Vec<PathBuf> = locator
-        .search_paths()
-        .into_iter()
-        .map(|(kind, path)| if kind == PathKind::Relative { folder.join(path) } else { PathBuf::from(path) })
-        .collect();
+    let places = link.places(folder);
     match places.iter().find(|place| place.exists()) {
-        Some(place) => Ok(place.clone()),
-        None => Err(FileError::ParentMissing { child, locator: locator.to_string(), places }),
-    }
-}
-
-/// Whether a file of this identity is the parent that the locator means.
-fn is_parent(locator: &ParentLocator, identity: ImageIdentity) -> bool {
-    match (locator, identity) {
-        (ParentLocator::Vhdx(parent), ImageIdentity::Vhdx(guid)) => parent.matches(guid),
-        (ParentLocator::Raw(parent), ImageIdentity::Raw { size_bytes, modified_ns }) => {
-            parent.matches(size_bytes, modified_ns)
-        }
-        _ => false,
-    }
-}
-
-/// The identity that a parent must have, for people.
-fn wanted(locator: &ParentLocator) -> String {
-    match locator {
-        ParentLocator::Vhdx(parent) => match parent.linkage2 {
-            Some(other) => format!("{} or {other}", parent.linkage),
-            None => parent.linkage.to_string(),
-        },
-        ParentLocator::Raw(parent) => {
-            ImageIdentity::Raw { size_bytes: parent.size_bytes, modified_ns: parent.modified_ns }.to_string()
-        }
+        Some(place) => Ok(place.canonicalize().unwrap_or_else(|_| place.clone())),
+        None => Err(FileError::ParentMissing { child, locator: link.to_string(), places }),
     }
 }

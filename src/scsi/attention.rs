@@ -23,19 +23,21 @@ pub enum Attention {
     ReservationsReleased = 5,
     /// REGISTRATIONS PREEMPTED: another initiator removed this one's registration.
     RegistrationsPreempted = 6,
+    /// ASYMMETRIC ACCESS STATE CHANGED: a target port group is in another state.
+    AccessStateChanged = 7,
     /// REPORTED LUNS DATA HAS CHANGED: units were mapped or unmapped.
-    ReportedLunsChanged = 7,
+    ReportedLunsChanged = 8,
     /// CAPACITY DATA HAS CHANGED: the unit was resized.
-    CapacityChanged = 8,
+    CapacityChanged = 9,
     /// MODE PARAMETERS CHANGED: write protection or caching changed.
-    ModeParametersChanged = 9,
+    ModeParametersChanged = 10,
     /// INQUIRY DATA HAS CHANGED: identity or provisioning changed.
-    InquiryChanged = 10,
+    InquiryChanged = 11,
 }
 
 impl Attention {
     /// Every condition, most urgent first.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::PowerOn,
         Self::DeviceReset,
         Self::NexusLoss,
@@ -43,6 +45,7 @@ impl Attention {
         Self::ReservationsPreempted,
         Self::ReservationsReleased,
         Self::RegistrationsPreempted,
+        Self::AccessStateChanged,
         Self::ReportedLunsChanged,
         Self::CapacityChanged,
         Self::ModeParametersChanged,
@@ -59,6 +62,7 @@ impl Attention {
             Self::ReservationsPreempted => SenseCode::RESERVATIONS_PREEMPTED,
             Self::ReservationsReleased => SenseCode::RESERVATIONS_RELEASED,
             Self::RegistrationsPreempted => SenseCode::REGISTRATIONS_PREEMPTED,
+            Self::AccessStateChanged => SenseCode::ASYMMETRIC_ACCESS_STATE_CHANGED,
             Self::ReportedLunsChanged => SenseCode::REPORTED_LUNS_DATA_HAS_CHANGED,
             Self::CapacityChanged => SenseCode::CAPACITY_DATA_HAS_CHANGED,
             Self::ModeParametersChanged => SenseCode::MODE_PARAMETERS_CHANGED,
@@ -138,6 +142,7 @@ mod tests {
             Attention::ReservationsPreempted,
             Attention::ReservationsReleased,
             Attention::RegistrationsPreempted,
+            Attention::AccessStateChanged,
             Attention::ReportedLunsChanged,
             Attention::CapacityChanged,
             Attention::ModeParametersChanged,

@@ -6,8 +6,8 @@ use super::execute::{Action, LogicalUnit, TargetView};
 use super::parameter_list::ParameterList;
 use super::unit::{Features, Unit};
 use super::{
-    capacity, defects, format, inquiry, lba_status, mode, mode_select, read_write, readiness, report_luns,
-    reservations, sanitize, supported, uninterrupted, unmap, write_same,
+    capacity, defects, diagnostic, format, inquiry, lba_status, log, mode, mode_select, port_groups, read_write,
+    readiness, report_luns, reservations, sanitize, supported, timestamp, uninterrupted, unmap, write_same,
 };
 
 /// Which way a command's data goes.
@@ -58,6 +58,19 @@ pub enum ReservationRule {
     WriteUnlessAllow,
 }
 
+/// In which states of its target port group (SPC-5 clause 5.15.2) a command is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessRule {
+    /// The active ones.
+    Active,
+    /// Standby too.
+    Standby,
+    /// Standby, unavailable and offline too.
+    Unavailable,
+    /// Every one, transitioning too.
+    Any,
+}
+
 /// The function that checks the rest of the CDB and answers. The variant says what it needs, and so where it may run.
 #[derive(Clone, Copy)]
 pub(super) enum Handler {
@@ -85,6 +98,8 @@ pub struct Command {
     pub ordering: Ordering,
     /// How it meets a reservation.
     pub reservation: ReservationRule,
+    /// How it meets the state of the target port group.
+    pub access: AccessRule,
     /// CDB USAGE DATA: for each bit after the operation code, whether it is evaluated. A bit outside must be zero.
     pub cdb_usage: [u8; 16],
     /// RECOMMENDED COMMAND TIMEOUT in seconds.
@@ -101,6 +116,12 @@ impl Command {
     #[inline]
     pub fn is_served_on(&self, unit: &Unit) -> bool {
         unit.features().contains(self.needs)
+    }
+
+    /// The same row, served in further states of the target port group.
+    const fn access(mut self, access: AccessRule) -> Self {
+        self.access = access;
+        self
     }
 
     /// The same row, for units that have these features.
@@ -196,6 +217,7 @@ const fn command(
         direction,
         ordering,
         reservation,
+        access: AccessRule::Active,
         cdb_usage,
         timeout_s,
         handler,
@@ -204,6 +226,7 @@ const fn command(
     }
 }
 
+use AccessRule as A;
 use DataDirection as D;
 use Handler::{Any, Medium, Reply};
 use Ordering as O;
@@ -217,7 +240,7 @@ const PERSISTENT_OUT: &[u8] = &[0x1f, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff, 0];
 ///
 /// The CONTROL byte is zero in every row: NACA is refused because NORMACA is zero (SAM-5 clause 5.2), and its other
 /// bits are obsolete. GROUP NUMBER and the protection fields are refused because neither grouping nor protection is
-/// offered.
+/// offered; only PRE-FETCH, which moves nothing that could be counted, takes any group, as test suites expect.
 #[rustfmt::skip]
 pub static COMMANDS: &[Command] = &[
     command("TEST UNIT READY", 0x00, None, &[0, 0, 0, 0, 0],
@@ -233,15 +256,20 @@ pub static COMMANDS: &[Command] = &[
     command("INQUIRY", 0x12, None, &[0x01, 0xff, 0xff, 0xff, 0],
         D::In, O::Immediate, R::Always, Any(inquiry::inquiry)),
     command("MODE SELECT(6)", 0x15, None, &[0x11, 0, 0, 0xff, 0],
-        D::Out, O::Immediate, R::Write, Medium(mode_select::mode_select_6)).needs(Features::MODE_SELECT),
+        D::Out, O::Immediate, R::Write, Medium(mode_select::mode_select_6))
+        .needs(Features::MODE_SELECT).access(A::Standby),
     command("RESERVE(6)", 0x16, None, &[0, 0, 0, 0, 0],
         D::None, O::Immediate, R::Always, Medium(reservations::reserve_unit)).needs(Features::RESERVATIONS),
     command("RELEASE(6)", 0x17, None, &[0, 0, 0, 0, 0],
         D::None, O::Immediate, R::Always, Medium(reservations::release_unit)).needs(Features::RESERVATIONS),
     command("MODE SENSE(6)", 0x1a, None, &[0x08, 0xff, 0xff, 0xff, 0],
-        D::In, O::Immediate, R::Read, Reply(mode::mode_sense_6)),
+        D::In, O::Immediate, R::Read, Reply(mode::mode_sense_6)).access(A::Standby),
     command("START STOP UNIT", 0x1b, None, &[0x01, 0, 0x0f, 0xf7, 0],
         D::None, O::Immediate, R::WriteUnlessStart, Medium(readiness::start_stop_unit)),
+    command("RECEIVE DIAGNOSTIC RESULTS", 0x1c, None, &[0x01, 0xff, 0xff, 0xff, 0],
+        D::In, O::Immediate, R::Read, Reply(diagnostic::receive_diagnostic_results)).access(A::Standby),
+    command("SEND DIAGNOSTIC", 0x1d, None, &[0x17, 0, 0xff, 0xff, 0],
+        D::None, O::Immediate, R::Write, Medium(diagnostic::send_diagnostic)).access(A::Standby),
     command("PREVENT ALLOW MEDIUM REMOVAL", 0x1e, None, &[0, 0, 0, 0x03, 0],
         D::None, O::Immediate, R::WriteUnlessAllow, Medium(readiness::prevent_allow_medium_removal)),
     command("READ CAPACITY(10)", 0x25, None, &[0, 0, 0, 0, 0, 0, 0, 0, 0],
@@ -254,7 +282,7 @@ pub static COMMANDS: &[Command] = &[
         D::Out, O::Write, R::Write, Medium(read_write::write_and_verify_10)),
     command("VERIFY(10)", 0x2f, None, &[0x16, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0],
         D::NoneOrOut, O::Read, R::Read, Medium(read_write::verify_10)),
-    command("PRE-FETCH(10)", 0x34, None, &[0x02, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0],
+    command("PRE-FETCH(10)", 0x34, None, &[0x02, 0xff, 0xff, 0xff, 0xff, 0x1f, 0xff, 0xff, 0],
         D::None, O::Immediate, R::Read, Medium(read_write::pre_fetch_10)),
     command("SYNCHRONIZE CACHE(10)", 0x35, None, &[0x06, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0],
         D::None, O::Flush, R::Write, Medium(read_write::synchronize_cache_10)),
@@ -270,38 +298,53 @@ pub static COMMANDS: &[Command] = &[
         D::None, O::Long, R::Write, Medium(sanitize::block_erase)).needs(Features::SANITIZE),
     command("SANITIZE, EXIT FAILURE MODE", 0x48, Some(0x1f), &[0xbf, 0, 0, 0, 0, 0, 0, 0, 0],
         D::None, O::Immediate, R::Write, Medium(sanitize::exit_failure_mode)).needs(Features::SANITIZE),
+    command("LOG SENSE", 0x4d, None, &[0, 0xff, 0xff, 0, 0xff, 0xff, 0xff, 0xff, 0],
+        D::In, O::Immediate, R::Always, Reply(log::log_sense)).access(A::Standby),
     command("MODE SELECT(10)", 0x55, None, &[0x11, 0, 0, 0, 0, 0, 0xff, 0xff, 0],
-        D::Out, O::Immediate, R::Write, Medium(mode_select::mode_select_10)).needs(Features::MODE_SELECT),
+        D::Out, O::Immediate, R::Write, Medium(mode_select::mode_select_10))
+        .needs(Features::MODE_SELECT).access(A::Standby),
     command("RESERVE(10)", 0x56, None, &[0, 0, 0, 0, 0, 0, 0, 0, 0],
         D::None, O::Immediate, R::Always, Medium(reservations::reserve_unit)).needs(Features::RESERVATIONS),
     command("RELEASE(10)", 0x57, None, &[0, 0, 0, 0, 0, 0, 0, 0, 0],
         D::None, O::Immediate, R::Always, Medium(reservations::release_unit)).needs(Features::RESERVATIONS),
     command("MODE SENSE(10)", 0x5a, None, &[0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0],
-        D::In, O::Immediate, R::Read, Reply(mode::mode_sense_10)),
+        D::In, O::Immediate, R::Read, Reply(mode::mode_sense_10)).access(A::Standby),
     command("PERSISTENT RESERVE IN, READ KEYS", 0x5e, Some(0x00), PERSISTENT_IN,
-        D::In, O::Immediate, R::Persistent, Medium(reservations::reserve_in)).needs(Features::RESERVATIONS),
+        D::In, O::Immediate, R::Persistent, Medium(reservations::reserve_in))
+        .needs(Features::RESERVATIONS).access(A::Standby),
     command("PERSISTENT RESERVE IN, READ RESERVATION", 0x5e, Some(0x01), PERSISTENT_IN,
-        D::In, O::Immediate, R::Persistent, Medium(reservations::reserve_in)).needs(Features::RESERVATIONS),
+        D::In, O::Immediate, R::Persistent, Medium(reservations::reserve_in))
+        .needs(Features::RESERVATIONS).access(A::Standby),
     command("PERSISTENT RESERVE IN, REPORT CAPABILITIES", 0x5e, Some(0x02), PERSISTENT_IN,
-        D::In, O::Immediate, R::Persistent, Medium(reservations::reserve_in)).needs(Features::RESERVATIONS),
+        D::In, O::Immediate, R::Persistent, Medium(reservations::reserve_in))
+        .needs(Features::RESERVATIONS).access(A::Standby),
     command("PERSISTENT RESERVE IN, READ FULL STATUS", 0x5e, Some(0x03), PERSISTENT_IN,
-        D::In, O::Immediate, R::Persistent, Medium(reservations::reserve_in)).needs(Features::RESERVATIONS),
+        D::In, O::Immediate, R::Persistent, Medium(reservations::reserve_in))
+        .needs(Features::RESERVATIONS).access(A::Standby),
     command("PERSISTENT RESERVE OUT, REGISTER", 0x5f, Some(0x00), PERSISTENT_OUT,
-        D::Out, O::Immediate, R::Persistent, Medium(reservations::reserve_out)).needs(Features::RESERVATIONS),
+        D::Out, O::Immediate, R::Persistent, Medium(reservations::reserve_out))
+        .needs(Features::RESERVATIONS).access(A::Standby),
     command("PERSISTENT RESERVE OUT, RESERVE", 0x5f, Some(0x01), PERSISTENT_OUT,
-        D::Out, O::Immediate, R::Persistent, Medium(reservations::reserve_out)).needs(Features::RESERVATIONS),
+        D::Out, O::Immediate, R::Persistent, Medium(reservations::reserve_out))
+        .needs(Features::RESERVATIONS).access(A::Standby),
     command("PERSISTENT RESERVE OUT, RELEASE", 0x5f, Some(0x02), PERSISTENT_OUT,
-        D::Out, O::Immediate, R::Persistent, Medium(reservations::reserve_out)).needs(Features::RESERVATIONS),
+        D::Out, O::Immediate, R::Persistent, Medium(reservations::reserve_out))
+        .needs(Features::RESERVATIONS).access(A::Standby),
     command("PERSISTENT RESERVE OUT, CLEAR", 0x5f, Some(0x03), PERSISTENT_OUT,
-        D::Out, O::Immediate, R::Persistent, Medium(reservations::reserve_out)).needs(Features::RESERVATIONS),
+        D::Out, O::Immediate, R::Persistent, Medium(reservations::reserve_out))
+        .needs(Features::RESERVATIONS).access(A::Standby),
     command("PERSISTENT RESERVE OUT, PREEMPT", 0x5f, Some(0x04), PERSISTENT_OUT,
-        D::Out, O::Immediate, R::Persistent, Medium(reservations::reserve_out)).needs(Features::RESERVATIONS),
+        D::Out, O::Immediate, R::Persistent, Medium(reservations::reserve_out))
+        .needs(Features::RESERVATIONS).access(A::Standby),
     command("PERSISTENT RESERVE OUT, PREEMPT AND ABORT", 0x5f, Some(0x05), PERSISTENT_OUT,
-        D::Out, O::Immediate, R::Persistent, Medium(reservations::reserve_out)).needs(Features::RESERVATIONS),
+        D::Out, O::Immediate, R::Persistent, Medium(reservations::reserve_out))
+        .needs(Features::RESERVATIONS).access(A::Standby),
     command("PERSISTENT RESERVE OUT, REGISTER AND IGNORE EXISTING KEY", 0x5f, Some(0x06), PERSISTENT_OUT,
-        D::Out, O::Immediate, R::Persistent, Medium(reservations::reserve_out)).needs(Features::RESERVATIONS),
+        D::Out, O::Immediate, R::Persistent, Medium(reservations::reserve_out))
+        .needs(Features::RESERVATIONS).access(A::Standby),
     command("PERSISTENT RESERVE OUT, REGISTER AND MOVE", 0x5f, Some(0x07), PERSISTENT_OUT,
-        D::Out, O::Immediate, R::Persistent, Medium(reservations::reserve_out)).needs(Features::RESERVATIONS),
+        D::Out, O::Immediate, R::Persistent, Medium(reservations::reserve_out))
+        .needs(Features::RESERVATIONS).access(A::Standby),
     command("READ(16)", 0x88, None,
         &[0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::In, O::Read, R::Read, Medium(read_write::read_16)),
@@ -321,7 +364,7 @@ pub static COMMANDS: &[Command] = &[
         &[0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::NoneOrOut, O::Read, R::Read, Medium(read_write::verify_16)),
     command("PRE-FETCH(16)", 0x90, None,
-        &[0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        &[0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x1f, 0],
         D::None, O::Immediate, R::Read, Medium(read_write::pre_fetch_16)),
     command("SYNCHRONIZE CACHE(16)", 0x91, None,
         &[0x06, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
@@ -339,12 +382,20 @@ pub static COMMANDS: &[Command] = &[
         D::In, O::Read, R::Read, Reply(lba_status::get_lba_status_16)),
     command("REPORT LUNS", 0xa0, None, &[0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::In, O::Immediate, R::Always, Any(report_luns::report_luns)),
+    command("REPORT TARGET PORT GROUPS", 0xa3, Some(0x0a), &[0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        D::In, O::Immediate, R::Always, Medium(port_groups::report_target_port_groups))
+        .needs(Features::PORT_GROUPS).access(A::Any),
     command("REPORT SUPPORTED OPERATION CODES", 0xa3, Some(0x0c),
         &[0x1f, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::In, O::Immediate, R::Read, Reply(supported::report_supported_operation_codes)),
     command("REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", 0xa3, Some(0x0d),
         &[0x1f, 0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::In, O::Immediate, R::Read, Reply(supported::report_supported_task_management_functions)),
+    command("REPORT TIMESTAMP", 0xa3, Some(0x0f), &[0x1f, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        D::In, O::Immediate, R::Allowed, Medium(timestamp::report_timestamp)).needs(Features::TIMESTAMP),
+    command("SET TARGET PORT GROUPS", 0xa4, Some(0x0a), &[0x1f, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
+        D::Out, O::Immediate, R::Write, Medium(port_groups::set_target_port_groups))
+        .needs(Features::PORT_GROUPS.and(Features::EXPLICIT_ACCESS)).access(A::Unavailable),
     command("READ(12)", 0xa8, None, &[0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::In, O::Read, R::Read, Medium(read_write::read_12)),
     command("WRITE(12)", 0xaa, None, &[0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],

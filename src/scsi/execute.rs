@@ -16,6 +16,8 @@ use crate::units::{Lba, Lun};
 pub struct CommandRequest<'a> {
     /// The CDB as it stands in the PDU; bytes after the command's own length are not looked at.
     pub cdb: &'a [u8; 16],
+    /// Bytes of Data-Out that the initiator means to send, if the transport tells.
+    pub data_out_bytes: Option<u32>,
 }
 
 /// What the commands that look beyond their logical unit (REPORT LUNS, the device identification page) see of the
@@ -175,6 +177,31 @@ pub enum Action {
         /// NDOB: there is no Data-Out, and the block is all zeros. Otherwise Data-Out is the one block.
         no_data_out: bool,
     },
+    /// Answer from the unit's [`PortGroups`](super::PortGroups) with its `report`.
+    ReportPortGroups {
+        /// With the extended header.
+        extended: bool,
+        /// ALLOCATION LENGTH: the most bytes of Data-In.
+        allocation_length: u32,
+    },
+    /// Take the parameter list as Data-Out and `set` the unit's [`PortGroups`](super::PortGroups); then all shards
+    /// learn of it; then answer.
+    SetPortGroups {
+        /// Bytes of Data-Out, 4 to 1028.
+        list_bytes: u16,
+    },
+    /// Answer with [`log::report`](super::log::report) and the unit's numbers.
+    LogSense {
+        /// PAGE CODE.
+        page: u8,
+        /// ALLOCATION LENGTH: the most bytes of Data-In.
+        allocation_length: u16,
+    },
+    /// Answer with [`timestamp::report`](super::timestamp::report) and the clock.
+    ReportTimestamp {
+        /// ALLOCATION LENGTH: the most bytes of Data-In.
+        allocation_length: u32,
+    },
     /// Take the parameter list as Data-Out, ask [`mode_select::parse`](super::mode_select::parse), and replace the unit
     /// by one [`with_write_cache`](Unit::with_write_cache); if that changes it, every other I_T nexus learns of it by
     /// [`Attention::ModeParametersChanged`](super::Attention::ModeParametersChanged). While WCE is zero, a write is
@@ -253,6 +280,7 @@ impl Action {
             Self::Unmap { list_bytes } => return u64::from(list_bytes),
             Self::ReserveOut { list_bytes, .. } => return u64::from(list_bytes),
             Self::ModeSelect { list_bytes, .. } => return u64::from(list_bytes),
+            Self::SetPortGroups { list_bytes } => return u64::from(list_bytes),
             Self::Format { list_bytes } => return u64::from(list_bytes),
             Self::Sanitize { method: SanitizeMethod::Overwrite { list_bytes }, .. } => return u64::from(list_bytes),
             Self::Verify { byte_check: ByteCheck::None, .. }
@@ -266,6 +294,9 @@ impl Action {
             | Self::ReserveUnit { .. }
             | Self::Sanitize { method: SanitizeMethod::BlockErase, .. }
             | Self::ExitSanitizeFailure
+            | Self::ReportPortGroups { .. }
+            | Self::LogSense { .. }
+            | Self::ReportTimestamp { .. }
             | Self::GetLbaStatus { .. } => 0,
         };
         u64::from(blocks) << block_length.shift()
@@ -318,8 +349,11 @@ pub fn execute(
         return Sense::new(attention.sense_code()).into();
     }
     let Some(command) = command.filter(|command| command.is_served_on(unit)) else {
-        return Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into();
+        return not_served(request.cdb[0], unit).into();
     };
+    if let Some(code) = nexus.access().refusal(command.access) {
+        return Sense::new(code).into();
+    }
     if nexus.standing().conflicts(command.reservation, request.cdb[4]) {
         return Action::Done(Outcome::status(Status::RESERVATION_CONFLICT));
     }
@@ -332,10 +366,22 @@ pub fn execute(
         return sense.into();
     }
     match command.handler {
-        Handler::Medium(handler) => handler(Cdb(request.cdb), unit),
+        Handler::Medium(handler) => with_offered_data(handler(Cdb(request.cdb), unit), request, unit),
         Handler::Reply(handler) => with_whole_reply(handler(Cdb(request.cdb), unit, out), out),
         Handler::Any(_) => unreachable!("answered above"),
     }
+}
+
+/// Why there is no such command. Where service actions are the ways of one command, and it is served, the field is
+/// wrong; elsewhere they are commands of their own.
+#[cold]
+fn not_served(opcode: u8, unit: &Unit) -> Sense {
+    const ONE_COMMAND: [u8; 3] = [0x48, 0x5e, 0x5f];
+    let served = |command: &&Command| command.opcode == opcode && command.is_served_on(unit);
+    if ONE_COMMAND.contains(&opcode) && command_table::COMMANDS.iter().any(|command| served(&command)) {
+        return Sense::invalid_field_in_cdb(1, Some(4));
+    }
+    Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE)
 }
 
 /// Every bit that the command does not evaluate is zero; the field pointer names the first that is not.
@@ -347,6 +393,18 @@ fn check_reserved_bits(request: &CommandRequest<'_>, command: &Command) -> Resul
     }
     let position = offending.leading_zeros();
     Err(Sense::invalid_field_in_cdb((position / 8) as u8, Some(7 - (position % 8) as u8)))
+}
+
+/// WRITE SAME has one block, no more and no less: with another length an initiator means something else than it says.
+/// For all other commands the transport tells of what is missing or left over.
+#[inline]
+fn with_offered_data(action: Action, request: &CommandRequest<'_>, unit: &Unit) -> Action {
+    match (action, request.data_out_bytes) {
+        (Action::WriteSame { no_data_out: false, .. }, Some(offered)) if offered != unit.block_length().bytes() => {
+            Sense::new(SenseCode::INVALID_FIELD_IN_CDB).into()
+        }
+        _ => action,
+    }
 }
 
 /// A reply that only the caller's buffer cut short is asked for again.
@@ -372,8 +430,14 @@ mod tests {
 
     #[test]
     fn unknown_operation_codes_and_service_actions() {
-        for bytes in [&[0x43][..], &[0xff], &[0x3f], &[0x9f, 0x11], &[0x9e, 0x13], &[0xa3, 0x0a], &[0x7f]] {
+        for bytes in [&[0x43][..], &[0xff], &[0x3f], &[0x9f, 0x11], &[0x9e, 0x13], &[0xa3, 0x0b], &[0x7f]] {
             assert_eq!(run(&DISK, bytes), refused(SenseCode::INVALID_COMMAND_OPERATION_CODE), "{bytes:02x?}");
+        }
+        let plain = Unit::new(&DISK).expect("valid");
+        for bytes in [[0x48, 0x03], [0x5e, 0x04], [0x5f, 0x08], [0x5f, 0x1f]] {
+            assert_eq!(run(&DISK, &bytes), invalid_field(1, Some(4)), "{bytes:02x?}");
+            let (action, _) = run_on(Some(&plain), &mut NexusUnit::default(), &bytes);
+            assert_eq!(action, refused(SenseCode::INVALID_COMMAND_OPERATION_CODE), "{bytes:02x?}");
         }
     }
 
@@ -516,6 +580,11 @@ mod tests {
                 None
             }
             Action::ReserveIn { .. } | Action::ReserveUnit { .. } | Action::ExitSanitizeFailure => None,
+            Action::ReportPortGroups { .. } | Action::LogSense { .. } | Action::ReportTimestamp { .. } => None,
+            Action::SetPortGroups { list_bytes } => {
+                assert!((4..=1028).contains(&list_bytes), "{cdb:02x?}");
+                None
+            }
             Action::ModeSelect { list_bytes, long, .. } => {
                 assert!(list_bytes >= if long { 8 } else { 4 }, "{cdb:02x?}");
                 None
@@ -563,7 +632,7 @@ mod tests {
             let mut out = ParameterList::new(&mut buffer[..capacity]);
             let logical_unit =
                 (round % 16 != 1).then_some(LogicalUnit { unit, nexus: &mut nexus, condition: Condition::Ready });
-            let action = execute(&CommandRequest { cdb: &cdb }, &TARGET, logical_unit, &mut out);
+            let action = execute(&CommandRequest { cdb: &cdb, data_out_bytes: None }, &TARGET, logical_unit, &mut out);
             check_action(&action, &cdb, unit);
             let row = command_table::find(&cdb);
             let written = match action {
@@ -610,7 +679,7 @@ mod tests {
                     let mut out = ParameterList::new(&mut buffer);
                     let mut nexus = NexusUnit::default();
                     let logical_unit = LogicalUnit { unit: &unit, nexus: &mut nexus, condition: Condition::Ready };
-                    let request = CommandRequest { cdb: &cdb(&bytes) };
+                    let request = CommandRequest { cdb: &cdb(&bytes), data_out_bytes: None };
                     let action = execute(&request, &TARGET, Some(logical_unit), &mut out);
                     if action == Action::DataIn { out.bytes().to_vec() } else { Vec::new() }
                 });

@@ -48,7 +48,8 @@ pub(super) fn inquiry(
 
 fn push_standard(unit: Option<&Unit>, out: &mut ParameterList<'_>) {
     let peripheral = if unit.is_some() { DIRECT_ACCESS } else { NO_UNIT };
-    out.push(&[peripheral, 0, VERSION_SPC_4, HISUP_FORMAT_2, STANDARD_BYTES - 5, 0, 0, CMDQUE]);
+    let tpgs = unit.map_or(0, Unit::target_port_group_support) << 4;
+    out.push(&[peripheral, 0, VERSION_SPC_4, HISUP_FORMAT_2, STANDARD_BYTES - 5, tpgs, 0, CMDQUE]);
     out.push_ascii(unit::VENDOR, 8);
     match unit {
         Some(unit) => out.push(unit.product()),
@@ -72,7 +73,7 @@ mod tests {
     fn standard_data() {
         let data = reply(&DISK, &[0x12, 0, 0, 0, 255, 0]);
         assert_eq!(data.len(), 96);
-        assert_eq!(data[..8], [0, 0, 6, 0x12, 91, 0, 0, 2]);
+        assert_eq!(data[..8], [0, 0, 6, 0x12, 91, 0x30, 0, 2]);
         assert_eq!(data[8..36], *b"LUNARINGVHDX disk       0.1 ");
         assert_eq!(data[36..58], [0; 22]);
         assert_eq!(data[58..66], [0x00, 0xa0, 0x09, 0x60, 0x04, 0x60, 0x04, 0xc0]);

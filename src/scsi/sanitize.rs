@@ -98,7 +98,7 @@ mod tests {
         assert_eq!(run(&DISK, &[0x48, 0xa1, 0, 0, 0, 0, 0, 2, 4, 0]), expected(overwrite(516), true, true));
         assert_eq!(run(&DISK, &[0x48, 0x22]), expected(SanitizeMethod::BlockErase, false, true));
         assert_eq!(run(&DISK, &[0x48, 0x1f]), Action::ExitSanitizeFailure);
-        assert_eq!(run(&DISK, &[0x48, 0x03]), refused(SenseCode::INVALID_COMMAND_OPERATION_CODE), "not encrypted");
+        assert_eq!(run(&DISK, &[0x48, 0x03]), invalid_field(1, Some(4)), "not encrypted");
         assert_eq!(expected(overwrite(516), true, true).data_out_bytes(BlockLength::B512), 516);
         let read_only = UnitConfig { read_only: true, ..DISK };
         assert_eq!(run(&read_only, &[0x48, 0x02]), refused(SenseCode::WRITE_PROTECTED));

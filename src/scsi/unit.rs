@@ -4,6 +4,7 @@
 //! whoever replaces it raises the matching [`Attention`](super::Attention) for every I_T nexus.
 
 use super::attention::{Attention, Attentions};
+use super::port_groups::AccessState;
 use super::reservations::Standing;
 use super::sense::SenseFormat;
 use crate::limits;
@@ -65,8 +66,17 @@ impl Features {
     pub const SANITIZE: Self = Self(1 << 4);
     /// [`Action::ModeSelect`](super::Action::ModeSelect).
     pub const MODE_SELECT: Self = Self(1 << 5);
+    /// [`Action::ReportPortGroups`](super::Action::ReportPortGroups): the unit has target port groups, whose states the
+    /// target changes.
+    pub const PORT_GROUPS: Self = Self(1 << 6);
+    /// [`Action::SetPortGroups`](super::Action::SetPortGroups): initiators change them too. With `PORT_GROUPS` only.
+    pub const EXPLICIT_ACCESS: Self = Self(1 << 7);
+    /// [`Action::LogSense`](super::Action::LogSense).
+    pub const LOG_DATA: Self = Self(1 << 8);
+    /// [`Action::ReportTimestamp`](super::Action::ReportTimestamp).
+    pub const TIMESTAMP: Self = Self(1 << 9);
     /// All of them.
-    pub const ALL: Self = Self((1 << 6) - 1);
+    pub const ALL: Self = Self((1 << 10) - 1);
     /// Blocks can be unmapped: [`UnitConfig::thin_provisioned`] says so.
     pub(super) const UNMAP: Self = Self(1 << 30);
     /// [`Unit::with_atomic_writes`] says so.
@@ -287,7 +297,7 @@ impl Unit {
 
     /// The most blocks that one UNMAP may name in all its descriptors (MAXIMUM UNMAP LBA COUNT).
     pub fn unmap_blocks_max(&self) -> u32 {
-        (limits::UNMAP_BYTES_MAX >> self.block_length.shift()) as u32
+        limits::UNMAP_BLOCKS_MAX
     }
 
     /// The most blocks that one WRITE SAME may name (MAXIMUM WRITE SAME LENGTH).
@@ -312,6 +322,20 @@ impl Unit {
         let prefix = 0x6 << 24 | COMPANY_ID;
         let kept = u128::from_be_bytes(self.disk_uuid) & ((1 << KEPT_BITS) - 1);
         (prefix << KEPT_BITS | kept).to_be_bytes()
+    }
+
+    /// TPGS: who changes the states of target port groups; bit 0 the target, bit 1 initiators.
+    pub(super) fn target_port_group_support(&self) -> u8 {
+        let has = |features| u8::from(self.features.contains(features));
+        has(Features::PORT_GROUPS) | has(Features::PORT_GROUPS.and(Features::EXPLICIT_ACCESS)) << 1
+    }
+
+    /// THRESHOLD EXPONENT: log2 of the blocks of a threshold set, in which the log counts space; 1 MiB each. Zero:
+    /// space is not told of.
+    pub(super) fn threshold_exponent(&self) -> u8 {
+        const MIB_SHIFT: u32 = 20;
+        let told = self.features.contains(Features::LOG_DATA.and(Features::UNMAP));
+        if told { (MIB_SHIFT - self.block_length.shift()) as u8 } else { 0 }
     }
 
     /// PRODUCT IDENTIFICATION, padded with spaces.
@@ -354,6 +378,7 @@ pub(super) fn upper_hex<const BYTES: usize>(bytes: [u8; BYTES]) -> [u8; 32] {
 pub struct NexusUnit {
     attentions: Attentions,
     standing: Standing,
+    access: AccessState,
 }
 
 impl NexusUnit {
@@ -382,6 +407,16 @@ impl NexusUnit {
     /// What the unit's reservations mean for the nexus.
     pub fn standing(&self) -> Standing {
         self.standing
+    }
+
+    /// The target port that the nexus came through leads to the unit in this state now.
+    pub fn set_access(&mut self, access: AccessState) {
+        self.access = access;
+    }
+
+    /// The state in which the nexus's target port leads to the unit.
+    pub fn access(&self) -> AccessState {
+        self.access
     }
 
     /// The pending conditions.

@@ -116,9 +116,9 @@ fn mode_page_policy(_target: &TargetView<'_>, _unit: &Unit, out: &mut ParameterL
 
 /// Block Limits. Zero stands for every command that the unit does not serve.
 fn block_limits(_target: &TargetView<'_>, unit: &Unit, out: &mut ParameterList<'_>) {
-    const WSNZ: u8 = 0x01;
+    // WSNZ zero: WRITE SAME of no number of blocks goes to the end.
     let compare_and_write = unit.features().contains(Features::COMPARE_AND_WRITE);
-    out.push(&[WSNZ, if compare_and_write { limits::COMPARE_AND_WRITE_BLOCKS_MAX } else { 0 }]);
+    out.push(&[0, if compare_and_write { limits::COMPARE_AND_WRITE_BLOCKS_MAX } else { 0 }]);
     out.push_u16(unit.optimal_granularity_blocks());
     out.push_u32(unit.transfer_blocks_max());
     out.push_u32(limits::TRANSFER_BYTES_OPTIMAL >> unit.block_length().shift());
@@ -149,14 +149,14 @@ fn block_device_characteristics(_target: &TargetView<'_>, _unit: &Unit, out: &mu
     out.push_zeros(60 - 5);
 }
 
-/// Logical Block Provisioning: which commands unmap, and that unmapped blocks read as zeros. Nothing is anchored, no
-/// threshold is watched, and there are no provisioning groups.
+/// Logical Block Provisioning: which commands unmap, and that unmapped blocks read as zeros. Nothing is anchored, and
+/// there are no provisioning groups.
 fn logical_block_provisioning(_target: &TargetView<'_>, unit: &Unit, out: &mut ParameterList<'_>) {
     const LBPU_LBPWS_LBPWS10: u8 = 0xe0;
     const LBPRZ: u8 = 1 << 2;
     const THIN: u8 = 2;
     let (flags, provisioning_type) = if unit.thin_provisioned() { (LBPU_LBPWS_LBPWS10 | LBPRZ, THIN) } else { (0, 0) };
-    out.push(&[0, flags, provisioning_type, 0]);
+    out.push(&[unit.threshold_exponent(), flags, provisioning_type, 0]);
 }
 
 #[cfg(test)]
@@ -236,7 +236,7 @@ mod tests {
     fn limits_count_in_blocks() {
         let data = page(&DISK, 0xb0);
         assert_eq!(data.len(), 64);
-        assert_eq!(data[4..16], [1, 255, 0, 8, 0, 1, 0, 0, 0, 0, 8, 0]);
+        assert_eq!(data[4..16], [0, 255, 0, 8, 0, 1, 0, 0, 0, 0, 8, 0]);
         assert_eq!(data[16..36], [0; 20]);
         assert_eq!(data[36..48], [0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 16]);
         assert_eq!(data[48..], [0; 16]);
@@ -244,7 +244,7 @@ mod tests {
         let (_, data) = run_on(Some(&plain), &mut NexusUnit::default(), &[0x12, 1, 0xb0, 0, 64, 0]);
         assert_eq!((data[5], &data[44..48]), (0, &[0; 4][..]), "neither comparing nor atomic writes");
         let long = UnitConfig { block_length: BlockLength::B4096, physical_block_exponent: 0, ..DISK };
-        assert_eq!(page(&long, 0xb0)[4..16], [1, 255, 0, 1, 0, 0, 0x20, 0, 0, 0, 1, 0]);
+        assert_eq!(page(&long, 0xb0)[4..16], [0, 255, 0, 1, 0, 0, 0x20, 0, 0, 0, 1, 0]);
         assert_eq!(page(&long, 0xb0)[36..44], [0, 0, 0, 0, 0, 1, 0, 0]);
         let thin = UnitConfig { thin_provisioned: true, unmap_granularity_blocks: 512, ..long };
         let unmap = [0, 0x10, 0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0x80, 0, 0, 0];
@@ -257,6 +257,6 @@ mod tests {
         assert_eq!((data.len(), &data[4..9]), (64, &[0, 1, 0, 0, 2][..]));
         assert_eq!(data[9..], [0; 55]);
         assert_eq!(page(&DISK, 0xb2), [0, 0xb2, 0, 4, 0, 0, 0, 0]);
-        assert_eq!(page(&THIN, 0xb2), [0, 0xb2, 0, 4, 0, 0xe4, 2, 0]);
+        assert_eq!(page(&THIN, 0xb2), [0, 0xb2, 0, 4, 11, 0xe4, 2, 0]);
     }
 }

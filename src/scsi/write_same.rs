@@ -21,28 +21,34 @@ pub(super) fn write_same_16(cdb: Cdb<'_>, unit: &Unit) -> Action {
 fn write_same(cdb: Cdb<'_>, range: Range, no_data_out: bool, unit: &Unit) -> Action {
     let unmap = cdb.bit(1, 3);
     match check(range, unmap, unit) {
-        Ok(()) => Action::WriteSame { lba: Lba(range.lba), blocks: range.blocks, unmap, no_data_out },
+        Ok(blocks) => Action::WriteSame { lba: Lba(range.lba), blocks, unmap, no_data_out },
         Err(sense) => sense.into(),
     }
 }
 
-fn check(range: Range, unmap: bool, unit: &Unit) -> Result<(), Sense> {
+/// How many blocks. No number means all from the address to the end (WSNZ is zero), as far as MAXIMUM WRITE SAME LENGTH
+/// allows.
+fn check(range: Range, unmap: bool, unit: &Unit) -> Result<u32, Sense> {
     if unmap && !unit.thin_provisioned() {
         return Err(Sense::invalid_field_in_cdb(1, Some(3)));
     }
     check_writable(unit)?;
     range.check_addresses(unit)?;
-    // WSNZ: no number does not mean "to the end", which MAXIMUM WRITE SAME LENGTH would forbid on most units anyway.
-    if range.blocks == 0 || range.blocks > unit.write_same_blocks_max() {
-        return Err(Sense::invalid_field_in_cdb(range.length_byte, None));
+    let blocks = match range.blocks {
+        0 => unit.capacity_blocks() - range.lba,
+        blocks => u64::from(blocks),
+    };
+    match u32::try_from(blocks) {
+        Ok(blocks) if blocks <= unit.write_same_blocks_max() => Ok(blocks),
+        _ => Err(Sense::invalid_field_in_cdb(range.length_byte, None)),
     }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::scsi::fixture::{DISK, THIN, invalid_field, refused, run};
-    use crate::scsi::{Action, BlockLength, Sense, SenseCode, UnitConfig};
+    use crate::scsi::fixture::{DISK, TARGET, THIN, cdb, invalid_field, refused, run, unit};
+    use crate::scsi::{Action, BlockLength, CommandRequest, Condition, LogicalUnit, NexusUnit, ParameterList};
+    use crate::scsi::{Sense, SenseCode, UnitConfig, execute};
     use crate::units::Lba;
 
     fn expected(lba: u64, blocks: u32, unmap: bool, no_data_out: bool) -> Action {
@@ -59,6 +65,20 @@ mod tests {
         assert_eq!(run(&THIN, &long(9)), expected(0x102, 0x8_0000, true, true));
         assert_eq!(expected(0, 9, true, false).data_out_bytes(BlockLength::B4096), 4096);
         assert_eq!(expected(0, 9, true, true).data_out_bytes(BlockLength::B4096), 0);
+    }
+
+    #[test]
+    fn data_out_is_one_block() {
+        let cdb = cdb(&[0x41, 0, 0, 0, 0, 0, 0, 0, 9, 0]);
+        for (offered, good) in [(512, true), (0, false), (256, false), (1024, false)] {
+            let request = CommandRequest { cdb: &cdb, data_out_bytes: Some(offered) };
+            let logical_unit =
+                LogicalUnit { unit: &unit(&DISK), nexus: &mut NexusUnit::default(), condition: Condition::Ready };
+            let mut out = ParameterList::new(&mut []);
+            let action = execute(&request, &TARGET, Some(logical_unit), &mut out);
+            let expected = if good { expected(0, 9, false, false) } else { refused(SenseCode::INVALID_FIELD_IN_CDB) };
+            assert_eq!(action, expected, "{offered}");
+        }
     }
 
     #[test]
@@ -79,10 +99,16 @@ mod tests {
     }
 
     #[test]
-    fn no_blocks_does_not_mean_all_and_there_is_a_maximum() {
+    fn no_number_means_all_to_the_end_and_there_is_a_maximum() {
+        let short = UnitConfig { capacity_blocks: 0x8_0000, ..THIN };
+        assert_eq!(run(&short, &[0x41, 0, 0, 0, 0, 0, 0, 0, 0, 0]), expected(0, 0x8_0000, false, false));
+        assert_eq!(run(&short, &[0x93, 9, 0, 0, 0, 0, 0, 7, 0xff, 0xfe]), expected(0x7_fffe, 2, true, true));
+        // 256 MiB are written or unmapped at once.
         assert_eq!(run(&THIN, &[0x41, 0, 0, 0, 0, 0, 0, 0, 0, 0]), invalid_field(7, None));
         assert_eq!(run(&THIN, &[0x93, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), invalid_field(10, None));
         assert_eq!(run(&THIN, &[0x93, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 1]), invalid_field(10, None));
+        let huge = UnitConfig { capacity_blocks: 1 << 40, ..THIN };
+        assert_eq!(run(&huge, &[0x93]), invalid_field(10, None), "more than 32 bits");
     }
 
     #[test]

@@ -73,7 +73,8 @@ impl<R: Ring> Work<'_, R> {
 
     fn execute_with(&mut self, task: TaskId, lun_index: Option<usize>, buffer: &mut [u8]) -> (Action, usize) {
         let session = &mut *self.session;
-        let cdb = session.connection.command(task).cdb;
+        let command = session.connection.command(task);
+        let (cdb, data_out_bytes) = (command.cdb, Some(command.expected_write_length()));
         let view = TargetView {
             name: session.target.as_ref().map_or("", |(_, name)| name.as_str()),
             relative_target_port: 1,
@@ -93,7 +94,7 @@ impl<R: Ring> Work<'_, R> {
             None => None,
         };
         let mut list = ParameterList::new(buffer);
-        let action = scsi::execute(&CommandRequest { cdb: &cdb }, &view, unit, &mut list);
+        let action = scsi::execute(&CommandRequest { cdb: &cdb, data_out_bytes }, &view, unit, &mut list);
         (action, list.len())
     }
 
@@ -110,13 +111,6 @@ impl<R: Ring> Work<'_, R> {
             (Action::NeedsBuffer { .. }, _) | (_, None) => {
                 return self.complete(task, MediumError::Removed.outcome());
             }
-            (Action::CompareAndWrite { .. } | Action::OrWrite { .. } | Action::WriteAtomic { .. }, _)
-            | (Action::ReserveIn { .. } | Action::ReserveOut { .. } | Action::ReserveUnit { .. }, _)
-            | (Action::Format { .. } | Action::Sanitize { .. } | Action::ExitSanitizeFailure, _)
-            | (Action::ModeSelect { .. }, _) => {
-                // No unit says that it serves these.
-                return self.complete(task, Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into());
-            }
             (Action::GetLbaStatus { lba, allocation_length }, _) => {
                 return self.lba_status(task, lba, allocation_length);
             }
@@ -132,6 +126,8 @@ impl<R: Ring> Work<'_, R> {
                 let medium = u64::from(blocks) << length.shift();
                 (lba.0 << length.shift(), medium, action.data_out_bytes(length))
             }
+            // No unit here says that it serves any other.
+            (_, Some(_)) => return self.complete(task, Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into()),
         };
         let entry = self.task(task);
         entry.offset_bytes = offset_bytes;
@@ -169,12 +165,7 @@ impl<R: Ring> Work<'_, R> {
                 entry.operation = Operation::Write;
                 self.start_write_same(task, medium_bytes, unmap, (!no_data_out).then_some(data));
             }
-            Action::Done(_) | Action::DataIn | Action::NeedsBuffer { .. } => {}
-            Action::Flush { .. } | Action::GetLbaStatus { .. } => {}
-            Action::CompareAndWrite { .. } | Action::OrWrite { .. } | Action::WriteAtomic { .. } => {}
-            Action::ReserveIn { .. } | Action::ReserveOut { .. } | Action::ReserveUnit { .. } => {}
-            Action::Format { .. } | Action::Sanitize { .. } | Action::ExitSanitizeFailure => {}
-            Action::ModeSelect { .. } => {}
+            _ => {}
         }
     }
 

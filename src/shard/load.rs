@@ -17,6 +17,13 @@ const RUNNING_MAX: usize = 8;
 /// Room for waiting requests that is reserved beforehand; more take memory, up to what all shards may ask for.
 const WAITING_RESERVED: usize = 64;
 
+/// What direct I/O asks of offsets and lengths at least. A piece that is not aligned to it is read with the sectors
+/// around it.
+const SECTOR_BYTES: u64 = 512;
+
+/// Behind the page: place for the sectors of one piece.
+const SCRATCH_BYTES: usize = PAGE_BYTES + 2 * SECTOR_BYTES as usize;
+
 /// A page being read, piece by piece.
 struct Load {
     fault: LevelFault,
@@ -81,11 +88,10 @@ impl Loads {
                 self.ended(mail, fault, Ok(Done::PlanAgain));
                 continue;
             }
-            let Some(mut page) = io.arena.take(PAGE_BYTES) else {
+            let Some(page) = io.arena.take(PAGE_BYTES + SCRATCH_BYTES) else {
                 self.stalled = true;
                 return;
             };
-            page.truncate(PAGE_BYTES);
             self.running[place] = Some(Load { fault, fd, pieces, next: 0, at: 0 });
             if !self.go_on(disk, io, mail, place, page) {
                 return;
@@ -108,8 +114,7 @@ impl Loads {
                 // What is behind the file's end reads as zeros.
                 into.bytes_mut()[read as usize..].fill(0);
                 if let Some(load) = &mut self.running[place] {
-                    load.at += into.len;
-                    load.next += 1;
+                    load.has_read(&mut into);
                 }
                 self.go_on(disk, io, mail, place, into.buf);
             }
@@ -139,7 +144,7 @@ impl Loads {
                 load.next += 1;
                 continue;
             };
-            let into = Window { buf: page, at: load.at, len: piece.len_bytes };
+            let (offset_bytes, into) = load.window(page, offset_bytes, piece.len_bytes);
             let op = Op::Read { file: load.fd, offset_bytes, into };
             let started = io.submit(Mark::Load(self.slot, place as u32), op).is_ok();
             if !started {
@@ -150,7 +155,9 @@ impl Loads {
         }
         let fault = load.fault;
         self.running[place] = None;
-        if let (Some(map), Ok(bytes)) = (map_of(disk, fault), <&mut [u8; PAGE_BYTES]>::try_from(&mut page[..])) {
+        if let (Some(map), Ok(bytes)) =
+            (map_of(disk, fault), <&mut [u8; PAGE_BYTES]>::try_from(&mut page[..PAGE_BYTES]))
+        {
             map.source().decode(fault.fault, bytes);
             // Refused while somebody else fills, or when all pages are in use: whoever waits plans again, and asks
             // again.
@@ -168,6 +175,33 @@ impl Loads {
             }
             *waiting != fault
         });
+    }
+}
+
+impl Load {
+    /// Where in the file to read a piece, and where to: into its place in the page, or with the sectors around it behind
+    /// the page.
+    fn window(&self, buf: Buf, offset_bytes: u64, len_bytes: u32) -> (u64, Window) {
+        let end = offset_bytes + u64::from(len_bytes);
+        let aligned = |value: u64| value.is_multiple_of(SECTOR_BYTES);
+        if aligned(offset_bytes) && aligned(end) && aligned(u64::from(self.at)) {
+            return (offset_bytes, Window { buf, at: self.at, len: len_bytes });
+        }
+        let start = offset_bytes / SECTOR_BYTES * SECTOR_BYTES;
+        let len = (end.next_multiple_of(SECTOR_BYTES) - start) as u32;
+        (start, Window { buf, at: PAGE_BYTES as u32, len })
+    }
+
+    /// The next piece has been read.
+    fn has_read(&mut self, into: &mut Window) {
+        let Some(piece) = self.pieces.as_slice().get(self.next) else { return };
+        let (at, len) = (self.at as usize, piece.len_bytes as usize);
+        if into.at as usize == PAGE_BYTES {
+            let skip = (piece.offset_bytes.unwrap_or(0) % SECTOR_BYTES) as usize;
+            into.buf.copy_within(PAGE_BYTES + skip..PAGE_BYTES + skip + len, at);
+        }
+        self.at += piece.len_bytes;
+        self.next += 1;
     }
 }
 

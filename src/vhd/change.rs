@@ -4,10 +4,10 @@
 //!
 //! What changes is written to a free place and flushed; then one footer is made to name it and flushed, then the other.
 //! A footer is one sector, and is written whole or not at all. At every instant at least one footer is valid and names
-//! structures that are whole: before the first footer's write both name the old ones; between the two, the footer at the
-//! end names the new ones and counts, the copy still names the old ones, which are still there; the next write session
-//! makes the copy follow. New structures behind the old end of the file push the end footer out of its place for a
-//! while; the copy at the start serves then.
+//! structures that are whole: before the first footer's write both name the old ones; between the two, the footer at
+//! the end names the new ones and counts, the copy still names the old ones, which are still there; the next write
+//! session makes the copy follow. New structures behind the old end of the file push the end footer out of its place
+//! for a while; the copy at the start serves then.
 //!
 //! A fixed disk has one footer, and growing moves it: until the new one is durable, a power cut may leave a file that
 //! ends in zeros. [`repair`] finds the old footer behind the old data and gives the disk its old size back.
@@ -85,7 +85,7 @@ impl<'a> Workshop<'a> {
         let placed = loaded.blocks.placed.iter();
         let blocks = placed.map(|at| (u64::from(at.sector) * SECTOR, layout.data_of(at.sector) + layout.block_bytes));
         let blocks = blocks.collect();
-        let taken = Vec::from([(end, end + FOOTER_LEN)]);
+        let taken = loaded.front.rooms.iter().copied().chain([(end, end + FOOTER_LEN)]).collect();
         Ok(Self { storage, loaded, blocks, taken, end })
     }
 
@@ -229,8 +229,8 @@ fn grow_fixed(storage: &mut dyn Storage, front: &Front, footer: Footer) -> Resul
     Ok(storage.flush()?)
 }
 
-/// Give a differencing disk another parent: the same content at another place, or (after a merge) another file with what
-/// the old one had.
+/// Give a differencing disk another parent: the same content at another place, or (after a merge) another file with
+/// what the old one had.
 pub fn set_parent(storage: &mut dyn Storage, parent: &VhdParent) -> Result<(), ChangeError> {
     let front = read_front(storage)?;
     if front.kind != Kind::Differencing {

@@ -222,8 +222,8 @@ fn check_bitmap(
     report.blocks_partial += 1;
     if kind == Kind::Dynamic {
         let text = format!(
-            "block {}: its bitmap leaves sectors out; they read as zeros here, and as what is stored with programs that \
-             ignore bitmaps",
+            "block {}: its bitmap leaves sectors out; they read as zeros here, and as what is stored with programs \
+             that ignore bitmaps",
             at.block
         );
         report.find(Severity::Note, offset_bytes, text);

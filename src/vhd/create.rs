@@ -53,7 +53,8 @@ pub struct Created {
 /// Smallest disk that is made.
 const SIZE_MIN: u64 = MIB;
 
-/// Largest disk of small blocks: with the page that each has for its bitmap, the last of them still has a sector number.
+/// Largest disk of small blocks: with the page that each has for its bitmap, the last of them still has a sector
+/// number.
 const SMALL_BLOCKS_SIZE_MAX: u64 = 2000 << 30;
 const _: () = assert!(SMALL_BLOCKS_SIZE_MAX / BLOCK_SIZE_MIN * (BLOCK_SIZE_MIN / SECTOR + 8) < u32::MAX as u64);
 
@@ -111,8 +112,8 @@ pub(super) fn write_unused_table(storage: &mut dyn Storage, offset: u64, entries
 /// Write a new, empty disk to `storage`, whose old content is discarded.
 ///
 /// Windows keeps the same order: copy of the footer, header, table, paths, footer. A differencing disk has room for a
-/// second header and second paths behind the first, so that [`set_parent`](super::set_parent) can change them without an
-/// instant at which the file has no valid ones.
+/// second header and second paths behind the first, so that [`set_parent`](super::set_parent) can change them without
+/// an instant at which the file has no valid ones.
 pub fn create(options: &CreateOptions, storage: &mut dyn Storage) -> Result<Created, CreateError> {
     check_size(options.size_bytes)?;
     let footer = footer_of(options);

@@ -145,6 +145,9 @@ pub(super) struct Front {
     pub parent: Option<VhdParent>,
     /// Everything that has a place and is no block, in no order.
     pub spans: Vec<Span>,
+    /// Room (from, to) that others keep for longer paths to the parent. Nothing is put there; what is there is no
+    /// fault.
+    pub rooms: Vec<(u64, u64)>,
     pub warnings: Vec<Warning>,
     pub len_bytes: u64,
 }
@@ -240,19 +243,20 @@ pub(super) fn read_front(storage: &mut dyn Storage) -> Result<Front, OpenError> 
             return Err(OpenError::FixedTooShort { size_bytes, available_bytes });
         }
         let shape = shape(BLOCK_SIZE_DEFAULT);
-        return Ok(Front { footers, kind, shape, header: None, parent: None, spans: vec![], warnings, len_bytes });
+        let (spans, rooms) = (vec![], vec![]);
+        return Ok(Front { footers, kind, shape, header: None, parent: None, spans, rooms, warnings, len_bytes });
     }
     let (header, header_offset) = read_header(storage, footer.data_offset.get(), len_bytes)?;
     let shape = shape(u64::from(header.block_size.get()));
     let mut spans = check_header(&header, header_offset, &shape, len_bytes, &mut warnings)?;
-    let mut parent = None;
+    let (mut parent, mut rooms) = (None, vec![]);
     if kind == Kind::Differencing {
-        let (read, paths) = read_parent(storage, &header, &mut warnings)?;
-        parent = Some(read);
-        spans.extend(paths);
+        let read = read_parent(storage, &header, &mut warnings)?;
+        (parent, rooms) = (Some(read.parent), read.rooms);
+        spans.extend(read.spans);
     }
     let header = Some((header, header_offset));
-    Ok(Front { footers, kind, shape, header, parent, spans, warnings, len_bytes })
+    Ok(Front { footers, kind, shape, header, parent, spans, rooms, warnings, len_bytes })
 }
 
 fn read_header(storage: &mut dyn Storage, offset_bytes: u64, len: u64) -> Result<(DynamicHeader, u64), OpenError> {
@@ -328,11 +332,13 @@ pub(super) struct Loaded {
 pub(super) fn load_blocks(storage: &mut dyn Storage, front: Front, limits: MapLimits) -> Result<Loaded, OpenError> {
     let map = new_map(front.shape, limits);
     let mut blocks = load_table(storage, front.table(), &map, &front.spans)?;
-    // What a table has beyond the disk's need stays untouched where it is plausible.
+    // What a table has beyond the disk's need, and room for paths, stay untouched where they are plausible.
     let (header, _) = front.header.as_ref().expect("only fixed disks have none");
     let surplus = header.table_offset.get() + table_bytes(u64::from(header.max_table_entries.get()));
-    if surplus <= front.footers.end_offset.unwrap_or(front.len_bytes) {
-        blocks.objects_end = blocks.objects_end.max(surplus);
+    let reserved = front.rooms.iter().map(|(_, end)| *end).chain([surplus]);
+    let data_end = front.footers.end_offset.unwrap_or(front.len_bytes);
+    for end in reserved.filter(|end| *end <= data_end) {
+        blocks.objects_end = blocks.objects_end.max(end.next_multiple_of(SECTOR));
     }
     Ok(Loaded { front, map, blocks })
 }

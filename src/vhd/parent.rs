@@ -5,7 +5,9 @@ use zerocopy::FromZeros;
 use zerocopy::big_endian::{U32, U64};
 
 use super::error::CreateError;
-use super::format::{DynamicHeader, LOCATOR_W2KU, LOCATOR_W2RU, LOCATOR_WI2K, LOCATOR_WI2R, LOCATORS_MAX, Locator};
+use super::format::{
+    DynamicHeader, LOCATOR_W2KU, LOCATOR_W2RU, LOCATOR_WI2K, LOCATOR_WI2R, LOCATORS_MAX, Locator, SECTOR,
+};
 use super::open::Warning;
 use super::spans::Span;
 use crate::blocks::{Storage, StorageError};
@@ -13,14 +15,17 @@ use crate::blocks::{Storage, StorageError};
 /// Longest path that is read: more than any file system has.
 const PATH_BYTES_MAX: u32 = 64 << 10;
 
+/// Largest room for a path that is believed.
+const ROOM_BYTES_MAX: u64 = 256 << 10;
+
 /// Room for each path in files that are made here: PATH_MAX characters.
 pub(super) const LOCATOR_ROOM: u64 = 8 << 10;
 
 /// The parent of a differencing disk as the disk's file names it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VhdParent {
-    /// Unique id in the parent's footer, its bytes in the order of the file. The parent is the right one when its own is
-    /// the same. It does not change when the parent is written, which is why that goes unnoticed.
+    /// Unique id in the parent's footer, its bytes in the order of the file. The parent is the right one when its own
+    /// is the same. It does not change when the parent is written, which is why that goes unnoticed.
     pub unique_id: Uuid,
     /// The parent file's modification time in seconds since the start of 2000; 0 in real files. Fit for a warning only.
     pub timestamp: u32,
@@ -32,15 +37,31 @@ pub struct VhdParent {
     pub absolute_paths: Vec<String>,
 }
 
-/// Read what a header says, and the places that it uses. What cannot be read is a warning: the caller may know the
-/// parent from elsewhere.
+/// Bytes that are kept free for a path to grow. The field counts sectors by the specification, and bytes in files of
+/// Windows; no path has room of 256 KiB or of less than a sector, so each number can be only one of the two.
+fn room_of(locator: &Locator) -> u64 {
+    let space = u64::from(locator.space.get());
+    let bytes = if space < SECTOR { space * SECTOR } else { space };
+    bytes.min(ROOM_BYTES_MAX).max(u64::from(locator.length.get()))
+}
+
+/// What a header says of the parent.
+pub(super) struct ReadParent {
+    pub parent: VhdParent,
+    /// The places of its paths.
+    pub spans: Vec<Span>,
+    /// The room (from, to) that is kept for them.
+    pub rooms: Vec<(u64, u64)>,
+}
+
+/// Read what a header says. What cannot be read is a warning: the caller may know the parent from elsewhere.
 pub(super) fn read_parent(
     storage: &mut dyn Storage,
     header: &DynamicHeader,
     warnings: &mut Vec<Warning>,
-) -> Result<(VhdParent, Vec<Span>), StorageError> {
+) -> Result<ReadParent, StorageError> {
     let len_bytes = storage.len_bytes()?;
-    let mut spans = Vec::new();
+    let (mut spans, mut rooms) = (Vec::new(), Vec::new());
     let mut parent = VhdParent {
         unique_id: Uuid::from_bytes(header.parent_unique_id),
         timestamp: header.parent_timestamp.get(),
@@ -59,6 +80,7 @@ pub(super) fn read_parent(
         }
         let name = format!("parent locator {number}");
         spans.push(Span { start: offset, end: offset + u64::from(length), name });
+        rooms.push((offset, offset + room_of(locator)));
         let mut bytes = vec![0; length as usize];
         storage.read_at(offset, &mut bytes)?;
         let wide = || text_of(bytes.as_chunks::<2>().0.iter().map(|unit| u16::from_le_bytes(*unit)));
@@ -72,7 +94,7 @@ pub(super) fn read_parent(
             _ => {}
         }
     }
-    Ok((parent, spans))
+    Ok(ReadParent { parent, spans, rooms })
 }
 
 /// UTF-16 up to the first zero.

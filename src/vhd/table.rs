@@ -207,7 +207,8 @@ impl PageSource for Bitmaps {
     }
 }
 
-/// Bitmaps in the file have the first sector in the most significant bit of a byte; in memory it is the least. Both ways.
+/// Bitmaps in the file have the first sector in the most significant bit of a byte; in memory it is the least. Both
+/// ways.
 pub(super) fn to_least_significant_first(bytes: &mut [u8]) {
     for byte in bytes {
         *byte = byte.reverse_bits();

@@ -12,8 +12,8 @@
 //! 6. the other header.
 //!
 //! Whatever is not flushed may be there, be lost or be garbage: it is a header whose other copy still tells the old or
-//! the new story in full, or space that nobody looks at, or a page that the log heals. `tests/vhdx_files` leaves each of
-//! these flushes out and sees the loss.
+//! the new story in full, or space that nobody looks at, or a page that the log heals. `tests/vhdx_files` leaves each
+//! of these flushes out and sees the loss.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

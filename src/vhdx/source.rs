@@ -95,11 +95,11 @@ mod tests {
         for (word, expected) in [
             (0, 0),
             (5 * mib, 0),
-            (5 * mib | 3, 3),
-            (5 * mib | 2, 2),
-            (5 * mib | 6, 5 * mib | 6),
-            (5 * mib | 0xf_fff8 | 7, 5 * mib | 7),
-            (100 * mib | 6, 2),
+            (5 * mib + 3, 3),
+            (5 * mib + 2, 2),
+            (5 * mib + 6, 5 * mib + 6),
+            (5 * mib + 0xf_ffff, 5 * mib + 7),
+            (100 * mib + 6, 2),
         ] {
             assert_eq!(settled(word, 100 * mib), expected, "{word:#x}");
         }

@@ -1,8 +1,8 @@
 //! Which of the file's MiB are taken: one bit each, in two maps.
 //!
-//! A unit is *taken* (an object of the file, or reserved for one), *condemned* (nothing refers to it any more, but it may
-//! hold old bytes or be written by somebody who planned earlier), or *free*: it reads as zeros, durably, and so does what
-//! lies behind every object. The engine hands out free space only, the lowest first.
+//! A unit is *taken* (an object of the file, or reserved for one), *condemned* (nothing refers to it any more, but it
+//! may hold old bytes or be written by somebody who planned earlier), or *free*: it reads as zeros, durably, and so
+//! does what lies behind every object. The engine hands out free space only, the lowest first.
 
 use std::ops::Range;
 

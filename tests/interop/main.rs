@@ -8,6 +8,7 @@ mod chap;
 mod clients;
 mod configuration;
 mod crash;
+mod differencing;
 mod images;
 mod protocol;
 mod server;

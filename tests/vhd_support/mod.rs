@@ -320,6 +320,47 @@ impl Host {
         Ok(())
     }
 
+    /// Write several ranges, and release blocks, at the same time: all is asked for before anything is waited for.
+    pub fn write_together(
+        &mut self,
+        writes: &[(u64, Vec<u8>)],
+        unmap: Option<(u64, u64)>,
+    ) -> Result<(), Option<Event>> {
+        let mut waiting = Vec::new();
+        for (offset, bytes) in writes {
+            let ticket = self.ticket();
+            if self.engine.prepare(*offset, bytes.len() as u64, ticket).map_err(|_| None)? == Asked::Queued {
+                waiting.push(ticket);
+            }
+        }
+        for ticket in waiting.drain(..) {
+            self.wait(ticket)?;
+        }
+        if let Some((offset, len)) = unmap {
+            let ticket = self.ticket();
+            if self.engine.unmap(offset, len, ticket).map_err(|_| None)? == Asked::Queued {
+                waiting.push(ticket);
+            }
+        }
+        for (offset, bytes) in writes {
+            let mut done = 0;
+            while done < bytes.len() as u64 {
+                let (covered, commit) = self.land(offset + done, &bytes[done as usize..])?;
+                if let Some(epoch) = commit {
+                    let ticket = self.ticket();
+                    if self.engine.commit(offset + done, covered, epoch, ticket).map_err(|_| None)? == Asked::Queued {
+                        waiting.push(ticket);
+                    }
+                }
+                done += covered;
+            }
+        }
+        for ticket in waiting {
+            assert_eq!(self.wait(ticket)?, Done::Ok, "places are never taken away");
+        }
+        Ok(())
+    }
+
     /// Release the whole blocks of a range.
     pub fn unmap(&mut self, offset: u64, len: u64) -> Result<(), Option<Event>> {
         let ticket = self.ticket();

@@ -50,7 +50,7 @@ fn a_check_goes_on_behind_every_problem() {
         (1, places[1] | 6 | 1 << 4),
         (3, 4),
         (4, places[0] | 6),
-        (5, 900 * MIB | 6),
+        (5, (900 * MIB) | 6),
         (6, LOG | 6),
         (7, places[2] | 2),
         (8, places[2] | 3),
@@ -203,7 +203,7 @@ fn partial_blocks_and_bitmaps_keep_their_rules() {
     assert_findings(&report_of(&file), &[partial]);
     let mut large = dynamic(5 << 30);
     let at = BAT + 4096 * 8;
-    large.write(at, &(4 * MIB | 6).to_le_bytes());
+    large.write(at, &((4 * MIB) | 6).to_le_bytes());
     assert_findings(&report_of(&large), &[(Error, "2.5.1.2", at, "has no sector bitmaps")]);
 }
 
@@ -213,7 +213,7 @@ fn reports_stay_readable() {
     let mut file = dynamic(120 << 30);
     file.write(BAT, &5u64.to_le_bytes().repeat(4096));
     file.write(BAT + 4097 * 8, &(LOG | 6).to_le_bytes().repeat(4096));
-    file.write(BAT + 2 * 4097 * 8, &(700 * MIB | 6).to_le_bytes().repeat(4096));
+    file.write(BAT + 2 * 4097 * 8, &((700 * MIB) | 6).to_le_bytes().repeat(4096));
     let report = report_of(&file);
     assert_eq!(report.findings.len() as u64, 3 * FINDINGS_PER_KIND_MAX);
     let counts: Vec<_> = report.tallies.iter().map(|tally| (tally.rule, tally.count)).collect();

@@ -145,7 +145,7 @@ pub fn samples(shape: &Geometry) -> Vec<u64> {
     let last = shape.disk_size_bytes / SECTOR - 1;
     let per_block = u64::from(shape.block_size_bytes) / SECTOR;
     let blocks = last / per_block;
-    let few = |block: &u64| blocks < 2000 || *block < 64 || block + 64 > blocks || block % (blocks / 500) == 0;
+    let few = |block: &u64| blocks < 2000 || *block < 64 || block + 64 > blocks || block.is_multiple_of(blocks / 500);
     let each = (0..=blocks).filter(few).flat_map(|block| {
         [0, 1, 7, 8, per_block / 2 - 1, per_block / 2, per_block - 9, per_block - 1].map(|at| block * per_block + at)
     });

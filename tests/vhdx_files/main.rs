@@ -14,3 +14,4 @@ mod items;
 mod mutation;
 mod repair;
 mod resize;
+mod turns;

@@ -89,8 +89,8 @@ fn entries_lose_what_means_nothing() {
         (2, places[2] | 3, places[2] | 3),
         (3, places[0] | 2, 2),
         (4, places[0] | 3, 3),
-        (5, 900_000 * MIB | 1, 1),
-        (4096, 77 * MIB | 6, 0),
+        (5, (900_000 * MIB) | 1, 1),
+        (4096, (77 * MIB) | 6, 0),
         (4100, 5 * MIB, 0),
     ];
     for (index, bad, _) in entries {
@@ -111,7 +111,8 @@ fn entries_lose_what_means_nothing() {
 
 #[test]
 fn what_needs_a_guess_is_refused_and_nothing_is_written() {
-    let breaks: [(&str, &dyn Fn(&mut SparseFile)); 6] = [
+    type Damage<'a> = (&'a str, &'a dyn Fn(&mut SparseFile));
+    let breaks: [Damage<'_>; 6] = [
         ("reserved", &|file| file.write(BAT, &5u64.to_le_bytes())),
         ("overlap", &|file| file.write(BAT, &(MIB | 6).to_le_bytes())),
         ("neither header", &|file| HEADERS.iter().for_each(|at| file.write(*at, b"torn"))),

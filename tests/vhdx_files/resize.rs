@@ -211,9 +211,8 @@ fn impossible_sizes_are_refused_with_the_limit() {
     let uneven = EditError::SizeNotSectors { size_bytes: 9 * MIB + 1, sector_bytes: 512, next_bytes: 9 * MIB + 512 };
     assert_eq!(refusal(&options, 9 * MIB + 1), uneven);
     let large = CreateOptions { logical_sector_bytes: 4096, ..options.clone() };
-    assert!(
-        matches!(refusal(&large, 9 * MIB + 512), EditError::SizeNotSectors { next_bytes, .. } if next_bytes == 9 * MIB + 4096)
-    );
+    let (uneven, next) = (refusal(&large, 9 * MIB + 512), 9 * MIB + 4096);
+    assert!(matches!(uneven, EditError::SizeNotSectors { next_bytes, .. } if next_bytes == next), "{uneven}");
     let mut broken = made(&options);
     let at = geometry(&broken).bat_offset_bytes;
     broken.write(at, &[4]);

@@ -29,8 +29,8 @@ pub struct Begun {
 #[derive(Clone, Default)]
 pub struct Guest {
     sectors: BTreeMap<u64, Vec<Given>>,
-    /// Everything that was done: to these sectors, the first of which was given this value and the others the next ones,
-    /// or zeros all of them.
+    /// Everything that was done: to these sectors, the first of which was given this value and the others the next
+    /// ones, or zeros all of them.
     done: Vec<(Range<u64>, Given)>,
     /// Lengths of the history when a guest's flush started and ended.
     pub flushes: Vec<(usize, usize)>,
@@ -224,8 +224,8 @@ impl<'a> Instants<'a> {
     /// Go to the instant behind this many changes; not back.
     pub fn go_to(&mut self, cut: usize) {
         let changes = &self.history.file.history;
-        for at in self.cut..cut {
-            if matches!(changes[at], Change::Flush) {
+        for (at, change) in changes.iter().enumerate().take(cut).skip(self.cut) {
+            if matches!(change, Change::Flush) {
                 self.durable = self.history.file.cut(&self.durable, self.from, at + 1, None);
                 self.from = at + 1;
             }

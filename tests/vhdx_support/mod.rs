@@ -104,6 +104,7 @@ impl SparseFile {
     pub fn set_len(&mut self, len: u64) {
         if len < self.len {
             self.zero(len, self.len - len);
+            self.pages.split_off(&len.div_ceil(PAGE));
         }
         self.len = len;
     }

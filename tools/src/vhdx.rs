@@ -35,7 +35,7 @@ pub fn run(arguments: &Arguments) -> ExitCode {
 fn look(path: &Path) -> Result<OpenDisk, String> {
     let mut file = ReadOnly(File::open(path).map_err(|error| error.to_string())?);
     // Reading draws no identities.
-    let options = OpenOptions { access: Access::ReadOnly, guids: Box::new(|| vhdx::Guid::ZERO) };
+    let options = OpenOptions { access: Access::ReadOnly, guids: Box::new(|| vhdx::Guid::ZERO), data_write_guid: None };
     vhdx::open(&mut file, options).map_err(|error| error.to_string())
 }
 
@@ -45,7 +45,7 @@ fn print(open: &OpenDisk, with_blocks: bool) {
     println!("kind             {}", if geometry.fixed { "fixed" } else { "dynamic" });
     println!("sectors          {} logical, {} physical", geometry.logical_sector_bytes, geometry.physical_sector_bytes);
     println!("block size       {}", HumanBytes(u64::from(geometry.block_size_bytes)));
-    println!("blocks           {} of {} have space", open.view.blocks_allocated(), geometry.block_count);
+    println!("blocks           {} of {} have space", open.map.blocks_allocated(), geometry.block_count);
     println!("table at         {}", geometry.bat_offset_bytes);
     println!("virtual disk id  {}", open.virtual_disk_id);
     println!("data write id    {}", open.data_write_guid);
@@ -60,7 +60,7 @@ fn print(open: &OpenDisk, with_blocks: bool) {
         println!("warning          {warning:?}");
     }
     if with_blocks {
-        let present = (0..geometry.block_count).map(|block| (block, open.view.entry(block)));
+        let present = (0..geometry.block_count).filter_map(|block| Some((block, open.map.entry(block).ok()?)));
         for (block, entry) in present.filter(|(_, entry)| entry.is_present()) {
             println!("block {block:>10} at {}", entry.offset_bytes());
         }

@@ -1,14 +1,18 @@
 //! Shards that answer at once and remember what they were told.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
+use crate::blocks::Engine;
 use crate::control::controller::Controller;
 use crate::control::dataplane::DataPlane;
 use crate::control::state::StateDir;
+use crate::medium::Disk;
+use crate::medium::blocking::BlockingDisk;
 use crate::observe::{SessionStats, ShardStats};
 use crate::shard::message::{Configuration, EngineReport, SessionInfo, ToShard};
 use crate::units::{DiskId, PortalId, ShardId};
@@ -18,6 +22,9 @@ use crate::units::{DiskId, PortalId, ShardId};
 pub struct Told {
     pub configuration: Arc<Configuration>,
     pub disks: BTreeSet<DiskId>,
+    /// The disks whose home it is and that are in files, as a shard would read and write them.
+    pub homes: BTreeMap<DiskId, BlockingDisk<File>>,
+    pub paused: BTreeSet<DiskId>,
     pub listeners: Vec<(PortalId, OwnedFd)>,
     pub sessions: Vec<SessionInfo>,
     pub stopped: bool,
@@ -38,6 +45,21 @@ impl FakePlane {
 
     pub fn told(&self, shard: usize) -> std::sync::MutexGuard<'_, Told> {
         self.shards[shard].lock().unwrap()
+    }
+
+    /// Write as an initiator would.
+    pub fn write(&self, disk: &Disk, offset_bytes: u64, bytes: &[u8]) {
+        let mut told = self.told(usize::from(disk.home().0));
+        assert!(!told.paused.contains(&disk.id()), "the disk goes on");
+        told.homes.get_mut(&disk.id()).unwrap().write_at(offset_bytes, bytes).unwrap();
+    }
+
+    /// Read as an initiator would.
+    pub fn read(&self, disk: &Disk, offset_bytes: u64, len_bytes: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len_bytes];
+        let mut told = self.told(usize::from(disk.home().0));
+        told.homes.get_mut(&disk.id()).unwrap().read_at(offset_bytes, &mut bytes).unwrap();
+        bytes
     }
 
     /// Pretend that an initiator has logged in.
@@ -67,6 +89,25 @@ impl FakePlane {
             (target.name.to_string(), luns, target.access.iter().map(ToString::to_string).collect())
         });
         targets.collect()
+    }
+}
+
+impl Told {
+    /// Keep a disk as its home would.
+    fn serve(&mut self, shard: ShardId, disk: &Arc<Disk>, engine: Option<Box<dyn Engine>>) {
+        let (Some(chain), true) = (disk.chain(), disk.home() == shard) else { return };
+        let open = |layer: (usize, &Arc<crate::medium::LayerFile>)| {
+            let write = layer.0 == 0 && !disk.read_only();
+            OpenOptions::new().read(true).write(write).open(layer.1.path()).unwrap()
+        };
+        let files = disk.layers().iter().enumerate().map(open).collect();
+        self.homes.insert(disk.id(), BlockingDisk::new(chain.clone(), files, engine, !disk.read_only()));
+    }
+
+    fn close(&mut self, disk: DiskId) {
+        if let Some(home) = self.homes.remove(&disk) {
+            home.close().unwrap();
+        }
     }
 }
 
@@ -100,16 +141,52 @@ impl DataPlane for FakePlane {
             ToShard::Attach { disk, engine, reply } => {
                 assert!(engine.is_none() || disk.home() == shard, "the engine goes home");
                 assert!(told.disks.insert(disk.id()), "attached once");
+                told.serve(shard, &disk, engine);
                 reply(());
             }
             ToShard::Detach { disk, reply } => {
                 let mapped = told.configuration.luns.values().any(|map| map.values().any(|lun| lun.disk == disk));
                 let _ = mapped;
                 assert!(told.disks.remove(&disk), "only what is attached is detached");
+                told.close(disk);
                 reply(Ok(()));
             }
-            ToShard::Pause { reply, .. } => reply(Ok(())),
-            ToShard::Resume { reply, .. } => reply(()),
+            ToShard::Pause { disk, reply, .. } => {
+                assert!(told.paused.insert(disk), "paused once");
+                reply(Ok(()));
+            }
+            ToShard::Resume { disk, reply } => {
+                told.paused.remove(&disk);
+                reply(());
+            }
+            ToShard::Swap { disk, engine, retire, retired, reply, .. } => {
+                assert!(told.paused.remove(&disk.id()), "only a paused disk is changed");
+                if retire {
+                    told.close(disk.id());
+                }
+                assert!(engine.is_none() || disk.home() == shard, "the engine goes home");
+                told.serve(shard, &disk, engine);
+                reply(Ok(()));
+                if let Some(retired) = retired {
+                    retired(Ok(()));
+                }
+            }
+            ToShard::CloseEngine { disk, reply } => {
+                assert!(told.paused.contains(&disk), "only a paused disk's engine is closed");
+                told.close(disk);
+                reply(Ok(()));
+            }
+            ToShard::BeginSession { disk, reply } => {
+                told.homes.get_mut(&disk).unwrap().begin_write_session().unwrap();
+                reply(Ok(None));
+            }
+            ToShard::Relocate { disk, reply } => {
+                reply(Ok(told.homes.get_mut(&disk).unwrap().relocate_some().unwrap()));
+            }
+            ToShard::ReportEngine { disk, reply } => {
+                let space = told.homes.get(&disk).and_then(BlockingDisk::space);
+                reply(Some(EngineReport { space, ..EngineReport::default() }));
+            }
             ToShard::ListSessions { reply } => reply(told.sessions.clone()),
             ToShard::DropSession { id, reply } => {
                 let before = told.sessions.len();
@@ -121,10 +198,6 @@ impl DataPlane for FakePlane {
                 told.listeners.clear();
                 reply(());
             }
-            ToShard::Swap { reply, .. } | ToShard::CloseEngine { reply, .. } => reply(Ok(())),
-            ToShard::BeginSession { reply, .. } => reply(Ok(None)),
-            ToShard::Relocate { reply, .. } => reply(Ok(false)),
-            ToShard::ReportEngine { reply, .. } => reply(Some(EngineReport::default())),
             ToShard::Stop => told.stopped = true,
         }
         Ok(())

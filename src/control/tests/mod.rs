@@ -4,3 +4,5 @@ mod commands;
 mod crashes;
 mod fake;
 mod http;
+mod recovery;
+mod snapshots;

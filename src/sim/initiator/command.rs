@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use super::contents::{UNIT_BYTES, Version};
+use super::contents::{UNIT_BYTES, Version, fill};
 use crate::sim::Random;
 
 /// SCSI statuses (SAM-5 clause 5.3.1).
@@ -49,22 +49,52 @@ pub(super) enum Work {
         unit: u64,
         count: u64,
     },
+    /// Ranges that are to read as zeros.
+    Unmap {
+        unit: u64,
+        count: u64,
+    },
+    /// One block over and over; the version is one of [`SAME`](super::contents::SAME), or 0 for zeros.
+    WriteSame {
+        unit: u64,
+        count: u64,
+        version: Version,
+        unmap: bool,
+        no_data: bool,
+    },
+    LbaStatus {
+        unit: u64,
+    },
 }
 
 impl Work {
     /// The sectors that it touches.
     pub fn range(self) -> Option<(u64, u64)> {
         match self {
-            Work::Read { unit, count } | Work::Write { unit, count, .. } | Work::Verify { unit, count } => {
+            Work::Read { unit, count } | Work::Verify { unit, count } => Some((unit, count)),
+            Work::Write { unit, count, .. } | Work::Unmap { unit, count } | Work::WriteSame { unit, count, .. } => {
                 Some((unit, count))
             }
+            // What is mapped may change while anything is written.
+            Work::LbaStatus { .. } => Some((0, u64::MAX / 2)),
             Work::TestUnitReady | Work::Inquiry | Work::ReadCapacity | Work::SynchronizeCache { .. } => None,
+        }
+    }
+
+    /// The sectors that it changes, and what they hold afterwards.
+    pub fn change(self) -> Option<(u64, u64, Version)> {
+        match self {
+            Work::Write { unit, count, version, .. } | Work::WriteSame { unit, count, version, .. } => {
+                Some((unit, count, version))
+            }
+            Work::Unmap { unit, count } => Some((unit, count, 0)),
+            _ => None,
         }
     }
 
     /// Whether the two can run at once without one seeing the other half done.
     pub fn is_compatible(self, other: Work) -> bool {
-        let writes = |work| matches!(work, Work::Write { .. });
+        let writes = |work: Work| work.change().is_some();
         match (self.range(), other.range()) {
             (Some((a, a_count)), Some((b, b_count))) if writes(self) || writes(other) => {
                 a + a_count <= b || b + b_count <= a
@@ -73,22 +103,41 @@ impl Work {
         }
     }
 
-    /// Bytes that the command descriptor block asks to move.
-    pub fn len_bytes(self) -> usize {
+    /// Bytes that the command descriptor block asks to read.
+    pub fn read_bytes(self) -> usize {
         match self {
-            Work::Read { count, .. } | Work::Write { count, .. } => count as usize * UNIT_BYTES,
+            Work::Read { count, .. } => count as usize * UNIT_BYTES,
             Work::Inquiry => INQUIRY_BYTES,
             Work::ReadCapacity => CAPACITY_BYTES,
-            Work::TestUnitReady | Work::SynchronizeCache { .. } | Work::Verify { .. } => 0,
+            Work::LbaStatus { .. } => LBA_STATUS_BYTES,
+            _ => 0,
         }
     }
 
+    /// What goes to the target.
+    pub fn data_out(self, block_bytes: usize, random: &mut Random) -> Vec<u8> {
+        let mut data = Vec::new();
+        match self {
+            Work::Write { unit, count, version, .. } => fill(unit, count, version, &mut data),
+            Work::WriteSame { version, no_data: false, .. } => {
+                fill(0, (block_bytes / UNIT_BYTES) as u64, version, &mut data);
+            }
+            Work::Unmap { unit, count } => data = unmap_list(unit, count, block_bytes, random),
+            _ => {}
+        }
+        data
+    }
+
     pub fn is_write(self) -> bool {
-        matches!(self, Work::Write { .. })
+        match self {
+            Work::Write { .. } | Work::Unmap { .. } => true,
+            Work::WriteSame { no_data, .. } => !no_data,
+            _ => false,
+        }
     }
 
     /// The command descriptor block; where several forms do the same, any of them.
-    pub fn cdb(self, block_bytes: usize, random: &mut Random) -> [u8; 16] {
+    pub fn cdb(self, block_bytes: usize, data_out: &[u8], random: &mut Random) -> [u8; 16] {
         let blocks = |unit: u64, count: u64| {
             let units_per_block = (block_bytes / UNIT_BYTES) as u64;
             (unit / units_per_block, (count / units_per_block) as u32)
@@ -115,6 +164,30 @@ impl Work {
                 let (lba, len) = blocks(unit, count);
                 any_form([0x2f, 0xaf, 0x8f], lba, len, random)
             }
+            Work::Unmap { .. } => {
+                let mut cdb = [0; 16];
+                cdb[0] = 0x42;
+                cdb[7..9].copy_from_slice(&(data_out.len() as u16).to_be_bytes());
+                cdb
+            }
+            Work::WriteSame { unit, count, unmap, no_data, .. } => {
+                let (lba, len) = blocks(unit, count);
+                let mut cdb = sixteen(0x93, lba, len);
+                if random.below(2) == 0 && len <= 0xffff && !no_data {
+                    cdb = [0; 16];
+                    cdb[0] = 0x41;
+                    cdb[2..6].copy_from_slice(&(lba as u32).to_be_bytes());
+                    cdb[7..9].copy_from_slice(&(len as u16).to_be_bytes());
+                }
+                cdb[1] = u8::from(unmap) << 3 | u8::from(no_data);
+                cdb
+            }
+            Work::LbaStatus { unit } => {
+                let (lba, _) = blocks(unit, 0);
+                let mut cdb = sixteen(0x9e, lba, LBA_STATUS_BYTES as u32);
+                cdb[1] = 0x12;
+                cdb
+            }
             Work::SynchronizeCache { .. } => {
                 let mut cdb = [0; 16];
                 cdb[0] = if random.below(2) == 0 { 0x35 } else { 0x91 };
@@ -131,6 +204,28 @@ const FORCE_UNIT_ACCESS: u8 = 0x08;
 pub(super) const INQUIRY_BYTES: usize = 36;
 /// The READ CAPACITY (16) parameter data.
 pub(super) const CAPACITY_BYTES: usize = 32;
+/// The GET LBA STATUS parameter data asked for: sixteen descriptors.
+pub(super) const LBA_STATUS_BYTES: usize = 8 + 16 * 16;
+
+/// UNMAP's parameter list (SBC-4 clause 5.36.2) for a range, in a few pieces.
+fn unmap_list(unit: u64, count: u64, block_bytes: usize, random: &mut Random) -> Vec<u8> {
+    let units_per_block = (block_bytes / UNIT_BYTES) as u64;
+    let (mut lba, mut left) = (unit / units_per_block, count / units_per_block);
+    let mut descriptors = Vec::new();
+    while left > 0 {
+        let len = if random.below(2) == 0 { left } else { 1 + random.below(left) };
+        descriptors.extend_from_slice(&lba.to_be_bytes());
+        descriptors.extend_from_slice(&(len as u32).to_be_bytes());
+        descriptors.extend_from_slice(&[0; 4]);
+        (lba, left) = (lba + len, left - len);
+    }
+    let mut list = Vec::new();
+    list.extend_from_slice(&(descriptors.len() as u16 + 6).to_be_bytes());
+    list.extend_from_slice(&(descriptors.len() as u16).to_be_bytes());
+    list.extend_from_slice(&[0; 4]);
+    list.extend(descriptors);
+    list
+}
 
 fn six(opcode: u8, len: u8) -> [u8; 16] {
     let mut cdb = [0; 16];

@@ -8,10 +8,28 @@
 use std::fmt;
 
 /// Bytes that have one version.
-pub(super) const UNIT_BYTES: usize = 512;
+pub const UNIT_BYTES: usize = 512;
 
 /// What was written when: 0 is a disk's first state, zeros.
-pub(super) type Version = u32;
+pub type Version = u32;
+
+/// Set in versions of which all sectors look alike.
+pub(super) const SAME: Version = 1 << 31;
+
+/// What a sector of a layered disk holds at first: nothing, or what was written to one of its two parents.
+pub fn layered_version(unit: u64) -> Version {
+    const RUN: u64 = 72;
+    match unit / RUN % 4 {
+        0 => 0,
+        1 => LAYER_VERSIONS[0],
+        2 => LAYER_VERSIONS[1],
+        _ if (unit / 8).is_multiple_of(3) => LAYER_VERSIONS[0],
+        _ => LAYER_VERSIONS[1],
+    }
+}
+
+/// Versions of what was written to the grandparent and to the parent of a layered disk.
+pub const LAYER_VERSIONS: [Version; 2] = [1 << 30, 1 << 30 | 1];
 
 /// What may be in one unit.
 #[derive(Clone, Debug, Default)]
@@ -57,6 +75,25 @@ impl Contents {
     /// `count` units of zeros, of which the first is number `first` on the disk.
     pub fn new(first: u64, count: usize) -> Contents {
         Contents { first, units: vec![Unit::default(); count], version_next: 1, order: 0 }
+    }
+
+    /// The same of a layered disk.
+    pub fn layered(first: u64, count: usize) -> Contents {
+        let unit = |number| Unit { durable: layered_version(number), later: Vec::new() };
+        let units = (first..first + count as u64).map(unit).collect();
+        Contents { units, ..Contents::new(first, 0) }
+    }
+
+    /// These units are said to read as zeros.
+    pub fn check_zeros(&self, unit: u64, count: u64) -> Result<(), String> {
+        let end = self.first + self.count();
+        for number in unit.max(self.first)..(unit.saturating_add(count)).min(end) {
+            let possible = self.units[(number - self.first) as usize].possible();
+            if !possible.contains(&0) {
+                return Err(format!("sector {number} is deallocated, but holds a version of {possible:?}"));
+            }
+        }
+        Ok(())
     }
 
     pub fn first(&self) -> u64 {
@@ -150,12 +187,13 @@ impl Contents {
 
 /// The bytes of one unit.
 fn word(unit: u64, version: Version, at: usize) -> u64 {
+    let unit = if version & SAME == 0 { unit } else { 0 };
     let word = (unit << 32 | u64::from(version)).wrapping_add((at as u64) << 57 | at as u64);
     if at < 2 { word } else { word.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23) }
 }
 
 /// Append the bytes of `count` units.
-pub(super) fn fill(unit: u64, count: u64, version: Version, out: &mut Vec<u8>) {
+pub fn fill(unit: u64, count: u64, version: Version, out: &mut Vec<u8>) {
     for number in unit..unit + count {
         for at in 0..UNIT_BYTES / 8 {
             let word = if version == 0 { 0 } else { word(number, version, at) };

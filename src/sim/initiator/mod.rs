@@ -20,7 +20,9 @@ mod small_target;
 use std::net::SocketAddr;
 
 use command::{Task, Work, sense_key, status};
-use contents::{Contents, UNIT_BYTES};
+use contents::{Contents, SAME};
+
+pub use contents::{LAYER_VERSIONS, UNIT_BYTES, fill, layered_version};
 use login::{Login, Names, Offer, Progress};
 use pdu::{Digests, Pdu, response};
 use session::{Ended, Event, Session};
@@ -64,6 +66,10 @@ pub struct LunPlan {
     pub sector_count: u64,
     /// Whether commands may fail with medium and space errors.
     pub may_fail: bool,
+    /// Whether space is taken when it is first written, and can be given back.
+    pub thin: bool,
+    /// Whether it has two parents, and holds at first what [`layered_version`] says.
+    pub layered: bool,
 }
 
 /// What an initiator does.
@@ -173,7 +179,10 @@ impl Initiator {
         let mut random = world.random();
         let offer = Offer::draw(&mut random);
         let units = config.luns.iter().map(|plan| Unit {
-            contents: Contents::new(plan.first_sector, plan.sector_count as usize),
+            contents: match plan.layered {
+                true => Contents::layered(plan.first_sector, plan.sector_count as usize),
+                false => Contents::new(plan.first_sector, plan.sector_count as usize),
+            },
             plan: plan.clone(),
             block_bytes: UNIT_BYTES,
             is_known: false,
@@ -289,8 +298,10 @@ impl Initiator {
         for task in tasks {
             let Unit { contents, compared, .. } = &mut self.units[task.unit];
             match task.work {
-                Work::Write { unit, count, version, .. } => {
+                work if work.change().is_some() => {
+                    let Some((unit, count, version)) = work.change() else { continue };
                     contents.perhaps_written(unit, count, version);
+                    let count = count.min(SUSPECT_SECTORS_MAX);
                     self.suspects.push((task.unit, Work::Read { unit, count }));
                 }
                 Work::Read { unit, .. } if self.commands_left == 0 => {
@@ -474,7 +485,7 @@ impl Initiator {
         if !is_expected {
             return Err(format!("{:?} ended with status {status:#04x}, sense {sense:02x?}", task.work));
         }
-        if let Work::Write { unit: first, count, version, .. } = task.work {
+        if let Some((first, count, version)) = task.work.change() {
             unit.contents.perhaps_written(first, count, version);
         }
         Ok(())
@@ -535,6 +546,9 @@ impl Initiator {
     }
 }
 
+/// Sectors of an unanswered change that are looked at at once.
+const SUSPECT_SECTORS_MAX: u64 = 512;
+
 /// Silence after which lost commands are suspected.
 const POKE_AFTER: Nanos = Nanos(20_000_000);
 
@@ -579,8 +593,38 @@ fn on_good(unit: &mut Unit, work: Work, data_in: &[u8]) -> Result<(), String> {
             }
         }
         Work::Write { unit: first, count, version, through } => unit.contents.written(first, count, version, through),
+        Work::Unmap { .. } | Work::WriteSame { .. } => {
+            if let Some((first, count, version)) = work.change() {
+                unit.contents.written(first, count, version, false);
+            }
+        }
+        Work::LbaStatus { unit: first } => {
+            on_lba_status(unit, first, data_in).map_err(|why| format!("LUN {}: {why}", unit.plan.lun))?;
+        }
         Work::SynchronizeCache { order } => unit.contents.synchronized(order),
         Work::TestUnitReady | Work::Inquiry | Work::Verify { .. } => {}
+    }
+    Ok(())
+}
+
+/// LBA status descriptors (SBC-4 clause 5.6.2): without gaps from the block asked for, and what has no space reads as
+/// zeros.
+fn on_lba_status(unit: &Unit, first: u64, data_in: &[u8]) -> Result<(), String> {
+    let word = |at: usize| u64::from(u32::from_be_bytes(std::array::from_fn(|i| data_in[at + i])));
+    let per_block = (unit.block_bytes / UNIT_BYTES) as u64;
+    if data_in.len() < 24 || word(0) as usize + 4 != data_in.len() || data_in.len() % 16 != 8 {
+        return Err(format!("an LBA status of {} bytes", data_in.len()));
+    }
+    let mut next = first / per_block;
+    for at in (8..data_in.len()).step_by(16) {
+        let (lba, blocks, state) = (word(at) << 32 | word(at + 4), word(at + 8), data_in[at + 12] & 0x0f);
+        if lba != next || blocks == 0 || state > 1 {
+            return Err(format!("status {state} of {blocks} blocks from {lba}, expected from {next}"));
+        }
+        if state == 1 {
+            unit.contents.check_zeros(lba * per_block, blocks * per_block)?;
+        }
+        next = lba + blocks;
     }
     Ok(())
 }
@@ -638,6 +682,9 @@ fn draw_work(unit: &mut Unit, transfer_bytes_max: usize, random: &mut Random) ->
     let groups_max = (transfer_bytes_max / (8 * UNIT_BYTES)).max(1) as u64;
     let longest = (groups - first).min(if random.below(4) == 0 { groups_max } else { groups_max.min(4) });
     let (at, count) = (unit.contents.first() + first * 8, 8 * (1 + random.below(longest)));
+    if unit.plan.thin && random.below(6) == 0 {
+        return draw_thin_work(unit, at, random);
+    }
     match random.below(20) {
         0 => Work::SynchronizeCache { order: unit.contents.order() },
         1 => Work::TestUnitReady,
@@ -646,6 +693,24 @@ fn draw_work(unit: &mut Unit, transfer_bytes_max: usize, random: &mut Random) ->
         _ => {
             let through = random.below(8) == 0;
             Work::Write { unit: at, count, version: unit.contents.new_version(), through }
+        }
+    }
+}
+
+/// What only units do whose space can be given back.
+fn draw_thin_work(unit: &mut Unit, at: u64, random: &mut Random) -> Work {
+    let left = (unit.contents.first() + unit.contents.count() - at) / 8;
+    let count = 8 * (1 + random.below(left));
+    match random.below(8) {
+        0..=3 => Work::Unmap { unit: at, count },
+        4 => Work::LbaStatus { unit: at },
+        5 => {
+            let (unmap, no_data) = (random.below(4) > 0, random.below(2) == 0);
+            Work::WriteSame { unit: at, count, version: 0, unmap, no_data }
+        }
+        _ => {
+            let version = unit.contents.new_version() | SAME;
+            Work::WriteSame { unit: at, count, version, unmap: random.below(2) == 0, no_data: false }
         }
     }
 }

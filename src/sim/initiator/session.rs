@@ -5,7 +5,6 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::command::{Burst, Task, Work, status};
-use super::contents::fill;
 use super::login::{Agreed, Offer};
 use super::management::Management;
 use super::pdu::{FINAL, NO_TAG, Pdu, is_before, request, response};
@@ -133,14 +132,11 @@ impl Session {
     /// Send a command to the logical unit numbered `lun`.
     pub fn command(&mut self, unit: usize, lun: u8, work: Work, block_bytes: usize, random: &mut Random) {
         assert!(self.is_open());
-        let mut data_out = Vec::new();
-        if let Work::Write { unit, count, version, .. } = work {
-            fill(unit, count, version, &mut data_out);
-        }
+        let data_out = work.data_out(block_bytes, random);
         // Now and then a read announces more than its CDB asks for: the answer must tell the residual.
-        let is_read = work.len_bytes() > 0 && !work.is_write();
+        let is_read = work.read_bytes() > 0;
         let surplus = if is_read && random.below(16) == 0 { 4 * (1 + random.index(300)) } else { 0 };
-        let expected_bytes = work.len_bytes() + surplus;
+        let expected_bytes = work.read_bytes() + data_out.len() + surplus;
         let tag = self.new_tag(random);
         let mut flags = 0x01 | if is_read { 0x40 } else { 0 } | if work.is_write() { 0x20 } else { 0 };
         let (immediate, unsolicited_end) = self.unasked(data_out.len(), random);
@@ -162,7 +158,7 @@ impl Session {
             .set_word(16, tag)
             .set_word(20, expected_bytes as u32)
             .set_word(24, self.cmd_sn)
-            .set_bytes(32, &work.cdb(block_bytes, random))
+            .set_bytes(32, &work.cdb(block_bytes, &data_out, random))
             .with_data(data_out[..immediate].to_vec());
         self.cmd_sn = self.cmd_sn.wrapping_add(1);
         self.put(pdu);
@@ -323,7 +319,7 @@ impl Session {
         }
         task.data_sn_next += 1;
         task.data_in.extend_from_slice(&pdu.data);
-        if task.data_in.len() > task.work.len_bytes() || task.work.is_write() {
+        if task.data_in.len() > task.work.read_bytes() || task.work.is_write() {
             return Err(format!("{} bytes of data for {:?}", task.data_in.len(), task.work));
         }
         if !pdu.flag(0x01) {

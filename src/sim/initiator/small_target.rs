@@ -299,7 +299,15 @@ fn meet(seed: u64, bug: Bug) -> Result<super::InitiatorReport, String> {
     let network_faults = NetworkFaults::rough();
     let world = World::with_config(seed, WorldConfig { network_faults, ..WorldConfig::default() });
     let mut target = SmallTarget::new(&world, bug);
-    let lun = LunPlan { lun: 0, keeping: Keeping::Always, first_sector: 64, sector_count: 256, may_fail: false };
+    let lun = LunPlan {
+        lun: 0,
+        keeping: Keeping::Always,
+        first_sector: 64,
+        sector_count: 256,
+        may_fail: false,
+        thin: false,
+        layered: false,
+    };
     let config = InitiatorConfig {
         portal: portal(),
         initiator_name: "iqn.2026-11.test:i".to_owned(),

@@ -4,9 +4,12 @@
 //!
 //! **May know:** everything below the control plane.
 
+mod changes;
+mod images;
 mod runs;
 mod server;
 
+pub use changes::Change;
 pub use runs::{SCENARIOS, find};
 pub use server::{DiskPlan, Server, ServerConfig};
 

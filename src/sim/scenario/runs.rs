@@ -1,7 +1,7 @@
 //! The scenarios.
 
 use super::server::{DiskPlan, Server, ServerConfig};
-use super::{Report, Run, Scenario};
+use super::{Change, Report, Run, Scenario};
 use crate::medium::{DiskFormat, DiskKind};
 use crate::ring::Nanos;
 use crate::sim::{
@@ -19,6 +19,14 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "aborts", about: "initiators abort tasks and task sets and reset logical units", run: aborts },
     Scenario { name: "crowd", about: "many sessions that each do a little", run: crowd },
     Scenario { name: "stopped", about: "the server stops in good order while sessions are busy", run: stopped },
+    Scenario {
+        name: "layers",
+        about: "children over parents: partial blocks, unmaps, nothing goes wrong",
+        run: layers,
+    },
+    Scenario { name: "changes", about: "pauses, snapshots, reopening and compaction under I/O", run: changes },
+    Scenario { name: "changes-killed", about: "the same, and the process is killed in between", run: changes_killed },
+    Scenario { name: "changes-power", about: "the same, and the power is cut in between", run: changes_power },
     Scenario { name: "killed", about: "the process is killed and started again, several times", run: killed },
     Scenario { name: "power-cut", about: "the power is cut and comes back, several times", run: power_cut },
 ];
@@ -44,6 +52,7 @@ fn disks() -> Vec<DiskPlan> {
         plan(DiskFormat::Vhdx, DiskKind::Dynamic, 16 * MIB, 512),
         plan(DiskFormat::Vhdx, DiskKind::Dynamic, 16 * MIB, 4096),
         plan(DiskFormat::Vhdx, DiskKind::Fixed, 4 * MIB, 512),
+        plan(DiskFormat::Vhdx, DiskKind::Differencing, 16 * MIB, 512),
     ]
 }
 
@@ -164,6 +173,9 @@ fn initiator_config(number: u64, setting: &Setting, plans: &[DiskPlan], random: 
         first_sector: number * setting.region_sectors,
         sector_count: setting.region_sectors,
         may_fail: false,
+        thin: matches!(plan.format, DiskFormat::Raw | DiskFormat::Vhdx | DiskFormat::Vhd)
+            && plan.kind != DiskKind::Fixed,
+        layered: plan.kind == DiskKind::Differencing,
     };
     InitiatorConfig {
         portal: Server::portal(),
@@ -247,6 +259,77 @@ fn aborts(run: Run) -> Result<Report, String> {
 fn crowd(run: Run) -> Result<Report, String> {
     let setting = Setting { commands: 12, initiators_max: 32, region_sectors: 128, ..Setting::default() };
     Scene::new(run, &setting, |_| {})?.finish()
+}
+
+/// Disks whose space comes and goes, with regions that hold whole blocks and parts of others.
+fn thin_disks() -> Vec<DiskPlan> {
+    let plan = |format, kind, sector_size_bytes| DiskPlan { format, kind, size_bytes: 24 * MIB, sector_size_bytes };
+    vec![
+        plan(DiskFormat::Raw, DiskKind::Dynamic, 512),
+        plan(DiskFormat::Vhdx, DiskKind::Dynamic, 512),
+        plan(DiskFormat::Vhdx, DiskKind::Differencing, 512),
+        plan(DiskFormat::Vhdx, DiskKind::Differencing, 4096),
+        plan(DiskFormat::Vhd, DiskKind::Dynamic, 512),
+        plan(DiskFormat::Vhd, DiskKind::Differencing, 512),
+    ]
+}
+
+fn thin_scene(run: Run, setting: Setting) -> Result<Scene, String> {
+    let setting = Setting { region_sectors: 10_008, ..setting };
+    Scene::new(run, &setting, |config| config.disks = thin_disks())
+}
+
+fn layers(run: Run) -> Result<Report, String> {
+    thin_scene(run, Setting { network: NetworkFaults::rough(), ..Setting::default() })?.finish()
+}
+
+fn changes(run: Run) -> Result<Report, String> {
+    with_changes(run, None)
+}
+
+fn changes_killed(run: Run) -> Result<Report, String> {
+    with_changes(run, Some(End::Killed))
+}
+
+fn changes_power(run: Run) -> Result<Report, String> {
+    with_changes(run, Some(End::PowerCut))
+}
+
+fn with_changes(run: Run, end: Option<End>) -> Result<Report, String> {
+    let setting = Setting { may_lose_connection: end.is_some(), commands: 300, ..Setting::default() };
+    let mut scene = thin_scene(run, setting)?;
+    for _ in 0..4 + scene.random.below(8) {
+        let time = Nanos(scene.random.below(6_000_000));
+        if scene.run(time)? == Outcome::Satisfied {
+            break;
+        }
+        let (kind, index) = (scene.random.below(8), scene.random.index(thin_disks().len()));
+        let change = match kind {
+            0 | 1 => Change::Pause,
+            2..=4 => Change::Snapshot,
+            5 => Change::Reopen,
+            _ => Change::Compact,
+        };
+        let Scene { server, initiators, .. } = &mut scene;
+        server.change(index, change, initiators).map_err(|why| format!("{change:?} of disk {index}: {why}"))?;
+        if let Some(end) = end
+            && scene.random.below(4) == 0
+        {
+            scene.server.crash_and_restart(end == End::PowerCut)?;
+            scene.initiators.iter_mut().for_each(|initiator| initiator.server_ended(end));
+        }
+    }
+    if scene.run(PATIENCE)? != Outcome::Satisfied {
+        return scene.finish();
+    }
+    // Nothing but compaction keeps the shards awake.
+    for index in 0..thin_disks().len() {
+        scene
+            .server
+            .change(index, Change::Compact, &mut [])
+            .map_err(|why| format!("compacting disk {index}: {why}"))?;
+    }
+    scene.finish()
 }
 
 fn killed(run: Run) -> Result<Report, String> {

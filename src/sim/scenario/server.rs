@@ -4,25 +4,24 @@
 //! their contents move into the world, and the shards' operations go there. After a crash what the world has kept is
 //! written back to the real files, and they are opened again, log replay and all.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
+use super::images;
 use crate::iscsi::chap::{Entropy, EntropyFailed};
 use crate::iscsi::directory::{AccessRule, Authentication, Directory, Portal, Target};
 use crate::iscsi::names::IscsiName;
-use crate::medium::{self, Cache, CreateSpec, Disk, DiskFormat, DiskKind, OpenSpec, Parents};
+use crate::medium::{self, Cache, Disk, DiskFormat, DiskKind, LayerFile, OpenSpec, Parents};
 use crate::mem::{Arena, ArenaConfig};
 use crate::observe::ShardStats;
 use crate::ring::{Fd, Ring, Wait};
 use crate::shard::{Configuration, LunMap, Mapping, Parts, Senders, Shard, ToShard, mailbox};
-use crate::sim::{FileOptions, Initiator, Random, Runnable, SimRing, SimWaker, World};
+use crate::sim::{Initiator, Random, Runnable, SimRing, SimWaker, World};
 use crate::units::{DiskId, Lun, PortalId, ShardId, TargetId};
-use crate::vhdx;
 
 /// A disk to serve.
 #[derive(Clone, Copy, Debug)]
@@ -71,20 +70,34 @@ impl Entropy for SeededEntropy {
 }
 
 /// The running process: gone after a crash.
-struct Process {
+pub(super) struct Process {
     shards: Vec<Turns>,
     senders: Senders<SimWaker>,
-    disks: Vec<Arc<Disk>>,
+    /// By index.
+    pub(super) disks: Vec<Arc<Disk>>,
 }
 
 /// A server in a world. Its real files live as long as it does.
 pub struct Server {
-    world: World,
-    config: ServerConfig,
-    directory: PathBuf,
-    starts: u32,
-    process: Option<Process>,
-    random: Random,
+    pub(super) world: World,
+    pub(super) config: ServerConfig,
+    pub(super) directory: PathBuf,
+    /// The file of each disk's leaf, in the directory.
+    pub(super) leaves: Vec<String>,
+    /// Their formats.
+    pub(super) formats: Vec<DiskFormat>,
+    pub(super) parents: Arc<Parents>,
+    /// Files that the world holds, by their names there.
+    imported: BTreeSet<String>,
+    /// Layers whose operations go to the world.
+    adopted: Vec<Weak<LayerFile>>,
+    /// Former leaves, and who is told when they have been closed.
+    pub(super) retiring: Vec<(Arc<Pending>, Arc<LayerFile>)>,
+    /// Files that have been leaves of the running process.
+    pub(super) written: BTreeSet<PathBuf>,
+    pub(super) starts: u32,
+    pub(super) process: Option<Process>,
+    pub(super) random: Random,
 }
 
 const TARGET: TargetId = TargetId(1);
@@ -100,10 +113,25 @@ impl Server {
         let directory = std::env::temp_dir().join(format!("lunaring-sim-{}-{number}", std::process::id()));
         fs::create_dir_all(&directory).map_err(|error| format!("{}: {error}", directory.display()))?;
         let random = world.random();
-        let mut server = Server { world: world.clone(), config, directory, starts: 0, process: None, random };
-        for index in 0..server.config.disks.len() {
-            server.create(index)?;
+        let leaves: Vec<String> = (0..config.disks.len()).map(|index| format!("disk{index}")).collect();
+        for (name, plan) in leaves.iter().zip(&config.disks).filter(|(_, plan)| plan.format.has_file()) {
+            images::create(&directory, name, *plan)?;
         }
+        let mut server = Server {
+            world: world.clone(),
+            formats: config.disks.iter().map(|plan| plan.format).collect(),
+            config,
+            directory,
+            leaves,
+            parents: Parents::new(),
+            imported: BTreeSet::new(),
+            adopted: Vec::new(),
+            retiring: Vec::new(),
+            written: BTreeSet::new(),
+            starts: 0,
+            process: None,
+            random,
+        };
         server.start_process()?;
         Ok(server)
     }
@@ -121,7 +149,7 @@ impl Server {
     /// The name of a disk's file in the world, if it has one.
     pub fn file_name(&self, index: usize) -> Option<String> {
         let has_file = self.config.disks[index].format.has_file();
-        has_file.then(|| format!("disk{index}.{}", self.starts))
+        has_file.then(|| images::name_in_world(&self.path(index), self.starts))
     }
 
     /// The shards, to be given turns.
@@ -132,6 +160,7 @@ impl Server {
     /// Go down in good order, disks closed; what is left on the disks' files is checked. Runs the world, `clients`
     /// included.
     pub fn stop(&mut self, clients: &mut [Initiator]) -> Result<(), String> {
+        self.settle(clients)?;
         let quiet =
             self.tell_all(|reply| ToShard::Quiesce { patience_ms: 5000, reply: Box::new(move |()| reply(Ok(()))) });
         self.await_replies("quiesce", quiet, clients)?;
@@ -151,7 +180,8 @@ impl Server {
         drop(disks);
         self.process = None;
         self.write_back()?;
-        (0..self.config.disks.len()).try_for_each(|index| self.check_closed(index))
+        let vhdx = (0..self.leaves.len()).filter(|&index| self.formats[index] == DiskFormat::Vhdx);
+        vhdx.map(|index| images::check_closed(&self.path(index))).collect()
     }
 
     /// The process dies where it is, by the power or by a signal, and a new one starts with what is left.
@@ -162,30 +192,15 @@ impl Server {
             self.world.process_kill();
         }
         self.process = None;
+        self.retiring.clear();
+        self.adopted.clear();
         self.write_back()?;
         self.start_process()
     }
 
-    fn path(&self, index: usize) -> PathBuf {
-        self.directory.join(format!("disk{index}"))
-    }
-
-    fn create(&self, index: usize) -> Result<(), String> {
-        let plan = self.config.disks[index];
-        if self.file_name(index).is_none() {
-            return Ok(());
-        }
-        let spec = CreateSpec {
-            path: self.path(index),
-            format: plan.format,
-            kind: plan.kind,
-            size_bytes: plan.size_bytes,
-            block_size_bytes: (plan.format == DiskFormat::Vhdx).then_some(1 << 20),
-            sector_size_bytes: plan.sector_size_bytes,
-            parent: None,
-            disk_id: None,
-        };
-        medium::create_file(&spec).map_err(|error| format!("disk {index}: {error}"))
+    /// The file of a disk's leaf.
+    pub(super) fn path(&self, index: usize) -> PathBuf {
+        self.directory.join(&self.leaves[index])
     }
 
     fn start_process(&mut self) -> Result<(), String> {
@@ -229,34 +244,11 @@ impl Server {
 
     /// Open a disk and make every shard know it.
     fn attach(&mut self, index: usize) -> Result<DiskId, String> {
-        let plan = self.config.disks[index];
-        let file_name = self.file_name(index);
         let id = DiskId(self.starts * 100 + index as u32);
         let home = ShardId(self.random.below(u64::from(self.config.shards)) as u16);
-        let spec = OpenSpec {
-            id,
-            name: format!("disk{index}"),
-            uuid: uuid::Uuid::from_u128(index as u128 + 1),
-            format: plan.format,
-            kind: Some(plan.kind),
-            parent: None,
-            parents: Parents::new(),
-            predecessor: None,
-            path: file_name.is_some().then(|| self.path(index)),
-            size_bytes: plan.size_bytes,
-            sector_size_bytes: plan.sector_size_bytes,
-            read_only: false,
-            cache: if self.random.below(2) == 0 { Cache::Direct } else { Cache::Buffered },
-            home,
-            shards: self.config.shards,
-        };
+        let spec = self.open_spec(index, id, home);
         let opened = medium::open(spec).map_err(|error| format!("disk {index}: {error}"))?;
-        if let (Some(name), Some(file)) = (&file_name, opened.disk.file()) {
-            import(&self.world, &self.path(index), name)?;
-            let alignment_bytes = if file.direct() { plan.sector_size_bytes } else { 1 };
-            let own = self.world.open(name, FileOptions { alignment_bytes, read_only: false });
-            self.world.adopt(file.fd(), own);
-        }
+        self.take_into_world(&opened.disk)?;
         let mut engine = opened.engine;
         let process = self.process.as_mut().expect("disks are attached to a process");
         for (Turns(shard), number) in process.shards.iter_mut().zip(0..) {
@@ -267,51 +259,68 @@ impl Server {
         Ok(id)
     }
 
-    /// What the world holds of the disks goes to the real files.
-    fn write_back(&self) -> Result<(), String> {
-        for index in 0..self.config.disks.len() {
-            if let Some(name) = self.file_name(index) {
-                export(&self.world, &name, &self.path(index))?;
+    /// How a disk is opened to be served.
+    pub(super) fn open_spec(&mut self, index: usize, id: DiskId, home: ShardId) -> OpenSpec {
+        let path = self.path(index);
+        let plan = self.config.disks[index];
+        let format = if plan.format.has_file() { self.formats[index] } else { plan.format };
+        OpenSpec {
+            id,
+            name: format!("disk{index}"),
+            uuid: uuid::Uuid::from_u128(index as u128 + 1),
+            parents: Arc::clone(&self.parents),
+            cache: if self.random.below(2) == 0 { Cache::Direct } else { Cache::Buffered },
+            home,
+            shards: self.config.shards,
+            ..images::open_spec(&path, DiskPlan { format, ..plan })
+        }
+    }
+
+    /// Operations on a disk's layers go to the world from now on. Files that it does not hold yet are copied there.
+    pub(super) fn take_into_world(&mut self, disk: &Disk) -> Result<(), String> {
+        for (number, layer) in disk.layers().iter().enumerate() {
+            let name = images::name_in_world(layer.path(), self.starts);
+            if self.imported.insert(name.clone()) {
+                images::import(&self.world, layer.path(), &name)?;
+            }
+            if number == 0 {
+                self.written.insert(layer.path().to_owned());
+            }
+            let is_known = |known: &Weak<LayerFile>| known.upgrade().is_some_and(|known| Arc::ptr_eq(&known, layer));
+            if !self.adopted.iter().any(is_known) {
+                let read_only = !self.written.contains(layer.path());
+                images::adopt(&self.world, layer, &name, read_only);
+                self.adopted.push(Arc::downgrade(layer));
             }
         }
         Ok(())
     }
 
-    /// A disk that was closed in good order has an empty log: opening it replays nothing.
-    fn check_closed(&self, index: usize) -> Result<(), String> {
-        if self.config.disks[index].format != DiskFormat::Vhdx {
-            return Ok(());
+    /// What the world holds of the disks goes to the real files.
+    fn write_back(&mut self) -> Result<(), String> {
+        for path in std::mem::take(&mut self.written) {
+            images::export(&self.world, &images::name_in_world(&path, self.starts), &path)?;
         }
-        let mut file = RealFile(File::open(self.path(index)).map_err(|error| error.to_string())?);
-        let guids = Box::new(|| vhdx::Guid([7; 16]));
-        let options = vhdx::OpenOptions { access: vhdx::Access::ReadOnly, guids, data_write_guid: None };
-        let open =
-            vhdx::open(&mut file, options).map_err(|error| format!("disk {index} after a clean stop: {error}"))?;
-        if open.replay.is_some() || !open.warnings.is_empty() {
-            return Err(format!("disk {index} was not closed cleanly: {:?} {:?}", open.replay, open.warnings));
-        }
+        self.imported.clear();
         Ok(())
     }
 
     // ---- control messages --------------------------------------------------------------------------------------
 
-    fn tell_all(&mut self, message: impl Fn(Answer) -> ToShard) -> Vec<Arc<Pending>> {
+    pub(super) fn tell_all(&mut self, message: impl Fn(Answer) -> ToShard) -> Vec<Arc<Pending>> {
         (0..self.config.shards).filter_map(|shard| self.tell(ShardId(shard), &message)).collect()
     }
 
-    fn tell(&mut self, shard: ShardId, message: impl Fn(Answer) -> ToShard) -> Option<Arc<Pending>> {
+    pub(super) fn tell(&mut self, shard: ShardId, message: impl FnOnce(Answer) -> ToShard) -> Option<Arc<Pending>> {
         let pending = Arc::new(Pending::default());
         let answered = Arc::clone(&pending);
-        let reply: Answer = Box::new(move |result| {
-            let first = answered.0.set(result).is_ok();
-            assert!(first, "a reply is given once");
-        });
+        let reply: Answer = Box::new(move |result| answered.answer(result));
         let sent = self.process.as_ref()?.senders.of(shard).send_control(message(reply));
         assert!(sent.is_ok(), "the mailbox of an idle shard has room");
         Some(pending)
     }
 
-    fn await_replies(
+    pub(super) fn await_replies(
         &mut self,
         what: &str,
         replies: Vec<Arc<Pending>>,
@@ -332,11 +341,18 @@ impl Server {
     }
 }
 
-type Answer = Box<dyn FnOnce(Result<(), String>) + Send>;
+pub(super) type Answer = Box<dyn FnOnce(Result<(), String>) + Send>;
 
 /// An answer that is awaited.
 #[derive(Debug, Default)]
-struct Pending(OnceLock<Result<(), String>>);
+pub(super) struct Pending(OnceLock<Result<(), String>>);
+
+impl Pending {
+    pub(super) fn answer(&self, result: Result<(), String>) {
+        let first = self.0.set(result).is_ok();
+        assert!(first, "a reply is given once");
+    }
+}
 
 /// Satisfied when all answers are here.
 struct Waiter(Vec<Arc<Pending>>);
@@ -380,76 +396,4 @@ fn configuration(luns: LunMap) -> Result<Configuration, String> {
         Directory::new(vec![target], vec![portal], Authentication::None).map_err(|error| error.to_string())?;
     let luns: HashMap<TargetId, LunMap> = BTreeMap::from([(TARGET, luns)]).into_iter().collect();
     Ok(Configuration { directory: Arc::new(directory), luns })
-}
-
-/// Bytes that are copied at once between the world and real files.
-const COPY_BYTES: usize = 64 * 1024;
-
-static ZEROS: [u8; COPY_BYTES] = [0; COPY_BYTES];
-
-/// Make a durable file of the world with the contents of a real one.
-fn import(world: &World, path: &Path, name: &str) -> Result<(), String> {
-    let describe = |error: std::io::Error| format!("{}: {error}", path.display());
-    let file = File::open(path).map_err(describe)?;
-    let len = file.metadata().map_err(describe)?.len();
-    world.create_file(name, len);
-    let mut bytes = vec![0; COPY_BYTES];
-    for at in (0..len).step_by(COPY_BYTES) {
-        let part = &mut bytes[..(len - at).min(COPY_BYTES as u64) as usize];
-        file.read_exact_at(part, at).map_err(describe)?;
-        if *part != ZEROS[..part.len()] {
-            world.file_write(name, at, part);
-        }
-    }
-    // What was created is taken to be there; only growth can meet a full file system.
-    world.file_reserve(name, len);
-    world.file_sync(name);
-    Ok(())
-}
-
-/// Give a real file the contents of one of the world.
-fn export(world: &World, name: &str, path: &Path) -> Result<(), String> {
-    let describe = |error: std::io::Error| format!("{}: {error}", path.display());
-    // Emptied first, so that holes read as zeros; the file stays the same one.
-    let file = File::options().write(true).truncate(true).open(path).map_err(describe)?;
-    let len = world.file_len(name);
-    file.set_len(len).map_err(describe)?;
-    let mut bytes = vec![0; COPY_BYTES];
-    for at in (0..len).step_by(COPY_BYTES) {
-        let part = &mut bytes[..(len - at).min(COPY_BYTES as u64) as usize];
-        world.file_read(name, at, part);
-        if *part != ZEROS[..part.len()] {
-            file.write_all_at(part, at).map_err(describe)?;
-        }
-    }
-    Ok(())
-}
-
-/// A real file for the format's own check, read only.
-struct RealFile(File);
-
-impl vhdx::Storage for RealFile {
-    fn len_bytes(&mut self) -> Result<u64, vhdx::StorageError> {
-        self.0.metadata().map(|metadata| metadata.len()).map_err(failed)
-    }
-
-    fn read_at(&mut self, offset_bytes: u64, into: &mut [u8]) -> Result<(), vhdx::StorageError> {
-        self.0.read_exact_at(into, offset_bytes).map_err(failed)
-    }
-
-    fn write_at(&mut self, offset_bytes: u64, _bytes: &[u8]) -> Result<(), vhdx::StorageError> {
-        Err(vhdx::StorageError::Failed(format!("a check writes at {offset_bytes}")))
-    }
-
-    fn flush(&mut self) -> Result<(), vhdx::StorageError> {
-        Ok(())
-    }
-
-    fn set_len(&mut self, len_bytes: u64) -> Result<(), vhdx::StorageError> {
-        Err(vhdx::StorageError::Failed(format!("a check sets the size to {len_bytes}")))
-    }
-}
-
-fn failed(error: std::io::Error) -> vhdx::StorageError {
-    vhdx::StorageError::Failed(error.to_string())
 }

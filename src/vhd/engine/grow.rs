@@ -70,7 +70,8 @@ impl Engine {
             return true;
         }
         for block in (offset >> shift) as u32..=((offset + len - 1) >> shift) as u32 {
-            if !self.entry(block).has_space() && !(self.has_parent() && self.stage(block)) {
+            let placed = self.entry(block).has_space() || (self.has_parent() && self.stage(block));
+            if !placed {
                 return false;
             }
         }

@@ -1,9 +1,9 @@
 //! The engine of a VHD that is written: where blocks get their space, sector bitmaps, and the order of writes that
 //! stands in for a log. Owned by the disk's home shard.
 //!
-//! Requests collect while others are worked on. A batch of requests is carried out in rounds ([`rounds`]); each round is
-//! a few steps, one behind the other ([`steps`]), and a step may give out several operations at once. Beside them pages
-//! of sector bits are loaded ([`loads`]), which readers wait for.
+//! Requests collect while others are worked on. A batch of requests is carried out in rounds ([`rounds`]); each round
+//! is a few steps, one behind the other ([`steps`]), and a step may give out several operations at once. Beside them
+//! pages of sector bits are loaded ([`loads`]), which readers wait for.
 
 mod grow;
 mod loads;

@@ -310,8 +310,8 @@ impl Engine {
         self.entry(block).offset_bytes() - self.layout.bitmap_bytes + part * SECTOR
     }
 
-    /// Write the bitmaps' sectors, and the table's for blocks that it does not name yet. These need no flush in between:
-    /// the bitmap of such a block is zeros, durably, since the file has grown.
+    /// Write the bitmaps' sectors, and the table's for blocks that it does not name yet. These need no flush in
+    /// between: the bitmap of such a block is zeros, durably, since the file has grown.
     pub(super) fn write_chunks(&mut self) {
         let mut slot = 0;
         for at in 0..self.chunks.len() {
@@ -364,7 +364,8 @@ impl Engine {
         let whole = request.start.next_multiple_of(shape.block_bytes());
         let end = if request.end == shape.size_bytes { shape.blocks() } else { self.block_at(request.end) };
         let mut block = self.block_at(request.cursor.max(whole));
-        while block < end {
+        // The last block may be short: its end is not that of a whole block.
+        while request.cursor < request.end && block < end {
             let page = (u64::from(block) / WORDS_PER_PAGE) as u32;
             if !self.has_parent() && self.map.entries().is_zeros(page) {
                 block = (page + 1) * WORDS_PER_PAGE as u32;

@@ -1,5 +1,5 @@
-//! The steps: what is written, flushed and then shown, one behind the other. A step may give out many operations, in any
-//! order; the next one begins when all have ended.
+//! The steps: what is written, flushed and then shown, one behind the other. A step may give out many operations, in
+//! any order; the next one begins when all have ended.
 
 use std::ops::Range;
 

@@ -297,10 +297,7 @@ impl Engine {
         let takes_away = matches!(change.kind, Kind::Zero | Kind::Move { .. });
         if takes_away && old.has_space() {
             let run = Run { offset_bytes: old.offset_bytes(), len_bytes: self.block_len() };
-            if !self.space.condemn(run) {
-                self.poison();
-            }
-            self.reclaim.go_on();
+            self.condemn(run);
         }
         if takes_away && old.is_busy() {
             self.relocation_shown(change.block);

@@ -5,9 +5,9 @@
 //!
 //! Operations run in lanes, at most one in each:
 //!
-//! * **Steps**: the programs of `steps`, in order, because each step depends on the one before it: opening the session, a
-//!   group of changes (`group`, `entry`), the turn of an epoch, closing. While one group's entry is being written the next
-//!   collects.
+//! * **Steps**: the programs of `steps`, in order, because each step depends on the one before it: opening the session,
+//!   a group of changes (`group`, `entry`), the turn of an epoch, closing. While one group's entry is being written the
+//!   next collects.
 //! * **Ahead**: growing the file ahead of need (`reserve`).
 //! * **Reclaim**: making space that nothing refers to any more fit for reuse (`reclaim`).
 //! * **Relocate**: moving blocks towards the start of the file (`relocate`).
@@ -19,15 +19,15 @@
 //! reads as zeros durably, and shows at once when its log entry has been written; then the data goes there. Whatever
 //! survives a power cut, each sector reads as zeros or as the data.
 //!
-//! *Staging.* Where the absence of a block or of a sector shows the parent, space is reserved unseen (`Stage`), the data
-//! is written there, made durable, and one entry with the bits and the block's word makes it visible (`Commit`).
+//! *Staging.* Where the absence of a block or of a sector shows the parent, space is reserved unseen (`Stage`), the
+//! data is written there, made durable, and one entry with the bits and the block's word makes it visible (`Commit`).
 //!
 //! *What may meet what.* A block is in at most one change of the group that collects and one of the group that is being
 //! written, and both at once only when both are commits: all others wait. Hence:
 //!
-//! * A commit after the block's space was taken away: the epoch has been bumped behind the new word, and the plan loaded
-//!   the epoch before the words, so the commit is old: the write is planned and made again. A commit that is in a group
-//!   keeps its block until it is visible: unmap waits for the group.
+//! * A commit after the block's space was taken away: the epoch has been bumped behind the new word, and the plan
+//!   loaded the epoch before the words, so the commit is old: the write is planned and made again. A commit that is in
+//!   a group keeps its block until it is visible: unmap waits for the group.
 //! * A write in flight while its block is unmapped: it lands in space that nobody sees and that nobody gets before the
 //!   barrier behind the entry; the two commands overlapped, so "first written, then unmapped" is a right order.
 //! * Unmap of a block with staged writes: the same, and their commits are old.
@@ -142,10 +142,11 @@ enum Operation {
         offset_bytes: u64,
         len: u32,
     },
-    /// With what it makes durable.
+    /// With what it makes durable, and how often the file had been cut.
     Sync {
         mark: FlushMark,
         file_len_bytes: u64,
+        cuts: u32,
     },
     Extend {
         to_bytes: u64,
@@ -216,6 +217,8 @@ pub struct Engine {
     file_len_bytes: u64,
     /// A file size that is known to be on stable storage.
     file_len_durable_bytes: u64,
+    /// How often the file was cut.
+    cuts: u32,
     space: Space,
     bitmaps: u32,
     repair: Option<TableRepair>,
@@ -273,6 +276,7 @@ impl Engine {
             file_len_bytes: file.file_len_bytes,
             // A file that was closed or replayed has been flushed; nothing else is known to be.
             file_len_durable_bytes: 0,
+            cuts: 0,
             space: file.space,
             bitmaps: file.bitmaps,
             repair: file.repair,
@@ -336,7 +340,7 @@ impl Engine {
     }
 
     fn sync(&self) -> Operation {
-        Operation::Sync { mark: self.map.flush_started(), file_len_bytes: self.file_len_bytes }
+        Operation::Sync { mark: self.map.flush_started(), file_len_bytes: self.file_len_bytes, cuts: self.cuts }
     }
 
     fn push_event(&mut self, event: Event) {
@@ -358,12 +362,16 @@ impl Engine {
     /// What every operation that has gone well changes.
     fn account(&mut self, operation: Operation) {
         match operation {
-            Operation::Sync { mark, file_len_bytes } => {
+            Operation::Sync { mark, file_len_bytes, cuts } => {
                 self.map.flush_done(mark);
-                self.file_len_durable_bytes = file_len_bytes.min(self.file_len_bytes);
+                // A file that was cut while it ran, and has grown again, is not known to have this size.
+                if cuts == self.cuts {
+                    self.file_len_durable_bytes = file_len_bytes;
+                }
             }
             Operation::Extend { to_bytes } => self.file_len_bytes = to_bytes,
             Operation::Truncate { len_bytes } => {
+                self.cuts = self.cuts.wrapping_add(1);
                 self.file_len_bytes = len_bytes;
                 self.file_len_durable_bytes = self.file_len_durable_bytes.min(len_bytes);
             }

@@ -97,10 +97,14 @@ impl Engine {
 
     /// Have a page loaded.
     pub(super) fn want(&mut self, fault: Fault) -> Blocked {
-        let loading = |running: &super::Running| matches!(running.operation, Operation::Read { fault: other, .. } if other == fault);
+        let loading = |running: &super::Running| match running.operation {
+            Operation::Read { fault: other, .. } => other == fault,
+            _ => false,
+        };
         let known = self.lanes[LOADS..].iter().flatten().any(loading) || self.pages.wanted.contains(&fault);
         if !known && self.pages.wanted.len() < WANTED_MAX {
             self.pages.wanted.push_back(fault);
+            self.retry = true;
         }
         Blocked::Waits
     }
@@ -112,6 +116,7 @@ impl Engine {
             Ok(()) => Ok(()),
             Err(PinRefused::NotResident) => Err(self.want(fault)),
             Err(PinRefused::TooMany) => {
+                self.retry |= !self.apply_wanted;
                 self.apply_wanted = true;
                 Err(Blocked::Waits)
             }
@@ -212,9 +217,7 @@ impl Engine {
             self.unpin(self.entry_page(block));
             self.map.bump_placement_epoch();
             let run = crate::vhdx::space::Run { offset_bytes, len_bytes: self.block_len() };
-            if !self.space.condemn(run) {
-                self.poison();
-            }
+            self.condemn(run);
             return true;
         }
         false

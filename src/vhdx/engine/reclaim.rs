@@ -78,11 +78,6 @@ impl Reclaim {
         self.batch.reserve_exact(BATCH_MAX);
     }
 
-    /// Something has been condemned.
-    pub fn go_on(&mut self) {
-        self.paused = false;
-    }
-
     /// Space will be free without anybody else's doing.
     pub fn frees_soon(&self) -> bool {
         match self.state {
@@ -100,6 +95,16 @@ impl Engine {
     /// Whether everything that was condemned is free, as far as can be.
     pub(super) fn reclaimed(&self) -> bool {
         self.reclaim.is_idle() && (self.space.condemned_bytes() == 0 || self.reclaim.paused)
+    }
+
+    /// Nothing refers to this space any more.
+    pub(super) fn condemn(&mut self, run: Run) {
+        if !self.space.condemn(run) {
+            // The table names space that the engine does not know as taken: the file was changed behind its back. The
+            // engine stops before its next operation.
+            self.map.poison();
+        }
+        self.reclaim.paused = false;
     }
 
     /// The session is open: nobody has ever planned on the holes that were found at open, so no barrier is needed.

@@ -201,11 +201,13 @@ impl Engine {
         let Some((offset_bytes, block)) = self.relocation.found.last().copied() else {
             // As many were found as are kept, and some have moved: there may be others behind the free space.
             self.relocation.pass = if moved && more { Pass::Search { block: 0 } } else { Pass::Cut { asked: false } };
+            self.retry = true;
             return Ok(());
         };
         let entry = self.entry(block)?;
         if !entry.is_present() || entry.offset_bytes() != offset_bytes || self.is_in_a_group(block) {
             self.relocation.found.pop();
+            self.retry = true;
             return Ok(());
         }
         let Some(to) = self.space.find(self.block_len(), offset_bytes) else {
@@ -213,6 +215,7 @@ impl Engine {
                 // The others lie lower and find less.
                 self.relocation.found.clear();
                 self.relocation.pass = Pass::Cut { asked: false };
+                self.retry = true;
             }
             return Ok(());
         };
@@ -274,6 +277,7 @@ impl Engine {
                 }
                 self.collecting.add(moving.block, kind);
                 self.set_stage(Stage::Logged);
+                self.retry = true;
             }
             Stage::Barrier | Stage::Copying | Stage::Logged => {}
         }
@@ -330,16 +334,15 @@ impl Engine {
         match (moving.stage, result) {
             (Stage::Barrier, Ok(_)) => self.set_stage(Stage::Ready),
             (Stage::Copying, Ok(zeros)) => self.set_stage(Stage::Copied { zeros }),
-            // The host's disk is full (a copy into a hole): the block stays, and the place is cleaned before it is used.
+            // The host's disk is full (a copy into a hole): the block stays, and the place is cleaned before it is
+            // used.
             (Stage::Copying, Err(IoFailure::OutOfSpace)) => {
                 let entry = self.map.entry(moving.block).unwrap_or_default();
                 self.map.store(moving.block, entry.with_busy(false)).expect("the page of a busy block is pinned");
                 self.unpin(self.entry_page(moving.block));
                 if moving.to_bytes != moving.from_bytes {
                     let run = Run { offset_bytes: moving.to_bytes, len_bytes: self.block_len() };
-                    if !self.space.condemn(run) {
-                        self.poison();
-                    }
+                    self.condemn(run);
                 }
                 self.relocation.found.clear();
                 self.relocation.moving = None;
@@ -372,6 +375,7 @@ impl Engine {
         } else {
             self.relocation.pass = Pass::Cut { asked: true };
             self.cut_wanted = true;
+            self.retry = true;
         }
         Ok(())
     }

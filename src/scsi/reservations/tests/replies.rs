@@ -91,7 +91,7 @@ fn the_commands_name_their_service_action_and_list() {
     for length in [0, 23, 65_537, u32::MAX] {
         assert_eq!(out(0, 0, length), refused(SenseCode::PARAMETER_LIST_LENGTH_ERROR));
     }
-    assert_eq!(out(8, 0, 24), refused(SenseCode::INVALID_COMMAND_OPERATION_CODE), "REPLACE LOST RESERVATION");
+    assert_eq!(out(8, 0, 24), invalid_field(1, Some(4)), "REPLACE LOST RESERVATION");
     for (opcode, release) in [(0x16, false), (0x17, true), (0x56, false), (0x57, true)] {
         assert_eq!(run(&DISK, &[opcode]), Action::ReserveUnit { release });
         assert_eq!(run(&DISK, &[opcode, 1]), invalid_field(1, Some(0)), "extents are obsolete");
