@@ -62,13 +62,12 @@ pub trait PageSource: Send + Sync {
     fn decode(&self, fault: Fault, bytes: &mut [u8; PAGE_BYTES]);
 }
 
+/// Reads a layer's file: from this byte offset on, all of the buffer.
+pub type ReadAt<'a, E> = dyn FnMut(u64, &mut [u8]) -> Result<(), E> + 'a;
+
 /// Load a page, and those that have to be loaded before it, with a function that reads the layer's file at a byte
 /// offset. For openers, offline work and tests; it blocks as long as `read` does.
-pub fn load_blocking<E>(
-    map: &BlockMap,
-    fault: Fault,
-    read: &mut dyn FnMut(u64, &mut [u8]) -> Result<(), E>,
-) -> Result<(), E> {
+pub fn load_blocking<E>(map: &BlockMap, fault: Fault, read: &mut ReadAt<'_, E>) -> Result<(), E> {
     let mut pieces = PieceList::new();
     while let Err(other) = map.source().pieces(map, fault, &mut pieces) {
         assert!(other != fault, "a page does not wait for itself");

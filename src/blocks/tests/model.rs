@@ -86,7 +86,7 @@ impl Layer {
 
     /// The bit of a sector. Those of blocks that are not partial are there too: nobody may look at them.
     pub fn bit(&self, sector: u64) -> bool {
-        mix(self.seed ^ sector / self.run_sectors) & 1 == 1
+        mix(self.seed ^ (sector / self.run_sectors)) & 1 == 1
     }
 
     /// Where the unit at `position` is in this layer's file; `Err`: ask the parent.
