@@ -184,9 +184,9 @@ mod tests {
         create_file(&wanted).unwrap();
         let (golden, child) = (describe(&golden).unwrap(), describe(&child).unwrap());
         assert_eq!((child.kind, child.size_bytes), (DiskKind::Differencing, 8 << 20));
-        let ImageIdentity::Vhdx(guid) = golden.identity else { panic!("{golden:?}") };
-        assert!(child.parent.as_ref().unwrap().matches(guid));
-        assert_eq!(child.parent.unwrap().search_paths()[0].1, "./golden.vhdx");
+        let link = child.parent.unwrap();
+        assert!(link.matches(golden.identity));
+        assert_eq!(link.places(dir.path())[0], dir.path().join("./golden.vhdx"));
         assert_ne!(golden.disk_id, child.disk_id, "a clone is another disk");
     }
 
