@@ -31,7 +31,7 @@
 //! # Modules, and what each may use
 //!
 //! ```text
-//! main → cli ; main → control → jobs → shard → { iscsi, scsi, medium, ring, mem, observe }    sim → { shard, ring, mem }
+//! main → cli ; main → control → jobs → shard → { iscsi, scsi, medium, ring, mem, observe }  sim → { shard, ring, mem }
 //! iscsi → scsi     medium → { vhdx, vhd, scsi, ring, mem, observe }     vhdx, vhd → blocks     blocks, scsi → nothing
 //! ring → mem
 //! ```

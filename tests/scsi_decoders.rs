@@ -71,7 +71,7 @@ fn reply_of(config: &UnitConfig<'_>, cdb: &[u8]) -> Vec<u8> {
     let mut out = ParameterList::new(&mut buffer);
     let (unit, mut nexus) = (Unit::new(config).expect("a valid description"), NexusUnit::default());
     let logical_unit = LogicalUnit { unit: &unit, nexus: &mut nexus, condition: Condition::Ready };
-    let action = execute(&CommandRequest { cdb: &padded }, &target, Some(logical_unit), &mut out);
+    let action = execute(&CommandRequest { cdb: &padded, data_out_bytes: None }, &target, Some(logical_unit), &mut out);
     assert_eq!(action, Action::DataIn, "{cdb:02x?}");
     out.bytes().to_vec()
 }

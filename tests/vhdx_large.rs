@@ -3,7 +3,7 @@
 
 mod vhdx_support;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lunaring::blocks::{Asked, Done, Engine as _, Entry, Event, MetadataIoKind, State, Table, Ticket};
 use lunaring::vhdx::{Access, DiskKind, Geometry, OpenDisk, Storage, StorageError, create};
@@ -78,6 +78,13 @@ fn resident_bytes() -> u64 {
     pages * 4096
 }
 
+/// What this thread has had of a processor: the wall clock would measure what else the machine does.
+fn processor_time() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
+    let nanoseconds = text.split_whitespace().next().and_then(|time| time.parse().ok()).expect("the first number");
+    Duration::from_nanos(nanoseconds)
+}
+
 /// Serve the engine until it wants nothing; what it does to the file is not kept, but reads are answered.
 fn serve(file: &mut FullFile, disk: &mut OpenDisk) -> Vec<Event> {
     let engine = disk.engine.as_mut().expect("opened for writing");
@@ -105,13 +112,13 @@ fn serve(file: &mut FullFile, disk: &mut OpenDisk) -> Vec<Event> {
 fn the_largest_disk_opens_at_once_and_works() {
     let mut file = FullFile::new();
     let before = resident_bytes();
-    let start = Instant::now();
+    let start = processor_time();
     let mut disk = open_with(&mut file, Access::ReadWrite, 1).expect("opens");
-    let (took, grown) = (start.elapsed(), resident_bytes().saturating_sub(before));
+    let (took, grown) = (processor_time() - start, resident_bytes().saturating_sub(before));
     println!("{} blocks: {took:?}, {} MiB", disk.map.blocks_allocated(), grown / MIB);
     assert_eq!(u64::from(disk.map.blocks_allocated()), DISK / BLOCK);
-    // Unoptimised builds on busy machines take a few times what a release build does (about a quarter of a second).
-    let limit = if cfg!(debug_assertions) { Duration::from_secs(30) } else { Duration::from_secs(1) };
+    // Unoptimised builds take many times what a release build does.
+    let limit = if cfg!(debug_assertions) { Duration::from_secs(15) } else { Duration::from_secs(1) };
     assert!(took < limit, "{took:?}");
     assert!(grown < 64 * MIB, "{grown}");
 

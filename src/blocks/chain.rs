@@ -112,7 +112,9 @@ impl Chain {
     pub fn plan_read(&self, offset_bytes: u64, len_bytes: u32) -> ReadPlan {
         let end = offset_bytes + u64::from(len_bytes);
         assert!(end <= self.size_bytes, "the range passed the check of the LBA");
-        let mut list = ExtentList::EMPTY;
+        // Made in place where it is returned: copying a list costs more than planning.
+        let mut plan = ReadPlan::Extents(ExtentList::EMPTY);
+        let ReadPlan::Extents(list) = &mut plan else { unreachable!("it was just made") };
         let mut position = offset_bytes;
         while position < end {
             match resolve(self.levels.iter().enumerate(), position, (end - position) as u32) {
@@ -123,11 +125,15 @@ impl Chain {
                     position += u64::from(extent.len_bytes());
                 }
                 // What is planned goes first: a range that needs more pages than fit would never be planned whole.
-                Err(fault) if list.is_empty() => return ReadPlan::Fault(fault),
-                Err(_) => break,
+                Err(missing) => {
+                    if list.is_empty() {
+                        plan = ReadPlan::Fault(missing);
+                    }
+                    break;
+                }
             }
         }
-        ReadPlan::Extents(list)
+        plan
     }
 
     /// Plan a write. The range must lie within the disk and be whole sectors; the leaf must not be flat.

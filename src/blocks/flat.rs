@@ -19,8 +19,17 @@ type Page = [u64; PAGE_WORDS];
 /// Base-two logarithm of the granule where no level has blocks.
 const GRANULE_SHIFT_DEFAULT: u8 = 21;
 
-/// Runs of all mixed granules together: 384 MiB.
-const RUNS_MAX: usize = 1 << 25;
+/// Base-two logarithm of a cell: guests write in multiples of 4 KiB.
+const CELL_SHIFT: u32 = 12;
+
+/// Units of a cell.
+const UNITS_PER_CELL: u32 = 1 << (CELL_SHIFT - UNIT_SHIFT);
+
+/// Bytes of all runs and cells together.
+const PARTS_BYTES_MAX: usize = 400 << 20;
+
+/// Bytes that a run takes.
+const RUN_BYTES: usize = 12;
 
 /// What offsets in files are multiples of, and what runs are counted in.
 const UNIT_SHIFT: u32 = 9;
@@ -28,7 +37,7 @@ const UNIT_SHIFT: u32 = 9;
 /// Layers that a word can name.
 const LAYERS_MAX: u16 = 1 << 12;
 
-const _: () = assert!(RUNS_MAX < u32::MAX as usize / 2, "a word has 32 bits for the first run");
+const _: () = assert!(PARTS_BYTES_MAX < u32::MAX as usize, "a word has 32 bits for the first run or cell");
 
 /// Where something is: bits 0 and 1 the kind, the rest depends on it. Zero is [`Target::Behind`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +48,10 @@ enum Target {
     Zeros,
     /// In a layer's file from this byte offset on.
     File { layer: u16, offset_bytes: u64 },
-    /// Different from place to place: these runs.
+    /// Different from place to place: these runs, at least 2.
     Mixed { first: u32, count: u32 },
+    /// Different so often that each cell has its word: these cells. A `Mixed` of no runs.
+    Cells { first: u32 },
 }
 
 impl Target {
@@ -50,6 +61,7 @@ impl Target {
             Self::Zeros => 1,
             Self::File { layer, offset_bytes } => 2 | u64::from(layer) << 2 | offset_bytes >> UNIT_SHIFT << 14,
             Self::Mixed { first, count } => 3 | u64::from(first) << 2 | u64::from(count) << 34,
+            Self::Cells { first } => Self::Mixed { first, count: 0 }.pack(),
         }
     }
 
@@ -58,7 +70,10 @@ impl Target {
             0 => Self::Behind,
             1 => Self::Zeros,
             2 => Self::File { layer: (word >> 2) as u16 & (LAYERS_MAX - 1), offset_bytes: word >> 14 << UNIT_SHIFT },
-            _ => Self::Mixed { first: (word >> 2) as u32, count: (word >> 34) as u32 },
+            _ => match ((word >> 2) as u32, (word >> 34) as u32) {
+                (first, 0) => Self::Cells { first },
+                (first, count) => Self::Mixed { first, count },
+            },
         }
     }
 }
@@ -80,6 +95,8 @@ pub struct FlatMap {
     run_starts: Vec<u32>,
     /// And where its bytes are.
     run_targets: Vec<u64>,
+    /// Of all granules in cells: where the bytes of each are.
+    cells: Vec<u64>,
     bottom: Option<Bottom>,
 }
 
@@ -107,22 +124,24 @@ impl FlatMap {
             runs: Vec::new(),
             run_starts: Vec::new(),
             run_targets: Vec::new(),
+            cells: Vec::new(),
         };
         let mut pages: Vec<Option<Box<Page>>> = Vec::new();
         for start in (0..size_bytes).step_by(1 << page_shift) {
             progress(start, size_bytes)?;
             let end = size_bytes.min(start + (1 << page_shift));
             pages.push(builder.page(start..end, granule_shift, load)?);
-            if builder.run_starts.len() > RUNS_MAX {
+            if builder.run_starts.len() * RUN_BYTES + builder.cells.len() * 8 > PARTS_BYTES_MAX {
                 return Ok(None);
             }
         }
         progress(size_bytes, size_bytes)?;
-        let Builder { first_layer, bottom, mut run_starts, mut run_targets, .. } = builder;
+        let Builder { first_layer, bottom, mut run_starts, mut run_targets, mut cells, .. } = builder;
         run_starts.shrink_to_fit();
         run_targets.shrink_to_fit();
+        cells.shrink_to_fit();
         let bottom = bottom.map(|bottom| Bottom { layer: bottom.layer - first_layer, ..bottom });
-        Ok(Some(Self { size_bytes, granule_shift, pages: pages.into(), run_starts, run_targets, bottom }))
+        Ok(Some(Self { size_bytes, granule_shift, pages: pages.into(), run_starts, run_targets, cells, bottom }))
     }
 
     /// Size of the uppermost layer in bytes.
@@ -133,7 +152,8 @@ impl FlatMap {
     /// Memory that it takes.
     pub fn memory_bytes(&self) -> u64 {
         let pages = self.pages.iter().flatten().count() * PAGE_WORDS * 8;
-        (pages + size_of_val(&*self.pages) + self.run_starts.capacity() * 4 + self.run_targets.capacity() * 8) as u64
+        let runs = self.run_starts.capacity() * 4 + self.run_targets.capacity() * 8;
+        (size_of_val(&*self.pages) + pages + runs + self.cells.capacity() * 8) as u64
     }
 
     /// Where the bytes from `position` on are, which must be below the size; at most `len_bytes`.
@@ -148,7 +168,12 @@ impl FlatMap {
         };
         let mut target = Target::unpack(word);
         let mut start = 0;
-        if let Target::Mixed { first, count } = target {
+        if let Target::Cells { first } = target {
+            let cell = within >> CELL_SHIFT;
+            start = cell << CELL_SHIFT;
+            left = (1 << CELL_SHIFT) - (within - start);
+            target = Target::unpack(self.cells[first as usize + cell as usize]);
+        } else if let Target::Mixed { first, count } = target {
             let runs = first as usize..(first + count) as usize;
             let starts = &self.run_starts[runs.clone()];
             let next = starts.partition_point(|start| u64::from(*start) << UNIT_SHIFT <= within);
@@ -195,6 +220,7 @@ struct Builder<'a> {
     runs: Vec<(u32, Target)>,
     run_starts: Vec<u32>,
     run_targets: Vec<u64>,
+    cells: Vec<u64>,
 }
 
 impl<'a> Builder<'a> {
@@ -219,7 +245,7 @@ impl<'a> Builder<'a> {
         let mut page: Option<Box<Page>> = None;
         for (index, start) in bytes.clone().step_by(1 << granule_shift).enumerate() {
             self.find_runs(start..bytes.end.min(start + (1 << granule_shift)), load)?;
-            let target = self.keep_runs();
+            let target = self.keep_runs(granule_shift);
             if target != Target::Behind {
                 page.get_or_insert_with(|| Box::new([0; PAGE_WORDS]))[index] = target.pack();
             }
@@ -274,14 +300,38 @@ impl<'a> Builder<'a> {
     }
 
     /// Keep the runs of the granule; gives its word.
-    fn keep_runs(&mut self) -> Target {
+    fn keep_runs(&mut self, granule_shift: u8) -> Target {
         if let [(_, target)] = *self.runs {
             return target;
+        }
+        let cells = 1 << (u32::from(granule_shift) - CELL_SHIFT);
+        let in_cells = self.runs.iter().all(|(start, _)| start.is_multiple_of(UNITS_PER_CELL));
+        // Cells are found without a search; they may take twice the memory of the runs.
+        if in_cells && 2 * self.runs.len() * RUN_BYTES >= cells * 8 {
+            return self.keep_cells(cells as u32);
         }
         let first = self.run_starts.len() as u32;
         self.run_starts.extend(self.runs.iter().map(|(start, _)| *start));
         self.run_targets.extend(self.runs.iter().map(|(_, target)| target.pack()));
         Target::Mixed { first, count: self.runs.len() as u32 }
+    }
+
+    /// Keep the runs of the granule as cells.
+    fn keep_cells(&mut self, cells: u32) -> Target {
+        let first = self.cells.len() as u32;
+        let ends = self.runs.iter().skip(1).map(|(start, _)| start / UNITS_PER_CELL).chain([cells]);
+        for ((start, target), end) in self.runs.iter().zip(ends) {
+            self.cells.extend((start / UNITS_PER_CELL..end).map(|cell| {
+                let into = u64::from(cell * UNITS_PER_CELL - start) << UNIT_SHIFT;
+                match *target {
+                    Target::File { layer, offset_bytes } => {
+                        Target::File { layer, offset_bytes: offset_bytes + into }.pack()
+                    }
+                    other => other.pack(),
+                }
+            }));
+        }
+        Target::Cells { first }
     }
 }
 

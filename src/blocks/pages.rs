@@ -458,3 +458,28 @@ impl std::fmt::Debug for PagedTable {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The step that threads seldom meet: a reader that has found a slot before it was taken, and looks at its tag
+    /// before the slot has been filled.
+    #[test]
+    fn a_slot_that_was_taken_is_nobodys_before_it_is_filled() {
+        let table = PagedTable::new(4 * WORDS_PER_PAGE, 2);
+        assert!(table.fill(0, &[1; PAGE_BYTES]) && table.fill(1, &[2; PAGE_BYTES]));
+        let found = table.pinned_slot(0).expect("it is resident");
+        let before = found.tag().load(Ordering::Acquire);
+        assert_eq!(tag_page(before), 0);
+        let taken = table.take_slot(&table.claim().expect("nobody has it")).expect("none is pinned");
+        assert_eq!(taken.number, found.number, "the hand begins with the first");
+        let during = found.tag().load(Ordering::Acquire);
+        assert!(tag_page(during) == NOBODY && !same_page(before, during));
+        assert_eq!((table.get(0), table.get(WORDS_PER_PAGE)), (None, Some(0x0202_0202_0202_0202)));
+        // The same page comes back: a reader that slept all the while sees that it was away.
+        table.give_slot(taken, 0, table.directory_entry(0).expect("it was there"));
+        assert!(!same_page(before, found.tag().load(Ordering::Acquire)));
+        assert_eq!(table.get(0), Some(0x0101_0101_0101_0101));
+    }
+}

@@ -111,6 +111,7 @@ pub struct LevelFault {
 
 /// How to read a range.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::large_enum_variant, reason = "plans live on the stack of who makes them")]
 pub enum ReadPlan {
     /// Read these extents. They cover at least the range's first sector.
     Extents(ExtentList),
@@ -120,6 +121,7 @@ pub enum ReadPlan {
 
 /// How to write a range.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::large_enum_variant, reason = "plans live on the stack of who makes them")]
 pub enum WritePlan {
     /// Every byte that the extents cover has a place in the leaf; none is [`Extent::Zeros`].
     Ready {

@@ -1,7 +1,7 @@
 //! Changing the files below disks that are being served: hold their commands, change, go on.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::controller::{Controller, LiveDisk};
 use super::crash::step;
@@ -15,7 +15,11 @@ use crate::scsi::Attention;
 use crate::shard::message::{DetachError, ToShard};
 
 /// How long commands that are at work may take to end before a pause is given up.
-const PAUSE_PATIENCE_MS: u64 = 3000;
+const PAUSE_PATIENCE_MS: u64 = 1000;
+
+/// How often a pause is tried, and how long commands run in between: a flush of a busy drive can take seconds.
+const PAUSE_TRIES: u32 = 8;
+const PAUSE_BETWEEN: Duration = Duration::from_millis(250);
 
 /// What a disk becomes at the end of a pause.
 pub(super) struct Swap {
@@ -51,6 +55,16 @@ impl Controller {
     /// # Errors
     /// Commands at work did not end in time; nothing is held.
     pub(super) async fn pause(&self, disks: &[Arc<Disk>]) -> Result<Instant, Refused> {
+        for _ in 1..PAUSE_TRIES {
+            match self.pause_once(disks).await {
+                Ok(since) => return Ok(since),
+                Err(_) => drop(async_io::Timer::after(PAUSE_BETWEEN).await),
+            }
+        }
+        self.pause_once(disks).await
+    }
+
+    async fn pause_once(&self, disks: &[Arc<Disk>]) -> Result<Instant, Refused> {
         let since = Instant::now();
         let mut owed = Vec::new();
         for disk in disks {

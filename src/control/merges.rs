@@ -336,8 +336,14 @@ impl Controller {
         let (snapshots, leaf) = above(disk, child);
         let files: Vec<PathBuf> =
             snapshots.iter().filter_map(|name| Some(self.state.absolute(&disk.snapshots.get(*name)?.file))).collect();
-        let parent = into.clone();
-        blocking(move || files.iter().try_for_each(|file| set_parent(file, &parent))).await?;
+        let (parent, merged) = (into.clone(), self.state.absolute(&upper.file));
+        blocking(move || {
+            // A raw file has the time by which it was known, so that whoever names it now or later agrees, even if a
+            // crash comes in between.
+            offline::restamp_raw_parent(&merged, &parent).map_err(|e| about(&merged, &e))?;
+            files.iter().try_for_each(|file| set_parent(file, &parent))
+        })
+        .await?;
         step("merge: children turned");
         self.forget_layers(name);
         let config = self.merged_config(name, disk, merge, child);

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::medium::offline::{self, Hold};
 use crate::medium::{self, DiskFormat, DiskKind, FileError, ImageDescription, ImageIdentity, ParentLink};
+use crate::vhd;
 use crate::vhdx::{self, Severity};
 
 /// Parents that are looked at.
@@ -117,6 +118,7 @@ pub fn check(path: &Path, options: Options<'_>) -> Result<Report, FileError> {
     report.format = Some(probed);
     match probed {
         DiskFormat::Vhdx => check_vhdx(&mut report, options)?,
+        DiskFormat::Vhd => check_vhd(&mut report, options)?,
         _ => check_by_description(&mut report, options)?,
     }
     walk_chain(&mut report, options.parent);
@@ -210,6 +212,49 @@ fn tell_vhdx(report: &mut Report, found: &vhdx::CheckReport) {
     for tally in found.tallies.iter().filter(|tally| tally.count > vhdx::FINDINGS_PER_KIND_MAX) {
         report.notes.push(format!("{} times in all: {}", tally.count, tally.rule));
     }
+}
+
+fn check_vhd(report: &mut Report, options: Options<'_>) -> Result<(), FileError> {
+    if options.repair {
+        let hold = if options.held { Hold::Held } else { Hold::Lock };
+        match offline::repair_vhd(&report.file, hold)? {
+            vhd::Repaired::Nothing => {}
+            done => report.repaired.push(format!("{done:?}")),
+        }
+    }
+    let found = offline::check_vhd(&report.file)?;
+    report.creator = Some(found.creator).filter(|creator| !creator.is_empty());
+    report.kind = found.kind.map(|kind| match kind {
+        vhd::Kind::Fixed => DiskKind::Fixed,
+        vhd::Kind::Dynamic => DiskKind::Dynamic,
+        vhd::Kind::Differencing => DiskKind::Differencing,
+    });
+    report.size_bytes = found.kind.map(|_| found.size_bytes);
+    (report.sector_size_bytes, report.physical_sector_size_bytes) = (Some(512), Some(512));
+    report.identifier = found.unique_id.map(|id| id.to_string());
+    report.unreferenced_bytes = found.unreferenced_bytes;
+    let partial = u64::from(found.blocks_partial);
+    report.blocks = [("present", u64::from(found.blocks_present)), ("partial", partial)]
+        .into_iter()
+        .map(|(state, count)| BlockCount { state: state.to_owned(), count })
+        .collect();
+    report.findings.extend(found.findings.iter().map(|finding| {
+        Finding {
+            severity: match finding.severity {
+                vhd::Severity::Note => "note",
+                vhd::Severity::Mendable => "warning",
+                vhd::Severity::Corrupt => "error",
+            }
+            .to_owned(),
+            offset: Some(finding.offset_bytes),
+            rule: "VHD 1.0".to_owned(),
+            what: finding.text.clone(),
+        }
+    }));
+    if found.findings_count > found.findings.len() as u64 {
+        report.notes.push(format!("{} problems in all", found.findings_count));
+    }
+    Ok(())
 }
 
 fn word(severity: Severity) -> &'static str {

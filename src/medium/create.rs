@@ -15,6 +15,9 @@ use crate::vhd;
 use crate::vhdx::{self, Guid};
 use rustix::fs::{FallocateFlags, fallocate};
 
+/// The log of a differencing VHDX: small, for most are frozen sooner or later.
+const CHILD_LOG_BYTES: u64 = 2 << 20;
+
 /// What to create.
 #[derive(Clone, Debug)]
 pub struct CreateSpec {
@@ -143,7 +146,8 @@ fn fill_vhdx(spec: &CreateSpec, file: &File) -> Result<(), FileError> {
         block_size_bytes: spec.block_size_bytes,
         logical_sector_bytes: spec.sector_size_bytes,
         physical_sector_bytes: 4096,
-        log_len_bytes: None,
+        // A disk has one child for each of its snapshots, and only one of them is written.
+        log_len_bytes: (spec.kind == DiskKind::Differencing).then_some(CHILD_LOG_BYTES),
         virtual_disk_id: spec.disk_id.map_or_else(random_guid, |id| Guid(id.to_bytes_le())),
         file_write_guid: random_guid(),
         data_write_guid: random_guid(),

@@ -40,7 +40,8 @@ pub enum FileError {
     },
     /// A parent is not the file that its child was made from, or not in the state it had then.
     #[error(
-        "{} is not the parent that {} was made from, or was changed since: the parent is {found}, the child wants {wanted}",
+        "{} is not the parent that {} was made from, or was changed since: the parent is {found}, the child wants \
+         {wanted}",
         parent.display(), child.display()
     )]
     ParentChanged {

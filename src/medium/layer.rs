@@ -1,8 +1,8 @@
 //! One file of a disk: the open file, what it is, and its block map.
 //!
-//! A layer is shared by every disk that stands on it. The file's lock belongs to the layer: exclusive while it is a leaf
-//! that can be written, shared while it is only read. A parent is read through the page cache, which so becomes the one
-//! cache of all its children; the leaf of a disk that is served is opened direct.
+//! A layer is shared by every disk that stands on it. The file's lock belongs to the layer: exclusive while it is a
+//! leaf that can be written, shared while it is only read. A parent is read through the page cache, which so becomes
+//! the one cache of all its children; the leaf of a disk that is served is opened direct.
 
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};

@@ -17,8 +17,8 @@ pub enum ParentLink {
 }
 
 impl ParentLink {
-    /// Where to look for the parent of an image in this folder, in order. Windows' separators become `/`; paths that name
-    /// a volume or drive mean nothing here.
+    /// Where to look for the parent of an image in this folder, in order. Windows' separators become `/`; paths that
+    /// name a volume or drive mean nothing here.
     pub fn places(&self, folder: &Path) -> Vec<PathBuf> {
         match self {
             Self::Vhdx(locator) => locator

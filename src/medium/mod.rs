@@ -1,9 +1,9 @@
 //! What stands behind a LUN: chains of VHDX, VHD and raw files; memory; null.
 //!
 //! [`create_file`], [`probe`] and [`open`] belong to the control plane and may block. [`open`] gives a [`Disk`], which
-//! every shard shares and reads without locks, and the engine of a leaf with a block map, which moves to the disk's home
-//! shard. A shard asks a disk for a plan ([`Disk::plan_read`], [`Disk::plan_write`]) and moves the bytes itself. Parents
-//! are opened once for all their children ([`Parents`]). A job that has a disk to itself uses [`blocking`].
+//! every shard shares and reads without locks, and the engine of a leaf with a block map, which moves to the disk's
+//! home shard. A shard asks a disk for a plan ([`Disk::plan_read`], [`Disk::plan_write`]) and moves the bytes itself.
+//! Parents are opened once for all their children ([`Parents`]). A job that has a disk to itself uses [`blocking`].
 //!
 //! **May know:** the formats and `blocks`, `mem`, `ring` (descriptors and alignment), `scsi`'s description of a unit.
 //! Nothing of sessions or of the network.

@@ -16,8 +16,9 @@ use super::layer::lock;
 use super::open::{OpenSpec, open};
 use super::storage::FileStorage;
 use super::{Cache, Disk, DiskFormat, FileError, ImageDescription, ImageIdentity, ParentLink, Parents};
-use crate::blocks::{BlockMap, Chain, Engine, Level};
+use crate::blocks::{BlockMap, Chain, Engine, Level, MapLimits};
 use crate::units::{DiskId, ShardId};
+use crate::vhd;
 use crate::vhdx::{self, Guid, GuidSource, ParentLocator};
 
 /// Who keeps others away from the file meanwhile.
@@ -81,6 +82,11 @@ pub fn resize(path: &Path, hold: Hold, plan: ResizePlan) -> Result<(), FileError
     match found.format {
         DiskFormat::Vhdx => resize_vhdx(&file, path, plan),
         DiskFormat::Raw => resize_raw(&file, path, found.size_bytes, plan),
+        DiskFormat::Vhd => {
+            vhd::resize(&mut FileStorage(&file), plan.size_bytes)
+                .map_err(|why| FileError::VhdChange { path: path.to_owned(), why })?;
+            flush(&file, path)
+        }
         other => Err(FileError::Spec(other.as_str(), "cannot be resized")),
     }
 }
@@ -175,7 +181,7 @@ pub fn set_parent(path: &Path, hold: Hold, parent: &Path) -> Result<(), FileErro
     if let (DiskFormat::Vhd, ImageIdentity::Vhd(id)) = (own.format, of.identity) {
         let file = writable(path, hold)?;
         let parent = super::link::vhd_parent(parent, id, folder);
-        let set = crate::vhd::set_parent(&mut FileStorage(&file), &parent);
+        let set = vhd::set_parent(&mut FileStorage(&file), &parent);
         set.map_err(|why| FileError::VhdChange { path: path.to_owned(), why })?;
         return flush(&file, path);
     }
@@ -252,6 +258,21 @@ pub fn check_vhdx(path: &Path) -> Result<vhdx::CheckReport, FileError> {
     vhdx::check(&mut FileStorage(&file)).map_err(|reason| FileError::io("read", path, std::io::Error::other(reason)))
 }
 
+/// Check a VHD file: everything that is wrong with it. Nothing is written.
+pub fn check_vhd(path: &Path) -> Result<vhd::CheckReport, FileError> {
+    let file = open_file(path, true)?;
+    vhd::check(&mut FileStorage(&file)).map_err(|reason| FileError::io("read", path, std::io::Error::other(reason)))
+}
+
+/// Repair a VHD file as far as nothing has to be guessed.
+pub fn repair_vhd(path: &Path, hold: Hold) -> Result<vhd::Repaired, FileError> {
+    let file = writable(path, hold)?;
+    let repaired =
+        vhd::repair(&mut FileStorage(&file)).map_err(|why| FileError::VhdChange { path: path.to_owned(), why })?;
+    flush(&file, path)?;
+    Ok(repaired)
+}
+
 /// Repair a VHDX file as far as nothing has to be guessed.
 pub fn repair_vhdx(path: &Path, hold: Hold) -> Result<vhdx::RepairReport, FileError> {
     let file = writable(path, hold)?;
@@ -316,7 +337,15 @@ impl SingleLayer {
                 let engine = open.engine.map(|engine| -> Box<dyn Engine> { engine });
                 Ok(SingleLayer { file, size_bytes: found.size_bytes, map: Some(open.map), engine, writable })
             }
-            other => Err(FileError::Spec(other.as_str(), "cannot be merged")),
+            DiskFormat::Vhd => {
+                let access = if writable { vhd::Access::ReadWrite } else { vhd::Access::ReadOnly };
+                let options = vhd::OpenOptions { access, limits: MapLimits::default() };
+                let open = vhd::open(&mut FileStorage(&file), options)
+                    .map_err(|reason| FileError::Vhd { path: path.to_owned(), reason })?;
+                let engine = open.engine.map(|engine| -> Box<dyn Engine> { engine });
+                Ok(SingleLayer { file, size_bytes: found.size_bytes, map: open.map, engine, writable })
+            }
+            other => Err(FileError::Spec(other.as_str(), "has no file")),
         }
     }
 

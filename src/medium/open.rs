@@ -122,9 +122,9 @@ pub fn open(spec: OpenSpec) -> Result<Opened, FileError> {
     finish(spec, parts, poisoned)
 }
 
-/// Open a new leaf over the layers of a disk that is being served: its present leaf becomes the new one's parent when the
-/// new form takes its place. That the new leaf was made for this parent is the caller's word, since the parent's identity
-/// changes while it is written. Blocking.
+/// Open a new leaf over the layers of a disk that is being served: its present leaf becomes the new one's parent when
+/// the new form takes its place. That the new leaf was made for this parent is the caller's word, since the parent's
+/// identity changes while it is written. Blocking.
 pub fn open_over(spec: OpenSpec, over: &Disk) -> Result<Opened, FileError> {
     let path = spec.path.clone().ok_or(FileError::Spec(spec.format.as_str(), "needs a file"))?;
     let (leaf, rest) = open_leaf(&spec, &path)?;

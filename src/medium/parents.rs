@@ -1,9 +1,9 @@
 //! Parents, opened once for all their children.
 //!
-//! A registry of the control plane; everything here may block. A parent is known by its file, whatever it is called, and
-//! stays open as long as some disk stands on it. It is opened read-only under a shared lock, so that nobody writes it
-//! meanwhile, and must be the file that its child was made from: a child holds the identity of its parent's content, and
-//! what differs is refused.
+//! A registry of the control plane; everything here may block. A parent is known by its file, whatever it is called,
+//! and stays open as long as some disk stands on it. It is opened read-only under a shared lock, so that nobody writes
+//! it meanwhile, and must be the file that its child was made from: a child holds the identity of its parent's content,
+//! and what differs is refused.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -92,9 +92,8 @@ impl Parents {
         Ok(layer)
     }
 
-    /// A leaf has become a parent: its lock becomes a shared one, and others that stand on the same file share the layer
-    /// from now on.
-    /// Its file must be clean.
+    /// A leaf has become a parent: its lock becomes a shared one, and others that stand on the same file share the
+    /// layer from now on. Its file must be clean.
     pub fn adopt(&self, layer: &Arc<LayerFile>) -> Result<(), FileError> {
         layer.share_lock()?;
         layer.set_identity(describe(layer.path())?.identity);

@@ -16,6 +16,8 @@ use crate::units::{Lba, Lun};
 pub struct CommandRequest<'a> {
     /// The CDB as it stands in the PDU; bytes after the command's own length are not looked at.
     pub cdb: &'a [u8; 16],
+    /// Bytes of Data-Out that the initiator means to send, if the transport tells.
+    pub data_out_bytes: Option<u32>,
 }
 
 /// What the commands that look beyond their logical unit (REPORT LUNS, the device identification page) see of the
@@ -364,7 +366,7 @@ pub fn execute(
         return sense.into();
     }
     match command.handler {
-        Handler::Medium(handler) => handler(Cdb(request.cdb), unit),
+        Handler::Medium(handler) => with_offered_data(handler(Cdb(request.cdb), unit), request, unit),
         Handler::Reply(handler) => with_whole_reply(handler(Cdb(request.cdb), unit, out), out),
         Handler::Any(_) => unreachable!("answered above"),
     }
@@ -391,6 +393,18 @@ fn check_reserved_bits(request: &CommandRequest<'_>, command: &Command) -> Resul
     }
     let position = offending.leading_zeros();
     Err(Sense::invalid_field_in_cdb((position / 8) as u8, Some(7 - (position % 8) as u8)))
+}
+
+/// WRITE SAME has one block, no more and no less: with another length an initiator means something else than it says.
+/// For all other commands the transport tells of what is missing or left over.
+#[inline]
+fn with_offered_data(action: Action, request: &CommandRequest<'_>, unit: &Unit) -> Action {
+    match (action, request.data_out_bytes) {
+        (Action::WriteSame { no_data_out: false, .. }, Some(offered)) if offered != unit.block_length().bytes() => {
+            Sense::new(SenseCode::INVALID_FIELD_IN_CDB).into()
+        }
+        _ => action,
+    }
 }
 
 /// A reply that only the caller's buffer cut short is asked for again.
@@ -618,7 +632,7 @@ mod tests {
             let mut out = ParameterList::new(&mut buffer[..capacity]);
             let logical_unit =
                 (round % 16 != 1).then_some(LogicalUnit { unit, nexus: &mut nexus, condition: Condition::Ready });
-            let action = execute(&CommandRequest { cdb: &cdb }, &TARGET, logical_unit, &mut out);
+            let action = execute(&CommandRequest { cdb: &cdb, data_out_bytes: None }, &TARGET, logical_unit, &mut out);
             check_action(&action, &cdb, unit);
             let row = command_table::find(&cdb);
             let written = match action {
@@ -665,7 +679,7 @@ mod tests {
                     let mut out = ParameterList::new(&mut buffer);
                     let mut nexus = NexusUnit::default();
                     let logical_unit = LogicalUnit { unit: &unit, nexus: &mut nexus, condition: Condition::Ready };
-                    let request = CommandRequest { cdb: &cdb(&bytes) };
+                    let request = CommandRequest { cdb: &cdb(&bytes), data_out_bytes: None };
                     let action = execute(&request, &TARGET, Some(logical_unit), &mut out);
                     if action == Action::DataIn { out.bytes().to_vec() } else { Vec::new() }
                 });

@@ -59,7 +59,7 @@ pub(super) fn run_in(condition: Condition, bytes: &[u8]) -> (Action, Vec<u8>) {
 fn run_with(logical_unit: Option<LogicalUnit<'_>>, bytes: &[u8]) -> (Action, Vec<u8>) {
     let mut buffer = vec![0xee; ParameterList::BYTES_MIN];
     let mut out = ParameterList::new(&mut buffer);
-    let action = execute(&CommandRequest { cdb: &cdb(bytes) }, &TARGET, logical_unit, &mut out);
+    let action = execute(&CommandRequest { cdb: &cdb(bytes), data_out_bytes: None }, &TARGET, logical_unit, &mut out);
     let data = if action == Action::DataIn { out.bytes().to_vec() } else { Vec::new() };
     (action, data)
 }

@@ -368,6 +368,7 @@ mod tests {
         }
         assert_eq!(run(&DISK, &[0x90, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x01, 0x40, 0, 0, 0, 0]), GOOD);
         assert_eq!(run(&DISK, &[0x34, 0, 0x01, 0x3f, 0xff, 0xff, 0, 0, 2, 0]), out_of_range(0x140_0000));
+        assert_eq!(run(&DISK, &[0x34, 2, 0, 0, 0, 0, 3, 0, 1, 0]), GOOD, "of any group");
         let top = [0x90, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 0];
         assert_eq!(run(&DISK, &top), out_of_range(u64::MAX));
     }

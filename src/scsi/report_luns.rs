@@ -99,7 +99,7 @@ mod tests {
         let mut nexus = NexusUnit::default();
         nexus.raise(Attention::ReportedLunsChanged);
         let cdb = cdb(&report_luns(0, u32::MAX));
-        let request = CommandRequest { cdb: &cdb };
+        let request = CommandRequest { cdb: &cdb, data_out_bytes: None };
 
         let condition = Condition::Ready;
         let mut small = [0; ParameterList::BYTES_MIN];

@@ -50,7 +50,10 @@ pub fn parse<'a>(list: &'a [u8], unit: &Unit) -> Result<Ranges<'a>, Sense> {
     let mut blocks_left = unit.unmap_blocks_max();
     for (index, descriptor) in descriptors.chunks_exact(DESCRIPTOR_BYTES).enumerate() {
         let (Lba(lba), blocks) = range(descriptor);
-        Range { lba, blocks, length_byte: 0 }.check_addresses(unit)?;
+        // No blocks may be named right at the end of the unit.
+        if blocks > 0 || lba != unit.capacity_blocks() {
+            Range { lba, blocks, length_byte: 0 }.check_addresses(unit)?;
+        }
         let Some(left) = blocks_left.checked_sub(blocks) else {
             let byte = HEADER_BYTES + index * DESCRIPTOR_BYTES + 8;
             return Err(Sense::invalid_field_in_list(byte as u16, None));
@@ -167,7 +170,9 @@ mod tests {
     fn every_range_lies_on_the_unit() {
         let out_of_range = |lba| Sense::new(SenseCode::LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE).with_information(lba);
         assert_eq!(parsed(&list(&[(0, 1), (0x13f_ffff, 2)])), Err(out_of_range(0x140_0000)));
-        assert_eq!(parsed(&list(&[(0x140_0000, 0)])), Err(out_of_range(0x140_0000)));
+        assert_eq!(parsed(&list(&[(0x140_0000, 0)])), Ok(vec![]), "no blocks at the end");
+        assert_eq!(parsed(&list(&[(0x140_0001, 0)])), Err(out_of_range(0x140_0001)));
+        assert_eq!(parsed(&list(&[(0x140_0000, 1)])), Err(out_of_range(0x140_0000)));
         assert_eq!(parsed(&list(&[(u64::MAX, u32::MAX)])), Err(out_of_range(u64::MAX)));
     }
 

@@ -46,8 +46,9 @@ fn check(range: Range, unmap: bool, unit: &Unit) -> Result<u32, Sense> {
 
 #[cfg(test)]
 mod tests {
-    use crate::scsi::fixture::{DISK, THIN, invalid_field, refused, run};
-    use crate::scsi::{Action, BlockLength, Sense, SenseCode, UnitConfig};
+    use crate::scsi::fixture::{DISK, TARGET, THIN, cdb, invalid_field, refused, run, unit};
+    use crate::scsi::{Action, BlockLength, CommandRequest, Condition, LogicalUnit, NexusUnit, ParameterList};
+    use crate::scsi::{Sense, SenseCode, UnitConfig, execute};
     use crate::units::Lba;
 
     fn expected(lba: u64, blocks: u32, unmap: bool, no_data_out: bool) -> Action {
@@ -64,6 +65,20 @@ mod tests {
         assert_eq!(run(&THIN, &long(9)), expected(0x102, 0x8_0000, true, true));
         assert_eq!(expected(0, 9, true, false).data_out_bytes(BlockLength::B4096), 4096);
         assert_eq!(expected(0, 9, true, true).data_out_bytes(BlockLength::B4096), 0);
+    }
+
+    #[test]
+    fn data_out_is_one_block() {
+        let cdb = cdb(&[0x41, 0, 0, 0, 0, 0, 0, 0, 9, 0]);
+        for (offered, good) in [(512, true), (0, false), (256, false), (1024, false)] {
+            let request = CommandRequest { cdb: &cdb, data_out_bytes: Some(offered) };
+            let logical_unit =
+                LogicalUnit { unit: &unit(&DISK), nexus: &mut NexusUnit::default(), condition: Condition::Ready };
+            let mut out = ParameterList::new(&mut []);
+            let action = execute(&request, &TARGET, Some(logical_unit), &mut out);
+            let expected = if good { expected(0, 9, false, false) } else { refused(SenseCode::INVALID_FIELD_IN_CDB) };
+            assert_eq!(action, expected, "{offered}");
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Another form of a disk in its place (a snapshot's new leaf, a new size, other layers below), and what else the control
-//! plane asks of a disk's home shard.
+//! Another form of a disk in its place (a snapshot's new leaf, a new size, other layers below), and what else the
+//! control plane asks of a disk's home shard.
 
 use std::sync::Arc;
 

@@ -73,7 +73,8 @@ impl<R: Ring> Work<'_, R> {
 
     fn execute_with(&mut self, task: TaskId, lun_index: Option<usize>, buffer: &mut [u8]) -> (Action, usize) {
         let session = &mut *self.session;
-        let cdb = session.connection.command(task).cdb;
+        let command = session.connection.command(task);
+        let (cdb, data_out_bytes) = (command.cdb, Some(command.expected_write_length()));
         let view = TargetView {
             name: session.target.as_ref().map_or("", |(_, name)| name.as_str()),
             relative_target_port: 1,
@@ -93,7 +94,7 @@ impl<R: Ring> Work<'_, R> {
             None => None,
         };
         let mut list = ParameterList::new(buffer);
-        let action = scsi::execute(&CommandRequest { cdb: &cdb }, &view, unit, &mut list);
+        let action = scsi::execute(&CommandRequest { cdb: &cdb, data_out_bytes }, &view, unit, &mut list);
         (action, list.len())
     }
 

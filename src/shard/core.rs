@@ -353,8 +353,8 @@ impl<R: Ring> Core<R> {
         }
     }
 
-    /// Ask a disk's home shard for something. False when too much is underway: try again later. What others may wait for
-    /// finds a place when nothing else does.
+    /// Ask a disk's home shard for something. False when too much is underway: try again later. What others may wait
+    /// for finds a place when nothing else does.
     pub(crate) fn ask_home(&mut self, disk_slot: u32, link: LinkKey, task: u16, request: HomeRequest) -> bool {
         let entry = self.disks.at(disk_slot).expect("a disk stays attached while tasks use it");
         let (disk, home, swaps) = (entry.disk.id(), entry.disk.home(), entry.swaps);

@@ -251,8 +251,8 @@ impl Driver {
 
     // ---- the end -----------------------------------------------------------------------------------------------
 
-    /// Begin to close: no task writes what the engine is for. A file without an engine is made durable where others will
-    /// stand on it.
+    /// Begin to close: no task writes what the engine is for. A file without an engine is made durable where others
+    /// will stand on it.
     pub(crate) fn close<R: Ring>(&mut self, io: &mut Io<R>, stays: bool) {
         if self.closing {
             return;

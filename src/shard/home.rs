@@ -473,8 +473,8 @@ impl HomeDisk {
         Ok(())
     }
 
-    /// Put another form of the disk in its place. With `retire` the present engine is closed beside the new one; without
-    /// an engine and without `retire` the present one stays.
+    /// Put another form of the disk in its place. With `retire` the present engine is closed beside the new one;
+    /// without an engine and without `retire` the present one stays.
     pub(crate) fn swap<R: Ring>(
         &mut self,
         io: &mut Io<R>,

@@ -146,16 +146,16 @@ pub enum ToShard {
         /// Answered when the commands go on.
         reply: Reply<()>,
     },
-    /// Put another form of a paused disk (of the same number) in its place, and let its commands go on with that. Send it
-    /// to the home shard first, and to the others when that has answered.
+    /// Put another form of a paused disk (of the same number) in its place, and let its commands go on with that. Send
+    /// it to the home shard first, and to the others when that has answered.
     Swap {
         /// The new form.
         disk: Arc<Disk>,
         /// Its engine, on the home shard. `None` without `retire`: the engine stays that is there, for changes of the
         /// layers below the leaf.
         engine: Option<Box<dyn Engine>>,
-        /// Close the present engine beside the new one; a flush makes both leaves durable until it has closed. Otherwise
-        /// it must have been closed before, or stay.
+        /// Close the present engine beside the new one; a flush makes both leaves durable until it has closed.
+        /// Otherwise it must have been closed before, or stay.
         retire: bool,
         /// Told, on the home shard and with `retire`, when the former engine has closed.
         retired: Option<Reply<Result<(), DetachError>>>,
@@ -172,8 +172,8 @@ pub enum ToShard {
         /// Answered when the file is clean.
         reply: Reply<Result<(), DetachError>>,
     },
-    /// Open the write session of a disk's engine, on its home shard: identifiers that change with the first modification
-    /// have changed then, durably. The answer is the leaf's DataWriteGuid, where it has one.
+    /// Open the write session of a disk's engine, on its home shard: identifiers that change with the first
+    /// modification have changed then, durably. The answer is the leaf's DataWriteGuid, where it has one.
     BeginSession {
         /// The disk.
         disk: DiskId,

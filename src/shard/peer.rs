@@ -45,8 +45,8 @@ pub(crate) enum HomeRequest {
         /// Length in bytes.
         len_bytes: u64,
     },
-    /// The range has been written where a plan of this epoch said: make it visible. Unless that happens, the range is to
-    /// be planned and written again.
+    /// The range has been written where a plan of this epoch said: make it visible. Unless that happens, the range is
+    /// to be planned and written again.
     Commit {
         /// First byte of the disk.
         offset_bytes: u64,

@@ -15,8 +15,8 @@ use crate::ring::{AllocateMode, Errno, Op, Ring};
 use crate::scsi::{LbaStatusReply, MediumError, Outcome, Provisioning, unmap};
 use crate::units::Lba;
 
-/// Blocks that one question to a chain covers, and questions that one reply to GET LBA STATUS takes: bounds the time that
-/// it takes. The initiator asks again from where the reply ends.
+/// Blocks that one question to a chain covers, and questions that one reply to GET LBA STATUS takes: bounds the time
+/// that it takes. The initiator asks again from where the reply ends.
 const STATUS_BLOCKS_MAX: u64 = 256;
 const STATUS_RUNS_MAX: u32 = 256;
 

@@ -251,9 +251,9 @@ pub(super) fn read_front(storage: &mut dyn Storage) -> Result<Front, OpenError> 
     let mut spans = check_header(&header, header_offset, &shape, len_bytes, &mut warnings)?;
     let (mut parent, mut rooms) = (None, vec![]);
     if kind == Kind::Differencing {
-        let (read, paths, reserved) = read_parent(storage, &header, &mut warnings)?;
-        (parent, rooms) = (Some(read), reserved);
-        spans.extend(paths);
+        let read = read_parent(storage, &header, &mut warnings)?;
+        (parent, rooms) = (Some(read.parent), read.rooms);
+        spans.extend(read.spans);
     }
     let header = Some((header, header_offset));
     Ok(Front { footers, kind, shape, header, parent, spans, rooms, warnings, len_bytes })

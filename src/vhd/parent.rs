@@ -45,13 +45,21 @@ fn room_of(locator: &Locator) -> u64 {
     bytes.min(ROOM_BYTES_MAX).max(u64::from(locator.length.get()))
 }
 
-/// Read what a header says, the places of its paths, and the room (from, to) that is kept for them. What cannot be read
-/// is a warning: the caller may know the parent from elsewhere.
+/// What a header says of the parent.
+pub(super) struct ReadParent {
+    pub parent: VhdParent,
+    /// The places of its paths.
+    pub spans: Vec<Span>,
+    /// The room (from, to) that is kept for them.
+    pub rooms: Vec<(u64, u64)>,
+}
+
+/// Read what a header says. What cannot be read is a warning: the caller may know the parent from elsewhere.
 pub(super) fn read_parent(
     storage: &mut dyn Storage,
     header: &DynamicHeader,
     warnings: &mut Vec<Warning>,
-) -> Result<(VhdParent, Vec<Span>, Vec<(u64, u64)>), StorageError> {
+) -> Result<ReadParent, StorageError> {
     let len_bytes = storage.len_bytes()?;
     let (mut spans, mut rooms) = (Vec::new(), Vec::new());
     let mut parent = VhdParent {
@@ -86,7 +94,7 @@ pub(super) fn read_parent(
             _ => {}
         }
     }
-    Ok((parent, spans, rooms))
+    Ok(ReadParent { parent, spans, rooms })
 }
 
 /// UTF-16 up to the first zero.

@@ -3,6 +3,9 @@
 
 #[path = "../reference/mod.rs"]
 mod reference;
+#[path = "../interop/server.rs"]
+#[allow(dead_code, reason = "the interoperability tests use more of it")]
+mod server;
 #[path = "../vhdx_support/mod.rs"]
 mod vhdx_support;
 
@@ -11,6 +14,7 @@ mod made;
 mod made_vhd;
 mod matrix;
 mod ours;
+mod served;
 mod specification;
 mod trust;
 

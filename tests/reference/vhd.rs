@@ -107,8 +107,9 @@ impl Image {
         }
         for entry in raw[576..768].chunks(24) {
             let (len, offset) = (be32(entry, 8), be64(entry, 16));
-            let inside = offset.checked_add(u64::from(len)).is_some_and(|at| at <= end);
-            if entry[..4] != [0; 4] && len <= 64 << 10 && inside && self.has_parent() {
+            if entry[..4] != [0; 4] && self.has_parent() {
+                let inside = offset.checked_add(u64::from(len)).is_some_and(|at| at <= end);
+                rule!(inside && len <= 64 << 10, "a locator is behind the end of the file");
                 let content = vector(&*self.file, offset, u64::from(len));
                 self.locators.push((entry[..4].try_into().expect("4 bytes"), content));
                 taken.push((offset, u64::from(len)));

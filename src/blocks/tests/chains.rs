@@ -239,6 +239,11 @@ fn shallow_chains_are_planned_as_the_model_says() {
 }
 
 #[test]
+fn chains_in_small_pieces_are_planned_as_the_model_says() {
+    check_chains(4000..4060, |random| random.within(2..7) as usize, 12 << 20, 30);
+}
+
+#[test]
 fn chains_of_large_disks_are_planned_as_the_model_says() {
     check_chains(1000..1010, |random| random.within(1..4) as usize, 9 << 30, 100);
 }

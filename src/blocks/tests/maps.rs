@@ -135,3 +135,29 @@ fn an_empty_differencing_map_of_the_largest_disk_costs_little() {
         assert!(map.memory_bytes() < 52 << 20, "{} bytes", map.memory_bytes());
     }
 }
+
+#[test]
+fn what_is_skipped_as_absent_lies_in_pages_of_zeros_and_reaches_to_their_end() {
+    for seed in 0..200 {
+        let mut random = Random::new(seed);
+        let chunk_blocks = [u32::MAX, 2048, 16, 1][random.index(4)];
+        let blocks = random.within(1..6000);
+        let shape = shape(blocks << 21, 21, chunk_blocks, true);
+        let map = BlockMap::new(shape, MapLimits::default(), Box::new(NoSource));
+        let pages: Vec<bool> = (0..map.entries().pages()).map(|_| random.below(3) > 0).collect();
+        (0..).zip(&pages).filter(|(_, zeros)| **zeros).for_each(|(page, _)| map.entries().fill_zeros(page));
+        let skipped = |block: u64| pages[(shape.word_index(block as u32) / 512) as usize];
+        for _ in 0..50 {
+            let position = random.below(shape.size_bytes);
+            let end = random.within(position..shape.size_bytes) + 1;
+            let until = map.absent_until(position, end);
+            if !skipped(position >> 21) {
+                assert_eq!(until, position, "seed {seed}");
+                continue;
+            }
+            assert!(until > position && (position >> 21..until.div_ceil(1 << 21)).all(skipped), "seed {seed}");
+            let stopped_early = until < end && skipped(until >> 21);
+            assert!(!stopped_early, "seed {seed}: {position} to {end} stopped at {until}");
+        }
+    }
+}

@@ -98,7 +98,7 @@ fn impossible_disks_are_refused_and_leave_nothing() {
             (disk("d", DiskFormat::Null, 1000), ErrorKind::Invalid, "multiple of the sector size"),
             (odd_sector, ErrorKind::Invalid, "use 512 or 4096"),
             (relative, ErrorKind::Invalid, "absolute"),
-            (file_of_memory, ErrorKind::Invalid, "--file is for vhdx and raw disks"),
+            (file_of_memory, ErrorKind::Invalid, "--file is for vhdx, vhd and raw disks"),
             (nowhere, ErrorKind::NotFound, "no such file or folder"),
             (disk("a/b", DiskFormat::Null, 4096), ErrorKind::Invalid, "contains '/'"),
             (disk("..", DiskFormat::Null, 4096), ErrorKind::Invalid, "must start with"),

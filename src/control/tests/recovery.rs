@@ -88,7 +88,7 @@ async fn furnish(c: &mut Controller, plane: &FakePlane, format: DiskFormat, snap
 
 #[test]
 fn a_snapshot() {
-    for format in [DiskFormat::Vhdx, DiskFormat::Raw] {
+    for format in [DiskFormat::Vhdx, DiskFormat::Raw, DiskFormat::Vhd] {
         let prepare = async |c: &mut Controller, plane: &FakePlane| furnish(c, plane, format, 1).await;
         let steps = crash_everywhere(prepare, async |c| c.snapshot_take(vec!["d".into()], None).await.map(drop));
         assert!(steps >= 7, "{steps}");

@@ -262,8 +262,17 @@ impl CheckReport {
 /// storage below.
 pub fn check(storage: &mut dyn Storage) -> Result<CheckReport, StorageError> {
     let mut report = CheckReport::default();
-    if let Some(mut structures) = structures::check(storage, &mut report)? {
-        table::check(&mut structures, &mut report)?;
+    match examine(storage, &mut report) {
+        // The file was cut short in the middle of a structure.
+        Err(error @ StorageError::UnexpectedEnd(_)) => report.broken(&OpenError::Storage(error)),
+        other => other?,
     }
     Ok(report)
+}
+
+fn examine(storage: &mut dyn Storage, report: &mut CheckReport) -> Result<(), StorageError> {
+    if let Some(mut structures) = structures::check(storage, report)? {
+        table::check(&mut structures, report)?;
+    }
+    Ok(())
 }

@@ -56,8 +56,6 @@ pub(super) enum Step {
     ApplyPages,
     /// Write an empty entry whose Tail is itself: it makes every entry before it superfluous.
     EndEpoch,
-    /// Write an empty entry that says where the file will end.
-    LogEnd,
     /// Cut the file there.
     CutTail,
     /// The tail has been cut.
@@ -126,8 +124,9 @@ pub(super) const TURN: [Step; 12] = [
     Step::Sync,
 ];
 
-/// Cutting the tail while the disk is in use. The newest entry must not promise more of the file than is left.
-const CUT: [Step; 5] = [Step::LogEnd, Step::Sync, Step::CutTail, Step::Sync, Step::TailCut];
+/// Cutting the tail while the disk is in use, behind a turn: no entry of the log may promise more of the file than is
+/// left. The newest one would do by the book (section 2.3.1.1), but QEMU looks at every one.
+const CUT: [Step; 3] = [Step::CutTail, Step::Sync, Step::TailCut];
 
 /// Closing. The file is cut only once no log can promise its size.
 const CLOSE: [Step; 11] = [
@@ -156,7 +155,8 @@ impl Engine {
         if self.map.poisoned() {
             return self.poison();
         }
-        // Whatever one part does that another may wait for sets `retry`: nobody asks again before an operation has ended.
+        // Whatever one part does that another may wait for sets `retry`: nobody asks again before an operation has
+        // ended.
         loop {
             if std::mem::take(&mut self.retry) {
                 self.serve_queue();
@@ -207,7 +207,10 @@ impl Engine {
                 self.retry = true;
                 self.script.extend(GROUP);
             }
-            Phase::Open if self.cut_wanted && self.lanes[AHEAD].is_none() => self.script.extend(CUT),
+            Phase::Open if self.cut_wanted && self.lanes[AHEAD].is_none() => {
+                self.script.extend(TURN);
+                self.script.extend(CUT);
+            }
             Phase::Open if self.close_wanted && self.drained() => {
                 self.phase = Phase::Closing;
                 self.script.extend(CLOSE);
@@ -252,7 +255,6 @@ impl Engine {
             Step::WriteGroup => self.write_group(),
             Step::ApplyPages => self.apply_pages(),
             Step::EndEpoch => Some(self.end_epoch()),
-            Step::LogEnd => self.log_end(),
             Step::CutTail => self.slack().map(|slack| Operation::Truncate { len_bytes: slack.offset_bytes }),
             Step::TailCut => {
                 self.cut_wanted = false;
@@ -393,18 +395,6 @@ impl Engine {
         assert!(self.pages.none_dirty(), "every page is in place");
         self.log.tail = self.log.head;
         self.write_entry(0, |_, _| 0)
-    }
-
-    fn log_end(&mut self) -> Option<Operation> {
-        self.slack()?;
-        if self.log.head + 2 * PAGE_LEN + RING_RESERVE > self.log.len_bytes {
-            self.script.push_front(Step::LogEnd);
-            for step in TURN.into_iter().rev() {
-                self.script.push_front(step);
-            }
-            return None;
-        }
-        Some(self.write_entry(0, |_, _| 0))
     }
 
     /// Seal an entry of the `pages` pages in the staging buffer, and write it at the head.
