@@ -308,7 +308,7 @@ impl<F: BlockingFile> BlockingDisk<F> {
         let mark = self.engine.as_ref().map(|engine| engine.flush_started());
         let result = self.files[0].sync();
         if let (Some(engine), Some(mark)) = (self.engine.as_deref_mut(), mark) {
-            engine.flush_done(mark, result.as_ref().map(|()| ()).map_err(failure));
+            engine.flush_done(mark, if let Err(error) = &result { Err(failure(error)) } else { Ok(()) });
         }
         self.settle();
         result.map_err(|source| io_error("flush", 0, 0, source))

@@ -137,7 +137,8 @@ fn open_vhd_layer(spec: &LayerSpec<'_>, file: FileBacking, id: FileId) -> Result
     Ok(OpenLayer {
         layer,
         engine: open.engine.map(|engine| engine as Box<dyn Engine>),
-        disk_id: Some(open.unique_id),
+        // A VHD's unique id is that of the file: a snapshot's new leaf has another one.
+        disk_id: None,
         physical_sector_bytes: 512,
         notes: open.warnings.iter().map(ToString::to_string).collect(),
     })

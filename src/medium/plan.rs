@@ -11,6 +11,7 @@ const ZEROS_APART_BYTES: u32 = 64 * 1024;
 
 /// How to read a range. A plan may cover less than was asked for; plan again behind that.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::large_enum_variant, reason = "plans live on the stack of who makes them")]
 pub enum ReadPlan {
     /// So many bytes read as zeros.
     Zeros {
@@ -29,6 +30,7 @@ pub enum ReadPlan {
 
 /// How to write a range. A plan may cover less than was asked for; plan again behind that.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::large_enum_variant, reason = "plans live on the stack of who makes them")]
 pub enum WritePlan {
     /// Forget it.
     Discard,

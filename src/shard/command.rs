@@ -103,7 +103,7 @@ impl<R: Ring> Work<'_, R> {
         let disk = self.task(task).disk;
         let block_length = disk.map(|slot| self.core.disks.of_task(slot).unit(false).block_length());
         let (offset_bytes, medium_bytes, data_out) = match (action, block_length) {
-            (Action::Done(outcome), _) => return self.complete(task, outcome),
+            (Action::Done(outcome), _) => return self.complete_unexecuted(task, outcome),
             (Action::DataIn, _) => {
                 self.task(task).answer = Answer::DataIn;
                 return self.send_when_drained(task);
@@ -167,6 +167,20 @@ impl<R: Ring> Work<'_, R> {
             }
             _ => {}
         }
+    }
+
+    /// The SCSI engine has the answer. One that tells of a reset waits until the tasks that the reset aborted have ended:
+    /// who knows of it may count on nothing of them happening any more.
+    fn complete_unexecuted(&mut self, task: TaskId, outcome: Outcome) {
+        let tells = outcome.sense.is_some_and(|sense| sense.code().key == SenseKey::UNIT_ATTENTION);
+        if !tells || self.session.lingering == 0 {
+            return self.complete(task, outcome);
+        }
+        let entry = self.task(task);
+        entry.answer = Answer::Response(outcome);
+        entry.transfer_length = 0;
+        entry.buf = None;
+        self.set_step(task, Step::Paused(Resume::Answer));
     }
 
     /// SYNCHRONIZE CACHE. With IMMED the answer does not wait, and the flush is started all the same.
@@ -422,6 +436,7 @@ impl<R: Ring> Work<'_, R> {
         entry.commits = false;
         entry.error = None;
         entry.aborted = false;
+        let lingered = std::mem::take(&mut entry.lingers);
         entry.ends_session = false;
         let solicited_bytes = std::mem::take(&mut entry.solicited_bytes);
         self.session.solicited_bytes -= u64::from(solicited_bytes);
@@ -430,6 +445,9 @@ impl<R: Ring> Work<'_, R> {
         }
         if let Some(job) = job {
             self.core.job_task_ended(job);
+        }
+        if lingered {
+            self.has_lingered();
         }
     }
 }

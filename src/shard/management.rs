@@ -7,7 +7,7 @@
 use super::core::Core;
 use super::link::LinkState;
 use super::peer::{Asker, PeerMessage, ResetScope};
-use super::session::{Answer, Step, Work};
+use super::session::{Answer, Resume, Step, Work};
 use crate::bounded::{Key, Slab};
 use crate::iscsi::pdu::{LogoutResponseCode, TaskManagementFunction, TaskManagementResponseCode};
 use crate::iscsi::task_management::TaskManagement;
@@ -240,6 +240,25 @@ impl<R: Ring> Work<'_, R> {
         entry.aborted = true;
         entry.job = job;
         self.release_if_aborted(task);
+        let entry = self.task(task);
+        if entry.aborted && !std::mem::replace(&mut entry.lingers, true) {
+            self.session.lingering += 1;
+        }
+    }
+
+    /// A task that was aborted while operations of it were in flight has ended. With the last one go the answers that
+    /// tell of a reset.
+    pub(crate) fn has_lingered(&mut self) {
+        self.session.lingering -= 1;
+        if self.session.lingering > 0 || self.session.held == 0 {
+            return;
+        }
+        for index in 0..TASKS_MAX as u16 {
+            let task = TaskId(index);
+            if self.task(task).step == Step::Paused(Resume::Answer) {
+                self.resume(task, Resume::Answer);
+            }
+        }
     }
 
     /// If the task is aborted: end it once nothing of it is in flight. True when it is aborted.

@@ -141,7 +141,7 @@ impl<R: Ring> Work<'_, R> {
             let task = TaskId(index);
             let entry = self.task(task);
             let Step::Paused(resume) = entry.step else { continue };
-            if entry.disk == Some(disk) {
+            if entry.disk == Some(disk) && resume != Resume::Answer {
                 self.set_step(task, Step::Idle);
                 self.resume(task, resume);
             }

@@ -53,6 +53,8 @@ pub(crate) struct Session {
     pub(crate) starved: u32,
     /// Tasks in [`Step::Paused`].
     pub(crate) held: u32,
+    /// Tasks that were aborted and of which operations are still in flight.
+    pub(crate) lingering: u32,
     /// Bytes of R2Ts that have not come yet: large ones are received straight into place.
     pub(crate) solicited_bytes: u64,
     /// For replies of commands that move no blocks.
@@ -134,6 +136,7 @@ pub(crate) enum Resume {
     Provision,
     FillSame,
     LbaStatus,
+    Answer,
 }
 
 /// What a task will answer.
@@ -228,6 +231,8 @@ pub(crate) struct Task {
     pub(crate) plan: Option<bool>,
     /// No answer will go.
     pub(crate) aborted: bool,
+    /// Counted as lingering: aborted, with operations in flight.
+    pub(crate) lingers: bool,
     /// The connection ends when the answer has left.
     pub(crate) ends_session: bool,
     /// Bytes of this task's R2Ts that have not come yet.
@@ -276,6 +281,7 @@ impl Task {
             at_work: false,
             plan: None,
             aborted: false,
+            lingers: false,
             ends_session: false,
             solicited_bytes: 0,
             queued: false,
@@ -376,6 +382,7 @@ impl<R: Ring> Work<'_, R> {
             Resume::Provision => self.provision(task),
             Resume::FillSame => self.fill_same_again(task),
             Resume::LbaStatus => self.lba_status_again(task),
+            Resume::Answer => self.send_when_drained(task),
         }
     }
 }

@@ -296,7 +296,9 @@ fn changes_power(run: Run) -> Result<Report, String> {
 }
 
 fn with_changes(run: Run, end: Option<End>) -> Result<Report, String> {
-    let setting = Setting { may_lose_connection: end.is_some(), commands: 300, ..Setting::default() };
+    // Every other run also aborts commands, those that a pause holds among them.
+    let aborts = if run.seed % 2 == 1 { Chance::percent(1) } else { Chance::NEVER };
+    let setting = Setting { may_lose_connection: end.is_some(), commands: 300, aborts, ..Setting::default() };
     let mut scene = thin_scene(run, setting)?;
     for _ in 0..4 + scene.random.below(8) {
         let time = Nanos(scene.random.below(6_000_000));
