@@ -169,8 +169,8 @@ impl<R: Ring> Work<'_, R> {
         }
     }
 
-    /// The SCSI engine has the answer. One that tells of a reset waits until the tasks that the reset aborted have ended:
-    /// who knows of it may count on nothing of them happening any more.
+    /// The SCSI engine has the answer. One that tells of a reset waits until the tasks that the reset aborted have
+    /// ended: who knows of it may count on nothing of them happening any more.
     fn complete_unexecuted(&mut self, task: TaskId, outcome: Outcome) {
         let tells = outcome.sense.is_some_and(|sense| sense.code().key == SenseKey::UNIT_ATTENTION);
         if !tells || self.session.lingering == 0 {

@@ -179,8 +179,8 @@ impl Loads {
 }
 
 impl Load {
-    /// Where in the file to read a piece, and where to: into its place in the page, or with the sectors around it behind
-    /// the page.
+    /// Where in the file to read a piece, and where to: into its place in the page, or with the sectors around it
+    /// behind the page.
     fn window(&self, buf: Buf, offset_bytes: u64, len_bytes: u32) -> (u64, Window) {
         let end = offset_bytes + u64::from(len_bytes);
         let aligned = |value: u64| value.is_multiple_of(SECTOR_BYTES);

@@ -180,8 +180,8 @@ impl Server {
         drop(disks);
         self.process = None;
         self.write_back()?;
-        let vhdx = (0..self.leaves.len()).filter(|&index| self.formats[index] == DiskFormat::Vhdx);
-        vhdx.map(|index| images::check_closed(&self.path(index))).collect()
+        let mut vhdx = (0..self.leaves.len()).filter(|&index| self.formats[index] == DiskFormat::Vhdx);
+        vhdx.try_for_each(|index| images::check_closed(&self.path(index)))
     }
 
     /// The process dies where it is, by the power or by a signal, and a new one starts with what is left.
