@@ -7,7 +7,7 @@ use lunaring::vhdx::{
     Access, DiskKind, NewParent, OpenOptions, ParentLocator, VhdxParent, check, create, format::Guid, open,
 };
 use vhdx_support::guest::parent_of;
-use vhdx_support::{Change, Host, MIB, RecordedFile, SECTOR, SparseFile, create_options, guids, open_with};
+use vhdx_support::{Change, Host, MIB, RecordedFile, SECTOR, SparseFile, create_options, guids, open_with, read_disk};
 
 fn host_of(blocks: u64, kind: DiskKind) -> Host {
     let mut start = SparseFile::default();
@@ -53,6 +53,27 @@ fn write_guids(file: &SparseFile) -> (Guid, Guid) {
     };
     let (_, file_guid, data_guid) = std::cmp::max_by_key(current(64 << 10), current(128 << 10), |header| header.0);
     (file_guid, data_guid)
+}
+
+#[test]
+fn a_file_that_has_lost_its_end_is_shown_without_being_touched() {
+    let mut host = host_of(8, DiskKind::Dynamic);
+    host.write(3 * MIB, &[0x5a; 128 << 10]).expect("writes");
+    host.write(6 * MIB, &[0x77; 4096]).expect("writes");
+    let mut file = host.file.now.clone();
+    let end = place(&host, 3) + (64 << 10);
+    assert!(end < place(&host, 6), "the second block lies wholly behind the end");
+    file.set_len(end);
+    let before = file.clone();
+
+    let disk = open_with(&mut file, Access::ReadOnly, 5).expect("what a power cut leaves can be looked at");
+    assert!(disk.replay.is_some());
+    let mut expected = vec![0; 8 * MIB as usize];
+    expected[3 * MIB as usize..][..64 << 10].fill(0x5a);
+    let mut shown = vec![1; 8 * MIB as usize];
+    read_disk(&mut file, None, &disk.map, 0, &mut shown);
+    assert!(shown == expected, "what the file has, and zeros where it has ended");
+    assert!(file.pages == before.pages && file.len == before.len);
 }
 
 #[test]

@@ -56,10 +56,6 @@ struct Reader<'a> {
     bitmaps: Vec<(u32, u64)>,
     /// A block of the current chunk needs a sector bitmap.
     partial: bool,
-    /// Where the file ends before a replay.
-    base_len: u64,
-    /// A block lies across that end, or is partly present and lies behind it.
-    cut: bool,
 }
 
 /// Read and check the table. `spans` are the other objects of the file, sorted and disjoint. `in_memory`: a replay will
@@ -93,8 +89,6 @@ pub(super) fn read_table(
         present: 0,
         bitmaps: Vec::new(),
         partial: false,
-        base_len: overlay.base_len(),
-        cut: false,
     };
     reader.read(overlay, &map, limits.entry_pages_max, limit_bytes)?;
     let mut unreadable = None;
@@ -231,10 +225,7 @@ impl Reader<'_> {
         }
         // Old writers cut the last block where the guest's part ends; that is all that must be there.
         match start.checked_add(self.geometry.visible_len_bytes(block)) {
-            Some(end) if end <= self.file_len => {
-                self.cut |= start < self.base_len && end > self.base_len;
-                self.cut |= start >= self.base_len && word & 7 == 7;
-            }
+            Some(end) if end <= self.file_len => {}
             _ => return broken("it passes the end of the file"),
         }
         self.partial |= word & 7 == 7;
@@ -321,11 +312,8 @@ impl Reader<'_> {
     }
 
     /// Why the disk cannot be read without writing the replay to the file: payload is read from the file as it is.
-    /// Blocks that the replay would create read as zeros; what it would do to others is beyond reading.
+    /// What the replay would append reads as zeros; what it would do to blocks is beyond reading.
     fn unreadable(&self, overlay: &Overlay<'_>) -> Option<&'static str> {
-        if self.cut {
-            return Some("the file ends inside a block that the log created");
-        }
         let inside = |range: &std::ops::Range<u64>| {
             let end = range.end.min(self.space.end_bytes());
             range.start < end && self.space.is_taken(Run { offset_bytes: range.start, len_bytes: end - range.start })

@@ -15,14 +15,15 @@ pub(super) const BITMAP_PAGES: u32 = (SECTORS_PER_BITMAP_BLOCK / 8 / PAGE_LEN) a
 
 /// A word of the table as it is in memory: the state, and the offset where there is content. What reserved bits and the
 /// offsets of blocks without content say (soft anchors, garbage) has no meaning there. `limit_bytes` is where the file
-/// ends that readers have: blocks behind it, which only a replay would create, read as zeros.
+/// ends that readers have: whole blocks behind it, which only a replay would create, read as zeros. Of a block that is
+/// partly behind it, or partly the parent's, whoever reads takes what is behind the end for zeros.
 pub(super) fn settled(word: u64, limit_bytes: u64) -> u64 {
     let state = word & 7;
     if state < 6 {
         return state;
     }
     let offset_bytes = word & BatEntry::OFFSET_MASK;
-    if offset_bytes >= limit_bytes { 2 } else { offset_bytes | state }
+    if offset_bytes >= limit_bytes && state == 6 { 2 } else { offset_bytes | state }
 }
 
 /// Where a page of sector bits is in the file, when its bitmap block is at `block_bytes`.
@@ -100,6 +101,7 @@ mod tests {
             (5 * mib + 6, 5 * mib + 6),
             (5 * mib + 0xf_ffff, 5 * mib + 7),
             (100 * mib + 6, 2),
+            (100 * mib + 7, 100 * mib + 7),
         ] {
             assert_eq!(settled(word, 100 * mib), expected, "{word:#x}");
         }

@@ -11,6 +11,14 @@ use lunaring::vhdx::{Access, Engine, Geometry, OpenDisk, Storage};
 
 use super::{Change, PAGE, Random, RecordedFile, SparseFile, open_with};
 
+/// Read as the product's readers do: what is behind the file's end is zeros.
+fn read_padded(storage: &mut dyn Storage, offset: u64, into: &mut [u8]) {
+    let len = storage.len_bytes().expect("a file has a size");
+    let there = len.saturating_sub(offset).min(into.len() as u64) as usize;
+    storage.read_at(offset, &mut into[..there]).expect("it is inside the file");
+    into[there..].fill(0);
+}
+
 /// Read a range of a disk, pages of its map loaded as they are needed. `parent`: the bytes behind it.
 pub fn read_disk(
     storage: &mut dyn Storage,
@@ -26,8 +34,11 @@ pub fn read_disk(
         match chain.plan_read(offset + done as u64, left) {
             ReadPlan::Fault(fault) => {
                 assert_eq!(fault.level, 0);
-                let mut read = |at, bytes: &mut [u8]| storage.read_at(at, bytes);
-                load_blocking(map, fault.fault, &mut read).expect("pages of the map are inside the file");
+                let mut read = |at, bytes: &mut [u8]| {
+                    read_padded(storage, at, bytes);
+                    Ok::<_, ()>(())
+                };
+                load_blocking(map, fault.fault, &mut read).expect("reads do not fail");
             }
             ReadPlan::Extents(extents) => {
                 for extent in extents.as_slice() {
@@ -35,7 +46,7 @@ pub fn read_disk(
                     match extent {
                         Extent::Zeros { .. } => part.fill(0),
                         Extent::File { layer: 0, offset_bytes, .. } => {
-                            storage.read_at(*offset_bytes, part).expect("present blocks are inside the file");
+                            read_padded(storage, *offset_bytes, part);
                         }
                         Extent::File { offset_bytes, .. } => {
                             parent.expect("there is a parent").read(*offset_bytes, part);
