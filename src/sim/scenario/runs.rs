@@ -300,6 +300,8 @@ fn with_changes(run: Run, end: Option<End>) -> Result<Report, String> {
     let aborts = if run.seed % 2 == 1 { Chance::percent(1) } else { Chance::NEVER };
     let setting = Setting { may_lose_connection: end.is_some(), commands: 300, aborts, ..Setting::default() };
     let mut scene = thin_scene(run, setting)?;
+    let delay_max = Nanos(400_000);
+    scene.world.set_file_faults(FileFaults { delay: Chance::percent(10), delay_max, ..FileFaults::default() });
     for _ in 0..4 + scene.random.below(8) {
         let time = Nanos(scene.random.below(6_000_000));
         if scene.run(time)? == Outcome::Satisfied {
@@ -314,9 +316,15 @@ fn with_changes(run: Run, end: Option<End>) -> Result<Report, String> {
         };
         let Scene { server, initiators, .. } = &mut scene;
         server.change(index, change, initiators).map_err(|why| format!("{change:?} of disk {index}: {why}"))?;
+        let soon = change == Change::Snapshot && scene.random.below(2) == 0;
         if let Some(end) = end
-            && scene.random.below(4) == 0
+            && (soon || scene.random.below(4) == 0)
         {
+            if soon {
+                // While the former leaf is being closed.
+                let time = Nanos(scene.random.below(400_000));
+                scene.run(time)?;
+            }
             scene.server.crash_and_restart(end == End::PowerCut)?;
             scene.initiators.iter_mut().for_each(|initiator| initiator.server_ended(end));
         }
