@@ -122,12 +122,18 @@ fn a_truncated_or_corrupt_image_is_refused_and_left_alone() {
         assert!(line.contains(&format!("{name}.vhdx")), "{name}: the line does not say which file: {line}");
         assert!(before == (fs::read(&path).expect("the image"), state_of(&server)), "{name}: something changed");
     }
-    // A VHD served as a raw disk would be destroyed by its first write.
-    for (name, kind) in [("dynamic.vhd", "dynamic"), ("fixed-without-its-ending", "fixed")] {
+    // A damaged VHD served as a raw disk would be destroyed by its first write.
+    for (name, kind) in [("dynamic.vhd", "dynamic"), ("fixed.vhd", "fixed")] {
         let path = server.file(name);
         tool_ok("qemu-img", &["create", "-q", "-f", "vpc", "-o", &format!("subformat={kind}"), text(&path), "16M"]);
+        let mut bytes = fs::read(&path).expect("the image");
+        let footers: Vec<usize> = (0..bytes.len() - 8).filter(|at| &bytes[*at..*at + 8] == b"conectix").collect();
+        for at in footers {
+            bytes[at + 70] ^= 1;
+        }
+        fs::write(&path, bytes).expect("a file");
         let line = server.refused(&["disk", "add", "old", "--file", text(&path)]);
-        assert!(line.contains(name) && line.contains("VHD"), "{line}");
+        assert!(line.contains(name) && line.contains("footer"), "{line}");
     }
     let odd = server.file("odd.img");
     fs::write(&odd, [1; 1000]).expect("a file");
