@@ -1,8 +1,10 @@
 //! The command line: a contract that scripts rely on.
 
 mod images;
+mod ports;
 
 pub use images::{DiskCheck, DiskConvert, JobArguments, JobVerb, MetaVerb, SnapshotArguments, SnapshotVerb};
+pub use ports::{PortState, PortgroupVerb, ReservationArguments, ReservationVerb};
 
 use std::path::PathBuf;
 
@@ -38,6 +40,8 @@ pub enum Command {
     Portal(PortalArguments),
     /// List and drop sessions
     Session(SessionArguments),
+    /// Show who reserves disks, and take reservations off
+    Reservation(ReservationArguments),
     /// Show counters and latencies
     Stats(StatsArguments),
 }
@@ -327,6 +331,12 @@ pub enum TargetVerb {
     },
     /// Demand CHAP, or nothing
     Auth(TargetAuth),
+    /// Choose the portal groups that lead to a target, and in which state (ALUA)
+    Portgroup {
+        /// What to do.
+        #[command(subcommand)]
+        verb: PortgroupVerb,
+    },
 }
 
 /// `lunaring target auth`
@@ -370,6 +380,9 @@ pub enum PortalVerb {
     Add {
         /// ADDR:PORT, an IPv6 address in brackets
         address: String,
+        /// Its portal group tag [default: 1]
+        #[arg(long, value_name = "N")]
+        group: Option<u16>,
     },
     /// Stop listening on an address; its sessions stay
     Remove {

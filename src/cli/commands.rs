@@ -12,7 +12,7 @@ use super::arguments::{
     SessionVerb, StatsArguments, TargetArguments, TargetAuth, TargetVerb,
 };
 use super::client::{Client, ClientError, segment};
-use super::{images, show, socket};
+use super::{images, ports, show, socket};
 
 pub(super) type Printed = Result<String, ClientError>;
 
@@ -174,6 +174,7 @@ pub fn target(arguments: TargetArguments) -> Printed {
             asker.ask(Method::DELETE, &path(&target, &format!("/access?rule={}", segment(&rule))), None, words)
         }
         TargetVerb::Auth(auth) => set_auth(&asker, &path(&auth.target, "/auth"), &auth),
+        TargetVerb::Portgroup { verb } => ports::portgroup(&asker, verb),
     }
 }
 
@@ -205,8 +206,11 @@ pub fn portal(arguments: PortalArguments) -> Printed {
     let asker = Asker::new(arguments.client);
     match arguments.verb {
         PortalVerb::List => asker.get("/v1/portals", show::portals),
-        PortalVerb::Add { address } => {
-            let body = json!({ "address": address });
+        PortalVerb::Add { address, group } => {
+            let mut body = json!({ "address": address });
+            if let Some(group) = group {
+                body["group"] = json!(group);
+            }
             asker.ask(Method::POST, "/v1/portals", Some(body), |_| format!("listening on {address}"))
         }
         PortalVerb::Remove { address } => {

@@ -8,6 +8,7 @@ pub mod banner;
 mod client;
 mod commands;
 mod images;
+mod ports;
 mod progress;
 mod show;
 mod table;
@@ -48,6 +49,7 @@ pub fn run(command: Command) -> Result<String, ClientError> {
         Command::Target(target) => commands::target(target),
         Command::Portal(portal) => commands::portal(portal),
         Command::Session(session) => commands::session(session),
+        Command::Reservation(reservation) => ports::reservation(reservation),
         Command::Stats(stats) => commands::stats(stats),
         Command::Snapshot(snapshot) => images::snapshot(snapshot),
         Command::Job(job) => images::job(job),

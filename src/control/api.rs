@@ -3,9 +3,13 @@
 //! A contract: fields are added, never changed or taken away.
 
 mod images;
+mod ports;
+mod reservations;
 mod snapshots;
 
 pub use images::{Check, Convert, Jobs, Layer, Metadata, MetadataItem, NewMetadataItem, Resize};
+pub use ports::{PortChange, PortState, TargetPort, TargetPorts};
+pub use reservations::{Registration, Reservations};
 pub use snapshots::{
     DeletedSnapshot, ExportSnapshot, NewSnapshot, NewSnapshotGroup, Snapshot, Snapshots, TakenSnapshots,
 };
@@ -186,6 +190,9 @@ pub struct Target {
     pub allow: Vec<String>,
     /// CHAP, where it is demanded; without the secrets.
     pub auth: Option<TargetAuth>,
+    /// The portal groups that it is limited to; reached through every one while this is empty.
+    #[serde(default)]
+    pub portal_groups: Vec<u16>,
 }
 
 /// A logical unit.
@@ -269,6 +276,9 @@ pub struct NewAuth {
 pub struct Portal {
     /// Where it listens.
     pub address: SocketAddr,
+    /// Its portal group tag.
+    #[serde(default)]
+    pub group: u16,
     /// Whether it does.
     pub listening: bool,
     /// Why it does not, and what to do.
@@ -290,6 +300,9 @@ pub struct Portals {
 pub struct NewPortal {
     /// `ADDRESS:PORT`.
     pub address: String,
+    /// Its portal group tag; 1 unless said otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<u16>,
 }
 
 /// A session.

@@ -3,7 +3,7 @@
 //! The types are the file's format. [`Config::check`] holds every rule that must be true of a whole configuration,
 //! wherever it came from: a file edited by hand goes through the same gate as a command.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::error::Refused;
+use super::ports::PortConfig;
 use crate::iscsi::directory::{AccessRule, ChapAccount, ChapCredentials};
 use crate::iscsi::names::IscsiName;
 use crate::limits::{
@@ -33,6 +34,12 @@ pub struct Config {
     /// Addresses to listen on.
     #[serde(default)]
     pub portals: Vec<SocketAddr>,
+    /// The portal groups of portals that are in another one than group 1.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub portal_groups: BTreeMap<SocketAddr, u16>,
+    /// The highest relative target port number that was given to a port.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub target_ports_given: u16,
     /// Disks, by name.
     #[serde(default)]
     pub disks: BTreeMap<String, DiskConfig>,
@@ -145,7 +152,7 @@ pub struct ExportConfig {
 }
 
 /// One target.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TargetConfig {
     /// Its iSCSI name.
@@ -159,6 +166,12 @@ pub struct TargetConfig {
     /// CHAP, where it is demanded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<AuthConfig>,
+    /// The portal groups that it is reached through. Every one, while it is empty.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub portal_groups: BTreeSet<u16>,
+    /// Its ports, by portal group tag; also those of groups that have no portals any more.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ports: BTreeMap<u16, PortConfig>,
 }
 
 /// One logical unit.
@@ -189,8 +202,13 @@ pub struct AuthConfig {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
-fn is_false(value: &bool) -> bool {
+pub(super) fn is_false(value: &bool) -> bool {
     !value
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
+fn is_zero(value: &u16) -> bool {
+    *value == 0
 }
 
 impl std::fmt::Debug for AuthConfig {
@@ -204,7 +222,14 @@ impl std::fmt::Debug for AuthConfig {
 
 impl Default for Config {
     fn default() -> Config {
-        Config { version: CONFIG_VERSION, portals: Vec::new(), disks: BTreeMap::new(), targets: BTreeMap::new() }
+        Config {
+            version: CONFIG_VERSION,
+            portals: Vec::new(),
+            portal_groups: BTreeMap::new(),
+            target_ports_given: 0,
+            disks: BTreeMap::new(),
+            targets: BTreeMap::new(),
+        }
     }
 }
 
@@ -226,7 +251,8 @@ impl Config {
         bound("portals", self.portals.len(), PORTALS_MAX)?;
         self.check_portals()?;
         self.check_disks()?;
-        self.check_targets()
+        self.check_targets()?;
+        self.check_ports()
     }
 
     fn check_portals(&self) -> Result<(), Refused> {

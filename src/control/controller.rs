@@ -19,6 +19,8 @@ use super::config::Config;
 use super::dataplane::{DataPlane, ask_all, shards, tell};
 use super::error::Refused;
 use super::executor::blocking;
+use super::ledger::Ledger;
+use super::ports::ports_of_disks;
 use super::state::StateDir;
 use crate::iscsi::directory::{self, Authentication, Directory};
 use crate::iscsi::names::IscsiName;
@@ -28,9 +30,6 @@ use crate::medium::offline;
 use crate::medium::{self, DiskFormat};
 use crate::shard::message::{Configuration, LunMap, Mapping, ToShard};
 use crate::units::{DiskId, Lun, PortalId, ShardId, TargetId};
-
-/// The portal group of every portal: all reach all targets.
-const PORTAL_GROUP_TAG: u16 = 1;
 
 /// A disk of the configuration, as it is now.
 #[derive(Clone)]
@@ -46,6 +45,8 @@ pub enum LiveDisk {
 pub struct LivePortal {
     /// Where it listens or should.
     pub address: SocketAddr,
+    /// Its portal group.
+    pub group: u16,
     /// Its number while it listens, or why it does not.
     pub listening: Result<PortalId, String>,
     /// It is not in the configuration.
@@ -82,6 +83,8 @@ pub struct Controller {
     pub(super) busy: BTreeMap<String, JobId>,
     /// A disk that is about to become a parent: it is opened read-only.
     pub(super) frozen: Option<String>,
+    /// Reservations that outlast the server.
+    pub(super) ledger: Ledger,
     targets: HashMap<String, TargetId>,
     disk_next: u32,
     target_next: u32,
@@ -112,13 +115,16 @@ impl Controller {
     /// The configuration cannot be read, or the shards do not answer.
     pub async fn start(state: StateDir, plane: Arc<dyn DataPlane>) -> Result<Controller, Refused> {
         let state = Arc::new(state);
-        let config = {
+        let (config, ledger) = {
             let state = Arc::clone(&state);
             blocking(move || {
-                let config = state.load()?;
+                let mut config = state.load()?;
+                config.number_ports()?;
                 let interrupted = state.recover(&config)?;
                 restamp_raw_files(&state, &config, interrupted);
-                Ok(config)
+                let path = state.path().join("reservations");
+                let ledger = Ledger::open(&path, |name| config.disks.contains_key(name))?;
+                Ok((config, ledger))
             })
             .await?
         };
@@ -132,6 +138,7 @@ impl Controller {
             jobs: Registry::default(),
             busy: BTreeMap::new(),
             frozen: None,
+            ledger,
             targets: HashMap::new(),
             disk_next: 0,
             target_next: 0,
@@ -165,7 +172,8 @@ impl Controller {
     }
 
     /// Replace `config.json`: the moment from which a command counts.
-    pub(super) async fn persist(&mut self, config: Config) -> Result<(), Refused> {
+    pub(super) async fn persist(&mut self, mut config: Config) -> Result<(), Refused> {
+        config.number_ports()?;
         config.check()?;
         let state = Arc::clone(&self.state);
         let saved = config.clone();
@@ -199,6 +207,7 @@ impl Controller {
         self.targets.retain(|name, _| self.config.targets.contains_key(name));
         let mut targets = Vec::with_capacity(self.config.targets.len());
         let mut luns = HashMap::with_capacity(self.config.targets.len());
+        let mut ports = HashMap::with_capacity(self.config.targets.len());
         for (name, target) in &self.config.targets {
             let id = *self.targets.entry(name.clone()).or_insert_with(|| {
                 self.target_next += 1;
@@ -215,7 +224,9 @@ impl Controller {
                 alias: Some(name.clone()),
                 access: access.map_err(Refused::invalid)?,
                 authentication,
+                portal_groups: target.portal_groups.iter().copied().collect(),
             });
+            ports.insert(id, target.target_ports());
             let map: LunMap = target
                 .luns
                 .iter()
@@ -230,10 +241,11 @@ impl Controller {
         }
         let portals = self.portals.iter().filter_map(|portal| {
             let id = *portal.listening.as_ref().ok()?;
-            Some(directory::Portal { id, listen: portal.address, portal_group_tag: PORTAL_GROUP_TAG })
+            Some(directory::Portal { id, listen: portal.address, portal_group_tag: portal.group })
         });
         let directory = Directory::new(targets, portals.collect(), Authentication::None).map_err(Refused::invalid)?;
-        Ok(Configuration { directory: Arc::new(directory), luns })
+        let disk_ports = ports_of_disks(&luns, &ports);
+        Ok(Configuration { directory: Arc::new(directory), luns, ports, disk_ports })
     }
 
     /// A number for a disk about to be opened, and the shard that will be its home.

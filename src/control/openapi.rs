@@ -1,6 +1,7 @@
 //! The OpenAPI document of the control socket.
 
 mod images;
+mod ports;
 
 use serde_json::{Value, json};
 
@@ -28,6 +29,7 @@ fn paths() -> Value {
         images::image_paths(),
         images::snapshot_and_job_paths(),
         target_paths(),
+        ports::paths(),
         portal_and_session_paths(),
     ];
     for part in parts {
@@ -178,8 +180,10 @@ fn object(fields: &str) -> Value {
 
 fn schemas() -> Value {
     let mut schemas = resource_schemas();
-    if let (Value::Object(all), Value::Object(more)) = (&mut schemas, images::schemas()) {
-        all.extend(more);
+    for more in [images::schemas(), ports::schemas()] {
+        if let (Value::Object(all), Value::Object(more)) = (&mut schemas, more) {
+            all.extend(more);
+        }
     }
     schemas
 }
@@ -209,7 +213,9 @@ fn resource_schemas() -> Value {
              sector_size_bytes? integer, file? string, cache? direct|buffered, read_only? boolean",
         ),
         "DeletedDisk": object("name string, kept_file? string, warning? string"),
-        "Target": object("name string, iqn string, luns TargetLun[], allow string[], auth? TargetAuth"),
+        "Target": object(
+            "name string, iqn string, luns TargetLun[], allow string[], auth? TargetAuth, portal_groups integer[]",
+        ),
         "TargetLun": object("lun integer, disk string, read_only boolean"),
         "TargetAuth": object("chap_user string, mutual_user? string"),
         "Targets": object("targets Target[]"),
@@ -217,9 +223,11 @@ fn resource_schemas() -> Value {
         "NewLun": object("disk string, lun? integer, read_only? boolean"),
         "AccessChange": object("rule string"),
         "NewAuth": object("chap_user string, chap_secret string, mutual_user? string, mutual_secret? string"),
-        "Portal": object("address string, listening boolean, reason? string, temporary boolean"),
+        "Portal": object(
+            "address string, group integer, listening boolean, reason? string, temporary boolean",
+        ),
         "Portals": object("portals Portal[]"),
-        "NewPortal": object("address string"),
+        "NewPortal": object("address string, group? integer"),
         "Session": object(
             "id integer, tsih integer, initiator string, target? string, peer string, portal string, shard integer, \
              header_digest boolean, data_digest boolean, age_seconds integer, commands integer, bytes_read integer, \

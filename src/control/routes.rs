@@ -26,6 +26,7 @@ pub struct Server {
 }
 
 mod images;
+mod ports;
 
 type Answer<T> = Result<T, Refused>;
 
@@ -49,6 +50,7 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/disks/{disk}/snapshots/{snapshot}/restore", &["post"]),
     ("/v1/disks/{disk}/snapshots/{snapshot}/export", &["post"]),
     ("/v1/snapshots", &["post"]),
+    ("/v1/disks/{disk}/reservations", &["get", "delete"]),
     ("/v1/jobs", &["get"]),
     ("/v1/jobs/{job}", &["get", "delete"]),
     ("/v1/targets", &["get", "post"]),
@@ -57,6 +59,8 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/targets/{target}/luns/{lun}", &["delete"]),
     ("/v1/targets/{target}/access", &["post", "delete"]),
     ("/v1/targets/{target}/auth", &["put", "delete"]),
+    ("/v1/targets/{target}/portgroups", &["get", "delete"]),
+    ("/v1/targets/{target}/portgroups/{group}", &["put", "patch", "delete"]),
     ("/v1/portals", &["get", "post"]),
     ("/v1/portals/{portal}", &["delete"]),
     ("/v1/sessions", &["get"]),
@@ -73,6 +77,7 @@ pub fn router(server: Server) -> Router {
         .route("/v1/disks", get(disks).post(disk_new))
         .route("/v1/disks/{disk}", get(disk).delete(disk_delete))
         .merge(images::routes())
+        .merge(ports::routes())
         .route("/v1/targets", get(targets).post(target_new))
         .route("/v1/targets/{target}", get(target).delete(target_delete))
         .route("/v1/targets/{target}/luns", post(lun_new))

@@ -6,6 +6,7 @@
 //!   config.json  what is served; mode 0600, replaced as a whole
 //!   change.json  only while a command creates or deletes image files
 //!   unfinished/  one record for each image that a job is writing
+//!   reservations registrations and reservations of disks that outlast the server (APTPL)
 //!   disks/       image files of disks that were created without a path
 //!   control.sock the default control socket
 //! ```
@@ -375,7 +376,7 @@ mod tests {
         let mut config = Config::default();
         config.portals.push("127.0.0.1:3260".parse().unwrap());
         let target =
-            TargetConfig { iqn: "iqn.2026-11.io.x:a".into(), luns: [].into(), allow: vec!["any".into()], auth: None };
+            TargetConfig { iqn: "iqn.2026-11.io.x:a".into(), allow: vec!["any".into()], ..TargetConfig::default() };
         config.targets.insert("a".into(), target);
         config
     }

@@ -21,7 +21,7 @@ impl Controller {
         }
         let iqn = new.iqn.unwrap_or_else(|| format!("{IQN_PREFIX}{}", new.name.replace('_', "-")));
         let iqn = IscsiName::new(&iqn).map_err(Refused::invalid)?.as_str().to_owned();
-        let target = TargetConfig { iqn, luns: [].into(), allow: Vec::new(), auth: None };
+        let target = TargetConfig { iqn, ..TargetConfig::default() };
         let mut config = self.config.clone();
         config.targets.insert(new.name, target);
         self.commit(config).await
@@ -123,7 +123,7 @@ impl Controller {
     }
 
     /// Persist, then apply.
-    async fn commit(&mut self, config: Config) -> Result<(), Refused> {
+    pub(super) async fn commit(&mut self, config: Config) -> Result<(), Refused> {
         step("target: checked");
         self.persist(config).await?;
         step("target: persisted");
@@ -145,7 +145,7 @@ pub fn target_name(config: &Config, named: &str) -> Result<String, Refused> {
     })
 }
 
-fn target_of<'a>(config: &'a mut Config, named: &str) -> Result<(String, &'a mut TargetConfig), Refused> {
+pub(super) fn target_of<'a>(config: &'a mut Config, named: &str) -> Result<(String, &'a mut TargetConfig), Refused> {
     let name = target_name(config, named)?;
     match config.targets.get_mut(&name) {
         Some(target) => Ok((name, target)),

@@ -15,6 +15,7 @@ use super::dataplane::{ask_all, shards};
 use super::error::Refused;
 use super::images::children_of;
 use super::merges::exports_of;
+use super::ports::api_ports;
 use super::targets::target_name;
 
 impl View {
@@ -200,10 +201,23 @@ impl View {
         }
     }
 
+    /// The ports of a target, by name or iSCSI name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn api_target_ports(&self, named: &str) -> Result<api::TargetPorts, Refused> {
+        let name = target_name(&self.config, named)?;
+        let target = self.config.targets.get(&name);
+        let target = target.ok_or_else(|| Refused::not_found(format!("there is no target '{name}'")))?;
+        let limited_to = target.portal_groups.iter().copied().collect();
+        Ok(api::TargetPorts { limited_to, ports: api_ports(&self.config, target) })
+    }
+
     /// All portals.
     pub fn api_portals(&self) -> api::Portals {
         let portals = self.portals.iter().map(|portal| api::Portal {
             address: portal.address,
+            group: portal.group,
             listening: portal.listening.is_ok(),
             reason: portal.listening.as_ref().err().cloned(),
             temporary: portal.temporary,
@@ -313,6 +327,7 @@ fn api_target(name: &str, target: &TargetConfig) -> api::Target {
             .auth
             .as_ref()
             .map(|auth| api::TargetAuth { chap_user: auth.chap_user.clone(), mutual_user: auth.mutual_user.clone() }),
+        portal_groups: target.portal_groups.iter().copied().collect(),
     }
 }
 

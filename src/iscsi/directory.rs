@@ -37,6 +37,8 @@ pub struct Target {
     pub access: Vec<AccessRule>,
     /// How initiators prove who they are.
     pub authentication: Authentication,
+    /// The portal groups that it is reached through; every one, while there is none.
+    pub portal_groups: Vec<u16>,
 }
 
 /// Who may see and use a target.
@@ -199,6 +201,12 @@ impl Directory {
 }
 
 impl Target {
+    /// Whether portals of this group lead to the target.
+    #[must_use]
+    pub fn is_reached_through(&self, portal_group_tag: u16) -> bool {
+        self.portal_groups.is_empty() || self.portal_groups.contains(&portal_group_tag)
+    }
+
     /// Whether an initiator of this name at this address may see and use the target.
     #[must_use]
     pub fn allows(&self, initiator: &IscsiName, address: IpAddr) -> bool {
@@ -374,6 +382,7 @@ mod tests {
             alias: None,
             access: access.iter().map(|rule| rule.parse().unwrap()).collect(),
             authentication: Authentication::None,
+            portal_groups: Vec::new(),
         }
     }
 

@@ -477,6 +477,7 @@ impl Begun {
         } else {
             let name = asked.target_name.ok_or_else(|| missing("TargetName"))?;
             let target = environment.directory.target(name);
+            let target = target.filter(|target| target.is_reached_through(arrival.portal_group_tag));
             let target = target.ok_or_else(|| Refused::new(LoginStatus::NOT_FOUND, format!("no target {name:?}")))?;
             if !target.allows(&initiator_name, arrival.peer.ip()) {
                 let address = arrival.peer.ip().to_canonical();

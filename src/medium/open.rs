@@ -13,7 +13,7 @@ use super::layer::{FileBacking, LayerFile};
 use super::{Cache, DiskFormat, DiskKind, FileError, Parents, describe};
 use crate::blocks::{Chain, Engine};
 use crate::mem::SharedMemory;
-use crate::scsi::{BlockLength, SenseFormat, Unit, UnitConfig};
+use crate::scsi::{BlockLength, Features, SenseFormat, Unit, UnitConfig};
 use crate::units::{DiskId, ShardId};
 
 /// What a file system gives back at once: the unmap granularity of a raw disk.
@@ -215,6 +215,9 @@ fn open_leaf(spec: &OpenSpec, path: &Path) -> Result<(Arc<LayerFile>, Rest), Fil
 /// The SCSI description. Write caching is reported for files: a write is answered when it has left the process, and is
 /// durable after SYNCHRONIZE CACHE or with FUA. Memory and null disks have nothing behind them that a flush could
 /// reach.
+/// What shards carry out beyond the basic commands.
+const CARRIED_OUT: Features = Features::RESERVATIONS.and(Features::PORT_GROUPS).and(Features::EXPLICIT_ACCESS);
+
 fn unit_for(spec: &OpenSpec, parts: &Parts, read_only: bool) -> Result<Unit, FileError> {
     let size = |why| FileError::Size { size_bytes: parts.size_bytes, why };
     let block_length =
@@ -239,7 +242,8 @@ fn unit_for(spec: &OpenSpec, parts: &Parts, read_only: bool) -> Result<Unit, Fil
         },
         sense_format: SenseFormat::Fixed,
     };
-    Unit::new(&config).map_err(|_| size("it cannot be described to an initiator"))
+    let unit = Unit::new(&config).map_err(|_| size("it cannot be described to an initiator"))?;
+    Ok(unit.with_features(CARRIED_OUT))
 }
 
 /// The pieces in which a disk gives space back; `None` for one that keeps it.

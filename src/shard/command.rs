@@ -77,8 +77,9 @@ impl<R: Ring> Work<'_, R> {
         let (cdb, data_out_bytes) = (command.cdb, Some(command.expected_write_length()));
         let view = TargetView {
             name: session.target.as_ref().map_or("", |(_, name)| name.as_str()),
-            relative_target_port: 1,
+            relative_target_port: session.target_port,
             portal_group_tag: session.portal_group_tag,
+            target_port_group: session.target_port,
             luns: &session.lun_numbers,
         };
         let unit = match lun_index {
@@ -113,6 +114,20 @@ impl<R: Ring> Work<'_, R> {
             }
             (Action::GetLbaStatus { lba, allocation_length }, _) => {
                 return self.lba_status(task, lba, allocation_length);
+            }
+            (Action::ReserveIn { what, allocation_length }, _) => {
+                return self.reserve_in(task, what, allocation_length);
+            }
+            (Action::ReserveOut { service_action, scope_type, list_bytes }, _) => {
+                let kind = Kind::ReserveOut { service_action, scope_type };
+                return self.start_agreement_list(task, kind, list_bytes, data);
+            }
+            (Action::ReserveUnit { release }, _) => return self.reserve_unit(task, release),
+            (Action::ReportPortGroups { extended, allocation_length }, _) => {
+                return self.report_port_groups(task, extended, allocation_length);
+            }
+            (Action::SetPortGroups { list_bytes }, _) => {
+                return self.start_agreement_list(task, Kind::SetPortGroups, u32::from(list_bytes), data);
             }
             (Action::Unmap { list_bytes }, _) => (0, 0, u64::from(list_bytes)),
             (Action::Flush { immed, .. }, _) => {
@@ -296,7 +311,8 @@ impl<R: Ring> Work<'_, R> {
         entry.data = None;
         entry.clear_read();
         // What these have done to the medium says nothing of how much data was transferred.
-        let apart = matches!(entry.kind, Kind::Unmap | Kind::Zero | Kind::WriteSame { .. });
+        let apart =
+            matches!(entry.kind, Kind::Unmap | Kind::Zero | Kind::WriteSame { .. }) || entry.kind.is_agreed_on();
         if outcome != Outcome::GOOD && !apart {
             entry.transfer_length = u64::from(entry.done);
         }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::agreement::{Agreed, AgreementHome, NEWS_MAX};
 use super::home::{BARRIERS_MAX, Home, HomeDisk};
 use super::mailbox::Senders;
 use super::management::{JOBS_MAX, Jobs};
@@ -15,6 +16,7 @@ use crate::medium::Disk;
 use crate::mem::Arena;
 use crate::observe::{Operation, ShardStats};
 use crate::ring::{Nanos, Op, Ring, Tag, Wake};
+use crate::scsi::reservations::Nexus;
 use crate::units::{DiskId, ShardId};
 
 /// Messages that a full mailbox of another shard has refused wait here. Beyond this the shard takes no more messages
@@ -59,6 +61,10 @@ pub(crate) struct DiskSlot {
     pub(crate) swaps: u32,
     /// Commands of this turn, by kind, whose latency is not recorded yet.
     pub(crate) untimed: [u32; Operation::ALL.len()],
+    /// What all shards agree on.
+    pub(crate) agreed: Agreed,
+    /// Present on the disk's home shard.
+    pub(crate) agreement: Option<Box<AgreementHome>>,
     /// A detach that waits for the tasks (and, at home, for the engine).
     pub(crate) detaching: Option<super::message::Reply<Result<(), super::message::DetachError>>>,
 }
@@ -96,6 +102,10 @@ pub(crate) struct Core<R: Ring> {
     pub(crate) deadline_ms: u64,
     /// How many shards the server has.
     pub(crate) shards: u16,
+    /// Disks at home here whose news are being told.
+    pub(crate) news_underway: u32,
+    /// Disks at home here that cannot go on with what is to be agreed on.
+    pub(crate) stalled_agreements: Vec<u32>,
     /// Disks with commands that started and ended within this turn.
     untimed: Vec<u32>,
 }
@@ -121,6 +131,8 @@ pub(crate) enum Mark {
     Load(u32, u32),
     /// A flush of a disk's file for initiators: disk slot.
     Flush(u32),
+    /// Storing what is agreed on about a disk: its slot.
+    Agreement(u32),
     /// Something whose completion nobody waits for.
     Ignore,
 }
@@ -151,6 +163,7 @@ impl Mark {
             Self::Engine(disk, driver, io) => (7, engine_index(disk, driver), io),
             Self::Load(disk, place) => (9, disk, place),
             Self::Flush(disk) => (8, disk, 0),
+            Self::Agreement(disk) => (10, disk, 0),
         };
         debug_assert!(index < 1 << 28);
         Tag(kind << 60 | u64::from(index) << 32 | u64::from(detail))
@@ -170,6 +183,7 @@ impl Mark {
             7 => Self::Engine(index & (DISK_SLOTS_MAX - 1), (index >> DISK_SLOT_BITS) as u16, detail),
             8 => Self::Flush(index),
             9 => Self::Load(index, detail),
+            10 => Self::Agreement(index),
             _ => Self::Ignore,
         }
     }
@@ -185,8 +199,9 @@ impl<R: Ring> Io<R> {
 impl<W: Wake> Mail<W> {
     pub(crate) fn new(me: ShardId, senders: Senders<W>) -> Self {
         // Answers that may be owed at once: all that every shard may have asked this one as a home shard, and every
-        // job; and barriers with their answers.
-        let owed_max = senders.0.len() * (HOME_REQUESTS_MAX + 2 * BARRIERS_MAX as usize) + JOBS_MAX;
+        // job; and barriers and news with their answers.
+        let owed_max =
+            senders.0.len() * (HOME_REQUESTS_MAX + 2 * BARRIERS_MAX as usize + 2 * NEWS_MAX as usize) + JOBS_MAX;
         Self { me, senders, local: Queue::new(OUTBOX_MAX + owed_max), outbox: Queue::new(OUTBOX_MAX + owed_max) }
     }
 
@@ -239,6 +254,13 @@ impl<W: Wake> Mail<W> {
     /// Nothing waits to be delivered to this shard.
     pub(crate) fn local_is_empty(&self) -> bool {
         self.local.is_empty()
+    }
+}
+
+impl DiskSlot {
+    /// A RESERVE command of this nexus has reserved the unit.
+    pub(crate) fn is_reserved_by(&self, nexus: &Nexus) -> bool {
+        self.agreed.reservations.reserved_by() == Some(nexus)
     }
 }
 
@@ -314,6 +336,8 @@ impl<R: Ring> Core<R> {
             answers_in_turn: 0,
             deadline_ms: u64::MAX,
             shards,
+            news_underway: 0,
+            stalled_agreements: Vec::new(),
             untimed: Vec::with_capacity(64),
         }
     }
@@ -392,6 +416,7 @@ mod tests {
             Mark::Engine(65535, 0, 1),
             Mark::Load(16383, 7),
             Mark::Flush(0x0fff_ffff),
+            Mark::Agreement(16383),
         ];
         for mark in marks {
             assert_eq!(Mark::from_tag(mark.tag()), mark);

@@ -21,7 +21,8 @@ pub(crate) const JOBS_MAX: usize = 4096;
 
 /// Tasks of this shard that somebody waits for.
 pub(crate) struct Job {
-    asker: Asker,
+    /// Who is told, and what.
+    tells: (ShardId, PeerMessage),
     remaining: u32,
 }
 
@@ -58,8 +59,13 @@ impl Tasks {
 impl<R: Ring> Core<R> {
     /// A job without tasks yet. It must be closed by [`Self::job_collected`]. `None`: too many.
     pub(crate) fn begin_job(&mut self, asker: Asker) -> Option<Key> {
+        self.begin_job_for(asker.shard, PeerMessage::ResetDone { asker, done: true })
+    }
+
+    /// The same, with the message that its end is told by.
+    pub(crate) fn begin_job_for(&mut self, to: ShardId, message: PeerMessage) -> Option<Key> {
         // One more than there are tasks, so that it does not end while they are being collected.
-        self.jobs.0.insert(Job { asker, remaining: 1 }).ok()
+        self.jobs.0.insert(Job { tells: (to, message), remaining: 1 }).ok()
     }
 
     /// A task that the job waits for.
@@ -79,9 +85,9 @@ impl<R: Ring> Core<R> {
         let Some(job) = self.jobs.0.at_mut(key) else { return };
         job.remaining -= 1;
         if job.remaining == 0
-            && let Some(job) = self.jobs.0.remove(key)
+            && let Some(Job { tells: (to, message), .. }) = self.jobs.0.remove(key)
         {
-            self.mail.post_owed(job.asker.shard, PeerMessage::ResetDone { asker: job.asker, done: true });
+            self.mail.post_owed(to, message);
         }
     }
 }
@@ -207,6 +213,18 @@ impl<R: Ring> Work<'_, R> {
         }));
         for &affected in affected.as_slice() {
             self.abort(affected, Some(job));
+        }
+    }
+
+    /// Abort the session's commands on a disk.
+    pub(crate) fn abort_on_disk(&mut self, disk: u32, job: Option<Key>) {
+        let session = &*self.session;
+        let affected = Tasks::collect(session.connection.tasks().filter_map(|(task, command)| {
+            let lun = scsi::lun::decode(command.lun_raw)?;
+            (session.luns[session.lun_index(lun)?].disk == disk).then_some(task)
+        }));
+        for &affected in affected.as_slice() {
+            self.abort(affected, job);
         }
     }
 

@@ -17,6 +17,8 @@
 //! | `command` | a SCSI command's start, and its end |
 //! | `read`, `write` | how a command's data moves between connection and medium |
 //! | `provision` | UNMAP, WRITE SAME, GET LBA STATUS |
+//! | `reserve` | reservations and target port groups |
+//! | `agreement` | what all shards must agree on about a disk beside its blocks |
 //! | `management` | aborts, resets, logout |
 //! | `pause` | who is at work on a disk's files, and keeping everybody away from them for a moment |
 //! | `change` | another form of a disk in its place, and what else the control plane asks of a home shard |
@@ -30,6 +32,7 @@
 //! **May know:** `iscsi`, `scsi` (through `iscsi` and `medium`), `medium`, `blocks` (the engines it drives), `ring`,
 //! `mem`, `observe`. Nothing of the control plane.
 
+mod agreement;
 mod change;
 mod command;
 mod core;
@@ -51,13 +54,17 @@ pub mod placement;
 mod provision;
 mod read;
 mod registrar;
+mod reserve;
 mod run;
 mod session;
 mod threads;
 mod write;
 
+pub use agreement::ReservationStore;
 pub(crate) use mailbox::{Senders, mailbox};
-pub use message::{Configuration, DetachError, EngineReport, LunMap, Mapping, PauseError, Reply, SessionInfo, ToShard};
+pub use message::{
+    Configuration, DetachError, EngineReport, LunMap, Mapping, PauseError, Reply, SessionInfo, TargetPort, ToShard,
+};
 pub(crate) use run::Parts;
 pub use run::Shard;
 pub use threads::{Shards, ShardsConfig, StartError, portal_listeners};

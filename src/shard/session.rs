@@ -18,6 +18,7 @@ use crate::iscsi::transfer::{TASKS_MAX, TaskId};
 use crate::mem::{Buf, Slice};
 use crate::observe::{Operation, SessionStats, ShardStats};
 use crate::ring::{Nanos, Ring};
+use crate::scsi::reservations::{Nexus, ReserveOut};
 use crate::scsi::{ByteCheck, MediumError, NexusUnit, Outcome};
 use crate::units::{Lun, ShardId, TargetId};
 
@@ -42,6 +43,10 @@ pub(crate) struct Session {
     pub(crate) id: u64,
     pub(crate) tsih: u16,
     pub(crate) portal_group_tag: u16,
+    /// The relative number of its target port.
+    pub(crate) target_port: u16,
+    /// Its I_T nexus; `None` in a discovery session.
+    pub(crate) nexus: Option<Nexus>,
     /// Ours and the initiator's.
     pub(crate) addresses: (SocketAddr, SocketAddr),
     pub(crate) text: TextExchange,
@@ -136,6 +141,7 @@ pub(crate) enum Resume {
     Provision,
     FillSame,
     LbaStatus,
+    Agreement,
     Answer,
 }
 
@@ -178,6 +184,16 @@ pub(crate) enum Kind {
     WriteSame {
         unmap: bool,
     },
+    /// Nothing: it changes who may use the medium.
+    ReserveOut {
+        service_action: ReserveOut,
+        scope_type: u8,
+    },
+    ReserveUnit {
+        release: bool,
+    },
+    /// Nothing: it changes by which ports the medium is reached.
+    SetPortGroups,
 }
 
 /// One task. All of a session's tasks are allocated at login.
@@ -244,6 +260,11 @@ pub(crate) struct Task {
 }
 
 impl Kind {
+    /// Its list goes to the home shard, for all shards to agree on what it asks for.
+    pub(crate) fn is_agreed_on(self) -> bool {
+        matches!(self, Self::ReserveOut { .. } | Self::ReserveUnit { .. } | Self::SetPortGroups)
+    }
+
     /// One block of data serves for all of the medium.
     pub(crate) fn repeats_data(self) -> bool {
         matches!(self, Self::Verify(ByteCheck::Single) | Self::WriteSame { .. })
@@ -382,6 +403,7 @@ impl<R: Ring> Work<'_, R> {
             Resume::Provision => self.provision(task),
             Resume::FillSame => self.fill_same_again(task),
             Resume::LbaStatus => self.lba_status_again(task),
+            Resume::Agreement => self.ask_agreement(task),
             Resume::Answer => self.send_when_drained(task),
         }
     }
@@ -401,6 +423,13 @@ impl Session {
         stats.rejects.add(counters.rejects - self.counted.rejects);
         stats.data_digest_errors.add(counters.data_digest_errors - self.counted.data_digest_errors);
         self.counted = counters;
+    }
+
+    /// The slots of disks that a RESERVE command of this session has reserved.
+    pub(crate) fn reserved_units(&self, disks: &DiskTable) -> Vec<u32> {
+        let Some(nexus) = &self.nexus else { return Vec::new() };
+        let reserved = |slot: &u32| disks.at(*slot).is_some_and(|entry| entry.is_reserved_by(nexus));
+        self.luns.iter().map(|unit| unit.disk).filter(reserved).collect()
     }
 
     /// The LUN's entry.

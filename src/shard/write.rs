@@ -201,6 +201,7 @@ impl<R: Ring> Work<'_, R> {
             Kind::Verify(_) => self.read_in(task),
             Kind::Unmap => self.list_received(task),
             Kind::WriteSame { .. } => self.same_received(task),
+            kind if kind.is_agreed_on() => self.agreement_list_received(task),
             _ => self.write_out(task),
         }
     }

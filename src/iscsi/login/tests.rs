@@ -42,7 +42,14 @@ fn chap(mutual: bool) -> Authentication {
 
 fn target(id: u32, name: &str, access: &str, authentication: Authentication) -> Target {
     let access = access.split_whitespace().map(|rule| rule.parse().unwrap()).collect();
-    Target { id: TargetId(id), name: name.parse().unwrap(), alias: None, access, authentication }
+    Target {
+        id: TargetId(id),
+        name: name.parse().unwrap(),
+        alias: None,
+        access,
+        authentication,
+        portal_groups: Vec::new(),
+    }
 }
 
 fn arrival() -> Arrival {
