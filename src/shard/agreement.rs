@@ -479,10 +479,10 @@ impl<R: Ring> Shard<R> {
             }
             let (before, after) = (ports(former), ports(&configuration));
             let groups = regrouped(&entry.agreed.groups, &before, &after);
-            let changed = after.iter().any(|port| {
-                let was = entry.agreed.groups.state_of_port(port.number);
-                was.is_some() && was != groups.state_of_port(port.number)
-            });
+            // The copy does not tell: the home shard's news may have come first.
+            let changed = after
+                .iter()
+                .any(|port| before.iter().any(|before| before.number == port.number && before.state != port.state));
             entry.agreed.groups = Arc::new(groups);
             let is_home = entry.agreement.is_some();
             for link in links.iter_mut().flatten().filter(|_| changed) {
