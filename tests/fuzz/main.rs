@@ -176,6 +176,18 @@ fn mutated_vhd_are_survived() {
     run(target_vhd::examine_vhd, &with_fields(seeds::all_vhd()), 500);
 }
 
+#[test]
+fn mutated_images_of_others_are_survived() {
+    for (format, target, cases) in
+        [("vhdx", target::examine_vhdx as Target, 500), ("vhd", target_vhd::examine_vhd as Target, 200)]
+    {
+        match with_fields(seeds::images(format)) {
+            seeds if seeds.is_empty() => println!("LUNARING_IMAGES is not set: nothing was tried"),
+            seeds => run(target, &seeds, cases),
+        }
+    }
+}
+
 /// Files that something went wrong with once: the seed's name, the edit and the length.
 #[test]
 fn former_troubles_stay_away() {
