@@ -13,4 +13,5 @@ mod images;
 mod protocol;
 mod server;
 mod sessions;
+mod silent;
 mod storm;
