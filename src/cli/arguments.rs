@@ -302,6 +302,10 @@ pub enum TargetVerb {
         /// Refuse writes through this logical unit
         #[arg(long)]
         read_only: bool,
+        /// Only these initiators see it, in place of what others see under its number: iqn:NAME, iqn:BEGINNING*,
+        /// ip:CIDR or portal:ADDR:PORT
+        #[arg(long = "for", value_name = "RULE")]
+        only_for: Option<String>,
     },
     /// Take a logical unit away
     Unmap {
@@ -310,12 +314,15 @@ pub enum TargetVerb {
         /// The number
         #[arg(long, value_name = "N")]
         lun: u16,
+        /// The one that was mapped for this rule
+        #[arg(long = "for", value_name = "RULE")]
+        only_for: Option<String>,
     },
     /// Let somebody log in
     Allow {
         /// The target, by name or iSCSI name
         target: String,
-        /// iqn:NAME, ip:CIDR or any
+        /// any, iqn:NAME, iqn:BEGINNING*, ip:CIDR or portal:ADDR:PORT
         rule: String,
     },
     /// Take an access rule back

@@ -152,18 +152,25 @@ pub fn target(arguments: TargetArguments) -> Printed {
         TargetVerb::Delete { name } => {
             asker.ask(Method::DELETE, &path(&name, ""), None, |_| format!("target '{name}' deleted"))
         }
-        TargetVerb::Map { target, disk, lun, read_only } => {
+        TargetVerb::Map { target, disk, lun, read_only, only_for } => {
             let mut body = json!({ "disk": disk, "read_only": read_only });
+            let mut whom = String::new();
+            if let Some(rule) = only_for {
+                whom = format!(" for {rule}");
+                body["for"] = json!(rule);
+            }
             if let Some(lun) = lun {
                 body["lun"] = json!(lun);
             }
             asker.ask(Method::POST, &path(&target, "/luns"), Some(body), |lun| {
-                format!("disk '{disk}' is LUN {} of target '{target}'", lun["lun"])
+                format!("disk '{disk}' is LUN {} of target '{target}'{whom}", lun["lun"])
             })
         }
-        TargetVerb::Unmap { target, lun } => {
-            let words = |_: &Value| format!("target '{target}' has no LUN {lun} any more");
-            asker.ask(Method::DELETE, &path(&target, &format!("/luns/{lun}")), None, words)
+        TargetVerb::Unmap { target, lun, only_for } => {
+            let whom = only_for.as_ref().map_or(String::new(), |rule| format!(" for {rule}"));
+            let query = only_for.map_or(String::new(), |rule| format!("?for={}", segment(&rule)));
+            let words = |_: &Value| format!("target '{target}' has no LUN {lun}{whom} any more");
+            asker.ask(Method::DELETE, &path(&target, &format!("/luns/{lun}{query}")), None, words)
         }
         TargetVerb::Allow { target, rule } => {
             let words = |_: &Value| format!("{rule} may log in to target '{target}'");

@@ -117,10 +117,18 @@ pub fn target(target: &Value) -> String {
         ("allowed", allowed(target)),
         ("auth", auth(target)),
     ];
-    let mut luns = Table::new(&[">LUN", "DISK", "ACCESS"]);
+    let masked = list(target, "luns").iter().any(|lun| lun["for"].is_string());
+    let mut luns = match masked {
+        true => Table::new(&[">LUN", "DISK", "ACCESS", "SEEN BY"]),
+        false => Table::new(&[">LUN", "DISK", "ACCESS"]),
+    };
     for lun in list(target, "luns") {
         let access = if yes(&lun, "read_only") { "read-only" } else { "read-write" };
-        luns.row(vec![text(&lun, "lun"), text(&lun, "disk"), access.to_owned()]);
+        let mut row = vec![text(&lun, "lun"), text(&lun, "disk"), access.to_owned()];
+        if masked {
+            row.push(lun["for"].as_str().unwrap_or("all others").to_owned());
+        }
+        luns.row(row);
     }
     let none = format!("no LUNs; map a disk with 'lunaring target map {} DISK'", text(target, "name"));
     format!("{}\n\n{}", properties(&rows), luns.show(&none))

@@ -197,6 +197,9 @@ pub struct TargetLun {
     pub disk: String,
     /// Refuses writes.
     pub read_only: bool,
+    /// The access rule that says who sees it; everybody, when there is none.
+    #[serde(rename = "for", default, skip_serializing_if = "Option::is_none")]
+    pub only_for: Option<String>,
 }
 
 /// CHAP of a target, without secrets.
@@ -238,13 +241,16 @@ pub struct NewLun {
     /// Refuse writes through this logical unit.
     #[serde(default)]
     pub read_only: bool,
+    /// An access rule: only those that it means see this logical unit, in place of what others see under its number.
+    #[serde(rename = "for", default, skip_serializing_if = "Option::is_none")]
+    pub only_for: Option<String>,
 }
 
 /// `POST /v1/targets/{target}/access`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AccessChange {
-    /// `any`, `iqn:NAME` or `ip:CIDR`.
+    /// `any`, `iqn:NAME`, `iqn:BEGINNING*`, `ip:CIDR` or `portal:ADDR:PORT`.
     pub rule: String,
 }
 

@@ -145,7 +145,7 @@ pub struct ExportConfig {
 }
 
 /// One target.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TargetConfig {
     /// Its iSCSI name.
@@ -153,7 +153,12 @@ pub struct TargetConfig {
     /// The disk behind each logical unit number.
     #[serde(default)]
     pub luns: BTreeMap<u16, LunConfig>,
-    /// Who may log in, as access rules (`any`, `iqn:NAME`, `ip:CIDR`). Nobody, while it is empty.
+    /// Logical units that only some initiators see, by the access rule that says which; a narrower rule goes before a
+    /// wider one, and all of them before the units that everybody sees.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub luns_for: BTreeMap<String, BTreeMap<u16, LunConfig>>,
+    /// Who may log in, as access rules (`any`, `iqn:NAME`, `iqn:BEGINNING*`, `ip:CIDR`, `portal:ADDR:PORT`). Nobody,
+    /// while it is empty.
     #[serde(default)]
     pub allow: Vec<String>,
     /// CHAP, where it is demanded.
@@ -289,7 +294,11 @@ impl Config {
     /// The targets and logical unit numbers that a disk is mapped to.
     pub fn mappings_of(&self, disk: &str) -> Vec<(&str, u16)> {
         let luns_of = |target: &TargetConfig| -> Vec<u16> {
-            target.luns.iter().filter(|(_, lun)| lun.disk == disk).map(|(number, _)| *number).collect()
+            let mut luns: Vec<u16> =
+                target.all_luns().filter(|(.., lun)| lun.disk == disk).map(|(_, number, _)| number).collect();
+            luns.sort_unstable();
+            luns.dedup();
+            luns
         };
         self.targets
             .iter()
@@ -374,11 +383,22 @@ impl DiskConfig {
 }
 
 impl TargetConfig {
+    /// All logical units: for whom (everybody, where no rule says it), the number, and what it is.
+    pub fn all_luns(&self) -> impl Iterator<Item = (Option<&str>, u16, &LunConfig)> {
+        let common = self.luns.iter().map(|(number, lun)| (None, *number, lun));
+        let masked = self
+            .luns_for
+            .iter()
+            .flat_map(|(rule, luns)| luns.iter().map(move |(number, lun)| (Some(rule.as_str()), *number, lun)));
+        common.chain(masked)
+    }
+
     fn check(&self, name: &str, disks: &BTreeMap<String, DiskConfig>) -> Result<(), Refused> {
-        bound(&format!("LUNs of target '{name}'"), self.luns.len(), LUNS_PER_TARGET_MAX)?;
+        bound(&format!("LUNs of target '{name}'"), self.all_luns().count(), LUNS_PER_TARGET_MAX)?;
+        bound(&format!("rules with LUNs of target '{name}'"), self.luns_for.len(), ACCESS_RULES_PER_TARGET_MAX)?;
         bound(&format!("access rules of target '{name}'"), self.allow.len(), ACCESS_RULES_PER_TARGET_MAX)?;
-        for (number, lun) in &self.luns {
-            check_lun(*number)?;
+        for (_, number, lun) in self.all_luns() {
+            check_lun(number)?;
             if !disks.contains_key(&lun.disk) {
                 return Err(Refused::not_found(format!(
                     "target '{name}', LUN {number}: there is no disk '{}'; see 'lunaring disk list'",
@@ -386,7 +406,7 @@ impl TargetConfig {
                 )));
             }
         }
-        for rule in &self.allow {
+        for rule in self.allow.iter().chain(self.luns_for.keys()) {
             rule.parse::<AccessRule>().map_err(Refused::invalid)?;
         }
         if let Some(auth) = &self.auth {

@@ -78,7 +78,8 @@ fn disk_paths() -> Value {
 fn target_paths() -> Value {
     let target = || in_path("target", "The target's name or iSCSI name", "string");
     let lun = || in_path("lun", "The logical unit number", "integer");
-    let rule = || in_query("rule", "any, iqn:NAME or ip:CIDR", "string", true);
+    let rule = || in_query("rule", "any, iqn:NAME, iqn:BEGINNING*, ip:CIDR or portal:ADDR:PORT", "string", true);
+    let only_for = || in_query("for", "The unit of this access rule, and not everybody's", "string", false);
     json!({
         "/v1/targets": {
             "get": operation("All targets", &[], None, ("200", Some("Targets"))),
@@ -94,7 +95,9 @@ fn target_paths() -> Value {
             ),
         },
         "/v1/targets/{target}/luns/{lun}": {
-            "delete": operation("Take a logical unit away", &[target(), lun()], None, ("204", None)),
+            "delete": operation(
+                "Take a logical unit away", &[target(), lun(), only_for()], None, ("204", None),
+            ),
         },
         "/v1/targets/{target}/access": {
             "post": operation("Let somebody log in", &[target()], Some("AccessChange"), ("200", Some("Target"))),
@@ -210,11 +213,11 @@ fn resource_schemas() -> Value {
         ),
         "DeletedDisk": object("name string, kept_file? string, warning? string"),
         "Target": object("name string, iqn string, luns TargetLun[], allow string[], auth? TargetAuth"),
-        "TargetLun": object("lun integer, disk string, read_only boolean"),
+        "TargetLun": object("lun integer, disk string, read_only boolean, for? string"),
         "TargetAuth": object("chap_user string, mutual_user? string"),
         "Targets": object("targets Target[]"),
         "NewTarget": object("name string, iqn? string"),
-        "NewLun": object("disk string, lun? integer, read_only? boolean"),
+        "NewLun": object("disk string, lun? integer, read_only? boolean, for? string"),
         "AccessChange": object("rule string"),
         "NewAuth": object("chap_user string, chap_secret string, mutual_user? string, mutual_secret? string"),
         "Portal": object("address string, listening boolean, reason? string, temporary boolean"),

@@ -208,17 +208,28 @@ async fn lun_new(
     new: InBody<api::NewLun>,
 ) -> Answer<(StatusCode, Json<api::TargetLun>)> {
     let (target, new) = (path(target)?, body(new)?);
-    let (disk, read_only) = (new.disk.clone(), new.read_only);
+    let (disk, read_only, only_for) = (new.disk.clone(), new.read_only, new.only_for.clone());
     let change =
         server.handle.change(move |controller| Box::pin(async move { controller.target_map(&target, new).await }));
     let lun = change.await?;
-    Ok((StatusCode::CREATED, Json(api::TargetLun { lun, disk, read_only })))
+    Ok((StatusCode::CREATED, Json(api::TargetLun { lun, disk, read_only, only_for })))
 }
 
-async fn lun_delete(State(server): State<Server>, named: InPath<(String, u16)>) -> Answer<StatusCode> {
-    let (target, lun) = path(named)?;
-    let change =
-        server.handle.change(move |controller| Box::pin(async move { controller.target_unmap(&target, lun).await }));
+#[derive(Deserialize)]
+struct UnmapQuery {
+    #[serde(rename = "for")]
+    only_for: Option<String>,
+}
+
+async fn lun_delete(
+    State(server): State<Server>,
+    named: InPath<(String, u16)>,
+    asked: InQuery<UnmapQuery>,
+) -> Answer<StatusCode> {
+    let ((target, lun), asked) = (path(named)?, query(asked)?);
+    let change = server.handle.change(move |controller| {
+        Box::pin(async move { controller.target_unmap(&target, lun, asked.only_for.as_deref()).await })
+    });
     change.await.map(|()| StatusCode::NO_CONTENT)
 }
 

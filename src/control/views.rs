@@ -22,9 +22,12 @@ impl View {
     pub fn api_disks(&self) -> api::Disks {
         let mut mapped = std::collections::BTreeMap::<&str, Vec<api::DiskMapping>>::new();
         for (target, config) in &self.config.targets {
-            for (lun, unit) in &config.luns {
-                let mapping = api::DiskMapping { target: target.clone(), lun: *lun };
-                mapped.entry(&unit.disk).or_default().push(mapping);
+            for (_, lun, unit) in config.all_luns() {
+                let mapping = api::DiskMapping { target: target.clone(), lun };
+                let mappings = mapped.entry(&unit.disk).or_default();
+                if !mappings.contains(&mapping) {
+                    mappings.push(mapping);
+                }
             }
         }
         let disks = self.config.disks.keys().filter_map(|name| {
@@ -299,15 +302,16 @@ impl Handle {
 }
 
 fn api_target(name: &str, target: &TargetConfig) -> api::Target {
-    let lun = |(number, lun): (&u16, &super::config::LunConfig)| api::TargetLun {
-        lun: *number,
+    let lun = |(rule, number, lun): (Option<&str>, u16, &super::config::LunConfig)| api::TargetLun {
+        lun: number,
         disk: lun.disk.clone(),
         read_only: lun.read_only,
+        only_for: rule.map(str::to_owned),
     };
     api::Target {
         name: name.to_owned(),
         iqn: target.iqn.clone(),
-        luns: target.luns.iter().map(lun).collect(),
+        luns: target.all_luns().map(lun).collect(),
         allow: target.allow.clone(),
         auth: target
             .auth

@@ -12,6 +12,7 @@ mod security;
 #[allow(clippy::unwrap_used)]
 mod tests;
 
+use super::access::Caller;
 use super::chap::{ALGORITHMS, Algorithm, ChapKeys, Entropy};
 use super::directory::{Authentication, Directory};
 use super::keys::{self, Key, KeyRow, Kind, Usage};
@@ -478,7 +479,8 @@ impl Begun {
             let name = asked.target_name.ok_or_else(|| missing("TargetName"))?;
             let target = environment.directory.target(name);
             let target = target.ok_or_else(|| Refused::new(LoginStatus::NOT_FOUND, format!("no target {name:?}")))?;
-            if !target.allows(&initiator_name, arrival.peer.ip()) {
+            let caller = Caller { name: &initiator_name, peer: arrival.peer.ip(), local: arrival.local };
+            if !target.allows(&caller) {
                 let address = arrival.peer.ip().to_canonical();
                 let reason = format!("no access rule of {} allows it from {address}", target.name);
                 return Err(Refused::new(LoginStatus::AUTHORIZATION_FAILURE, reason));

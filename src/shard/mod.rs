@@ -58,7 +58,9 @@ mod threads;
 mod write;
 
 pub(crate) use mailbox::{Senders, mailbox};
-pub use message::{Configuration, DetachError, EngineReport, LunMap, Mapping, PauseError, Reply, SessionInfo, ToShard};
+pub use message::{
+    Configuration, DetachError, EngineReport, LunMap, Mapping, Mask, PauseError, Reply, SessionInfo, ToShard,
+};
 pub(crate) use run::Parts;
 pub use run::Shard;
 pub use threads::{Shards, ShardsConfig, StartError, portal_listeners};

@@ -129,7 +129,7 @@ fn target_commands() {
     crash_everywhere(async |c, _| c.target_new(target("u")).await);
     crash_everywhere(async |c, _| c.target_delete("t").await);
     crash_everywhere(async |c, _| c.target_map("t", lun("spare", None)).await.map(drop));
-    crash_everywhere(async |c, _| c.target_unmap("t", 0).await);
+    crash_everywhere(async |c, _| c.target_unmap("t", 0, None).await);
     crash_everywhere(async |c, _| c.target_allow("t", "any").await);
 }
 

@@ -77,7 +77,7 @@ impl Bench {
             directory: &self.directory,
             initiator_name: &self.initiator_name,
             peer: "10.0.0.9".parse().unwrap(),
-            local: "10.0.0.1".parse().unwrap(),
+            local: "10.0.0.1:3260".parse().unwrap(),
             target: self.target.as_ref(),
             transmit_segment_length_max: self.transmit_segment_length_max,
             receive_segment_length_max: 262_144,

@@ -395,5 +395,5 @@ fn configuration(luns: LunMap) -> Result<Configuration, String> {
     let directory =
         Directory::new(vec![target], vec![portal], Authentication::None).map_err(|error| error.to_string())?;
     let luns: HashMap<TargetId, LunMap> = BTreeMap::from([(TARGET, luns)]).into_iter().collect();
-    Ok(Configuration { directory: Arc::new(directory), luns })
+    Ok(Configuration { directory: Arc::new(directory), luns, ..Configuration::default() })
 }
