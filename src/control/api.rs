@@ -2,9 +2,11 @@
 //!
 //! A contract: fields are added, never changed or taken away.
 
+mod entrance;
 mod images;
 mod snapshots;
 
+pub use entrance::{ChapPolicy, Discovery, NewAuth, NewRedirect, Redirect};
 pub use images::{Check, Convert, Jobs, Layer, Metadata, MetadataItem, NewMetadataItem, Resize};
 pub use snapshots::{
     DeletedSnapshot, ExportSnapshot, NewSnapshot, NewSnapshotGroup, Snapshot, Snapshots, TakenSnapshots,
@@ -186,6 +188,9 @@ pub struct Target {
     pub allow: Vec<String>,
     /// CHAP, where it is demanded; without the secrets.
     pub auth: Option<TargetAuth>,
+    /// Where initiators are sent instead of being let in.
+    #[serde(default)]
+    pub redirects: Vec<Redirect>,
 }
 
 /// A logical unit.
@@ -209,6 +214,9 @@ pub struct TargetAuth {
     pub chap_user: String,
     /// The name that the target proves in return.
     pub mutual_user: Option<String>,
+    /// The algorithms that may be used, strong first.
+    #[serde(default)]
+    pub algorithms: Vec<String>,
 }
 
 /// `GET /v1/targets`
@@ -254,27 +262,14 @@ pub struct AccessChange {
     pub rule: String,
 }
 
-/// `PUT /v1/targets/{target}/auth`
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NewAuth {
-    /// The name that an initiator proves.
-    pub chap_user: String,
-    /// Its secret, 12 to 255 bytes.
-    pub chap_secret: String,
-    /// The name that the target proves in return.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mutual_user: Option<String>,
-    /// Its secret, another one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mutual_secret: Option<String>,
-}
-
 /// A portal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Portal {
     /// Where it listens.
     pub address: SocketAddr,
+    /// The address that initiators are told instead.
+    #[serde(default)]
+    pub advertise: Option<SocketAddr>,
     /// Whether it does.
     pub listening: bool,
     /// Why it does not, and what to do.
@@ -296,6 +291,10 @@ pub struct Portals {
 pub struct NewPortal {
     /// `ADDRESS:PORT`.
     pub address: String,
+    /// The address that initiators are told instead, where they reach the portal by another (NAT). Of a portal that is
+    /// there already, this alone is changed; its own address stands for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<String>,
 }
 
 /// A session.

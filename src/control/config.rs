@@ -3,6 +3,10 @@
 //! The types are the file's format. [`Config::check`] holds every rule that must be true of a whole configuration,
 //! wherever it came from: a file edited by hand goes through the same gate as a command.
 
+mod entrance;
+
+pub use entrance::{AuthConfig, RedirectConfig, names as algorithm_names, parse_algorithms};
+
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::error::Refused;
-use crate::iscsi::directory::{AccessRule, ChapAccount, ChapCredentials};
+use crate::iscsi::directory::AccessRule;
 use crate::iscsi::names::IscsiName;
 use crate::limits::{
     ACCESS_RULES_PER_TARGET_MAX, DISKS_MAX, LUNS_PER_TARGET_MAX, PORTALS_MAX, SNAPSHOTS_PER_DISK_MAX, TARGETS_MAX,
@@ -33,6 +37,15 @@ pub struct Config {
     /// Addresses to listen on.
     #[serde(default)]
     pub portals: Vec<SocketAddr>,
+    /// The address that initiators are told instead of a portal's own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub advertised: BTreeMap<SocketAddr, SocketAddr>,
+    /// CHAP in discovery sessions, where it is demanded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discovery_auth: Option<AuthConfig>,
+    /// The CHAP algorithms that may be used at all; every one, while it is empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chap_algorithms: Vec<String>,
     /// Disks, by name.
     #[serde(default)]
     pub disks: BTreeMap<String, DiskConfig>,
@@ -164,6 +177,9 @@ pub struct TargetConfig {
     /// CHAP, where it is demanded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<AuthConfig>,
+    /// Where initiators are sent instead of being let in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub redirects: Vec<RedirectConfig>,
 }
 
 /// One logical unit.
@@ -177,39 +193,22 @@ pub struct LunConfig {
     pub read_only: bool,
 }
 
-/// CHAP names and secrets. `Debug` shows no secret.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AuthConfig {
-    /// The name that an initiator proves.
-    pub chap_user: String,
-    /// Its secret.
-    pub chap_secret: String,
-    /// The name that the target proves in return.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mutual_user: Option<String>,
-    /// Its secret.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mutual_secret: Option<String>,
-}
-
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
 fn is_false(value: &bool) -> bool {
     !value
 }
 
-impl std::fmt::Debug for AuthConfig {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AuthConfig")
-            .field("chap_user", &self.chap_user)
-            .field("mutual_user", &self.mutual_user)
-            .finish_non_exhaustive()
-    }
-}
-
 impl Default for Config {
     fn default() -> Config {
-        Config { version: CONFIG_VERSION, portals: Vec::new(), disks: BTreeMap::new(), targets: BTreeMap::new() }
+        Config {
+            version: CONFIG_VERSION,
+            portals: Vec::new(),
+            advertised: BTreeMap::new(),
+            discovery_auth: None,
+            chap_algorithms: Vec::new(),
+            disks: BTreeMap::new(),
+            targets: BTreeMap::new(),
+        }
     }
 }
 
@@ -231,7 +230,8 @@ impl Config {
         bound("portals", self.portals.len(), PORTALS_MAX)?;
         self.check_portals()?;
         self.check_disks()?;
-        self.check_targets()
+        self.check_targets()?;
+        self.check_entrance()
     }
 
     fn check_portals(&self) -> Result<(), Refused> {
@@ -409,30 +409,7 @@ impl TargetConfig {
         for rule in self.allow.iter().chain(self.luns_for.keys()) {
             rule.parse::<AccessRule>().map_err(Refused::invalid)?;
         }
-        if let Some(auth) = &self.auth {
-            auth.credentials()?;
-        }
         Ok(())
-    }
-}
-
-impl AuthConfig {
-    /// The credentials as login uses them.
-    ///
-    /// # Errors
-    /// A name or secret that CHAP cannot use.
-    pub fn credentials(&self) -> Result<ChapCredentials, Refused> {
-        let account = |user: &str, secret: &str| -> Result<ChapAccount, Refused> {
-            let secret = crate::iscsi::chap::Secret::new(secret.as_bytes()).map_err(Refused::invalid)?;
-            Ok(ChapAccount { user: user.to_owned(), secret })
-        };
-        let initiator = account(&self.chap_user, &self.chap_secret)?;
-        let target = match (&self.mutual_user, &self.mutual_secret) {
-            (Some(user), Some(secret)) => Some(account(user, secret)?),
-            (None, None) => None,
-            _ => return Err(Refused::invalid("mutual CHAP needs both a user and a secret")),
-        };
-        ChapCredentials::new(initiator, target).map_err(Refused::invalid)
     }
 }
 

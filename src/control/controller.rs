@@ -15,7 +15,7 @@ use futures_channel::{mpsc, oneshot};
 use futures_lite::StreamExt;
 
 use super::attachment;
-use super::config::{Config, LunConfig};
+use super::config::{AuthConfig, Config, LunConfig};
 use super::dataplane::{DataPlane, ask_all, shards, tell};
 use super::error::Refused;
 use super::executor::blocking;
@@ -201,22 +201,24 @@ impl Controller {
         let mut targets = Vec::with_capacity(self.config.targets.len());
         let mut luns = HashMap::with_capacity(self.config.targets.len());
         let mut masks = HashMap::new();
+        let algorithms = self.config.server_algorithms()?;
+        let demand = |auth: &Option<AuthConfig>| match auth {
+            None => Ok(Authentication::None),
+            Some(auth) => auth.credentials(&algorithms).map(Authentication::Chap),
+        };
         for (name, target) in &self.config.targets {
             let id = *self.targets.entry(name.clone()).or_insert_with(|| {
                 self.target_next += 1;
                 TargetId(self.target_next)
             });
             let access = target.allow.iter().map(|rule| rule.parse()).collect::<Result<_, _>>();
-            let authentication = match &target.auth {
-                None => Authentication::None,
-                Some(auth) => Authentication::Chap(auth.credentials()?),
-            };
             targets.push(directory::Target {
                 id,
                 name: IscsiName::new(&target.iqn).map_err(Refused::invalid)?,
                 alias: Some(name.clone()),
                 access: access.map_err(Refused::invalid)?,
-                authentication,
+                authentication: demand(&target.auth)?,
+                redirects: target.redirects.iter().map(|redirect| redirect.redirect(&self.config)).collect(),
             });
             luns.insert(id, self.lun_map(&target.luns));
             let mut narrow_first = Vec::with_capacity(target.luns_for.len());
@@ -231,9 +233,11 @@ impl Controller {
         }
         let portals = self.portals.iter().filter_map(|portal| {
             let id = *portal.listening.as_ref().ok()?;
-            Some(directory::Portal { id, listen: portal.address, portal_group_tag: PORTAL_GROUP_TAG })
+            let advertise = self.config.advertised.get(&portal.address).copied();
+            Some(directory::Portal { id, listen: portal.address, portal_group_tag: PORTAL_GROUP_TAG, advertise })
         });
-        let directory = Directory::new(targets, portals.collect(), Authentication::None).map_err(Refused::invalid)?;
+        let discovery = demand(&self.config.discovery_auth)?;
+        let directory = Directory::new(targets, portals.collect(), discovery).map_err(Refused::invalid)?;
         Ok(Configuration { directory: Arc::new(directory), luns, masks })
     }
 

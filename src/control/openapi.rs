@@ -1,5 +1,6 @@
 //! The OpenAPI document of the control socket.
 
+mod entrance;
 mod images;
 
 use serde_json::{Value, json};
@@ -28,6 +29,7 @@ fn paths() -> Value {
         images::image_paths(),
         images::snapshot_and_job_paths(),
         target_paths(),
+        entrance::paths(),
         portal_and_session_paths(),
     ];
     for part in parts {
@@ -181,8 +183,10 @@ fn object(fields: &str) -> Value {
 
 fn schemas() -> Value {
     let mut schemas = resource_schemas();
-    if let (Value::Object(all), Value::Object(more)) = (&mut schemas, images::schemas()) {
-        all.extend(more);
+    for more in [images::schemas(), entrance::schemas()] {
+        if let (Value::Object(all), Value::Object(more)) = (&mut schemas, more) {
+            all.extend(more);
+        }
     }
     schemas
 }
@@ -212,17 +216,20 @@ fn resource_schemas() -> Value {
              sector_size_bytes? integer, file? string, cache? direct|buffered, read_only? boolean",
         ),
         "DeletedDisk": object("name string, kept_file? string, warning? string"),
-        "Target": object("name string, iqn string, luns TargetLun[], allow string[], auth? TargetAuth"),
+        "Target": object(
+            "name string, iqn string, luns TargetLun[], allow string[], auth? TargetAuth, redirects Redirect[]",
+        ),
         "TargetLun": object("lun integer, disk string, read_only boolean, for? string"),
-        "TargetAuth": object("chap_user string, mutual_user? string"),
+        "TargetAuth": object("chap_user string, mutual_user? string, algorithms string[]"),
         "Targets": object("targets Target[]"),
         "NewTarget": object("name string, iqn? string"),
         "NewLun": object("disk string, lun? integer, read_only? boolean, for? string"),
         "AccessChange": object("rule string"),
-        "NewAuth": object("chap_user string, chap_secret string, mutual_user? string, mutual_secret? string"),
-        "Portal": object("address string, listening boolean, reason? string, temporary boolean"),
+        "Portal": object(
+            "address string, advertise? string, listening boolean, reason? string, temporary boolean",
+        ),
         "Portals": object("portals Portal[]"),
-        "NewPortal": object("address string"),
+        "NewPortal": object("address string, advertise? string"),
         "Session": object(
             "id integer, tsih integer, initiator string, target? string, peer string, portal string, shard integer, \
              header_digest boolean, data_digest boolean, age_seconds integer, commands integer, bytes_read integer, \

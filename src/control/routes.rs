@@ -25,6 +25,7 @@ pub struct Server {
     pub started: std::time::Instant,
 }
 
+mod entrance;
 mod images;
 
 type Answer<T> = Result<T, Refused>;
@@ -57,6 +58,10 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/targets/{target}/luns/{lun}", &["delete"]),
     ("/v1/targets/{target}/access", &["post", "delete"]),
     ("/v1/targets/{target}/auth", &["put", "delete"]),
+    ("/v1/targets/{target}/redirect", &["put", "delete"]),
+    ("/v1/discovery", &["get"]),
+    ("/v1/discovery/auth", &["put", "delete"]),
+    ("/v1/chap", &["get", "put"]),
     ("/v1/portals", &["get", "post"]),
     ("/v1/portals/{portal}", &["delete"]),
     ("/v1/sessions", &["get"]),
@@ -73,6 +78,7 @@ pub fn router(server: Server) -> Router {
         .route("/v1/disks", get(disks).post(disk_new))
         .route("/v1/disks/{disk}", get(disk).delete(disk_delete))
         .merge(images::routes())
+        .merge(entrance::routes())
         .route("/v1/targets", get(targets).post(target_new))
         .route("/v1/targets/{target}", get(target).delete(target_delete))
         .route("/v1/targets/{target}/luns", post(lun_new))

@@ -135,17 +135,12 @@ impl Controller {
     pub async fn target_auth(&mut self, target: &str, new: Option<api::NewAuth>) -> Result<(), Refused> {
         let mut config = self.config.clone();
         let (_, target) = target_of(&mut config, target)?;
-        target.auth = new.map(|new| AuthConfig {
-            chap_user: new.chap_user,
-            chap_secret: new.chap_secret,
-            mutual_user: new.mutual_user,
-            mutual_secret: new.mutual_secret,
-        });
+        target.auth = new.map(AuthConfig::from_command).transpose()?;
         self.commit(config).await
     }
 
     /// Persist, then apply.
-    async fn commit(&mut self, config: Config) -> Result<(), Refused> {
+    pub(super) async fn commit(&mut self, config: Config) -> Result<(), Refused> {
         step("target: checked");
         self.persist(config).await?;
         step("target: persisted");
@@ -167,7 +162,7 @@ pub fn target_name(config: &Config, named: &str) -> Result<String, Refused> {
     })
 }
 
-fn target_of<'a>(config: &'a mut Config, named: &str) -> Result<(String, &'a mut TargetConfig), Refused> {
+pub(super) fn target_of<'a>(config: &'a mut Config, named: &str) -> Result<(String, &'a mut TargetConfig), Refused> {
     let name = target_name(config, named)?;
     match config.targets.get_mut(&name) {
         Some(target) => Ok((name, target)),

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use crate::iscsi::chap::{ALGORITHMS, Algorithm};
 use crate::medium::Health;
 use crate::observe::prometheus::{Kind, Page};
 use crate::observe::{DiskStats, DiskSummary, OpSummary, Operation, ShardSummary};
 use crate::shard::message::{SessionInfo, ToShard};
 
 use super::api;
-use super::config::{SnapshotConfig, TargetConfig};
+use super::config::{AuthConfig, SnapshotConfig, TargetConfig};
 use super::controller::{Handle, LiveDisk, View};
 use super::dataplane::{ask_all, shards};
 use super::error::Refused;
@@ -188,7 +189,9 @@ impl View {
 
     /// All targets.
     pub fn api_targets(&self) -> api::Targets {
-        api::Targets { targets: self.config.targets.iter().map(|(name, target)| api_target(name, target)).collect() }
+        let algorithms = self.algorithms();
+        let targets = self.config.targets.iter().map(|(name, target)| api_target(name, target, &algorithms));
+        api::Targets { targets: targets.collect() }
     }
 
     /// One target, by name or iSCSI name.
@@ -198,15 +201,34 @@ impl View {
     pub fn api_target(&self, named: &str) -> Result<api::Target, Refused> {
         let name = target_name(&self.config, named)?;
         match self.config.targets.get(&name) {
-            Some(target) => Ok(api_target(&name, target)),
+            Some(target) => Ok(api_target(&name, target, &self.algorithms())),
             None => Err(Refused::not_found(format!("there is no target '{name}'"))),
         }
+    }
+
+    /// The CHAP algorithms that the server allows.
+    fn algorithms(&self) -> Vec<Algorithm> {
+        match self.config.server_algorithms() {
+            Ok(algorithms) if !algorithms.is_empty() => algorithms,
+            _ => ALGORITHMS.to_vec(),
+        }
+    }
+
+    /// What is demanded in discovery sessions.
+    pub fn api_discovery(&self) -> api::Discovery {
+        api::Discovery { auth: self.config.discovery_auth.as_ref().map(|auth| api_auth(auth, &self.algorithms())) }
+    }
+
+    /// The CHAP algorithms that the server allows.
+    pub fn api_chap(&self) -> api::ChapPolicy {
+        api::ChapPolicy { algorithms: self.algorithms().iter().map(ToString::to_string).collect() }
     }
 
     /// All portals.
     pub fn api_portals(&self) -> api::Portals {
         let portals = self.portals.iter().map(|portal| api::Portal {
             address: portal.address,
+            advertise: self.config.advertised.get(&portal.address).copied(),
             listening: portal.listening.is_ok(),
             reason: portal.listening.as_ref().err().cloned(),
             temporary: portal.temporary,
@@ -301,7 +323,12 @@ impl Handle {
     }
 }
 
-fn api_target(name: &str, target: &TargetConfig) -> api::Target {
+fn api_target(name: &str, target: &TargetConfig, of_server: &[Algorithm]) -> api::Target {
+    let redirect = |redirect: &super::config::RedirectConfig| api::Redirect {
+        to: redirect.to.clone(),
+        permanent: redirect.permanent,
+        portal: redirect.portal,
+    };
     let lun = |(rule, number, lun): (Option<&str>, u16, &super::config::LunConfig)| api::TargetLun {
         lun: number,
         disk: lun.disk.clone(),
@@ -313,10 +340,18 @@ fn api_target(name: &str, target: &TargetConfig) -> api::Target {
         iqn: target.iqn.clone(),
         luns: target.all_luns().map(lun).collect(),
         allow: target.allow.clone(),
-        auth: target
-            .auth
-            .as_ref()
-            .map(|auth| api::TargetAuth { chap_user: auth.chap_user.clone(), mutual_user: auth.mutual_user.clone() }),
+        auth: target.auth.as_ref().map(|auth| api_auth(auth, of_server)),
+        redirects: target.redirects.iter().map(redirect).collect(),
+    }
+}
+
+/// CHAP without the secrets.
+fn api_auth(auth: &AuthConfig, of_server: &[Algorithm]) -> api::TargetAuth {
+    let algorithms = auth.algorithms_left(of_server).unwrap_or_default();
+    api::TargetAuth {
+        chap_user: auth.chap_user.clone(),
+        mutual_user: auth.mutual_user.clone(),
+        algorithms: algorithms.iter().map(ToString::to_string).collect(),
     }
 }
 

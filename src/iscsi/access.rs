@@ -77,7 +77,7 @@ impl AccessRule {
             AccessRule::InitiatorName(name) => name == caller.name,
             AccessRule::InitiatorPrefix(prefix) => caller.name.as_str().starts_with(prefix.as_str()),
             AccessRule::Network(network) => network.contains(caller.peer),
-            AccessRule::Portal(portal) => reached_as(caller.local).contains(portal),
+            AccessRule::Portal(portal) => is_reached_as(caller.local, *portal),
             AccessRule::Any => true,
         }
     }
@@ -101,6 +101,11 @@ impl AccessRule {
             _ => self.clone(),
         }
     }
+}
+
+/// Whether who reached this address of ours is meant by a portal; the unspecified address means all of its family.
+pub(super) fn is_reached_as(local: SocketAddr, portal: SocketAddr) -> bool {
+    reached_as(local).contains(&portal)
 }
 
 /// What a portal rule may say of an initiator that reached this address.

@@ -4,8 +4,8 @@
 
 #![forbid(unsafe_code)]
 
-use super::access::{Caller, RuleIndex};
-use super::chap::Secret;
+use super::access::{Caller, RuleIndex, is_reached_as};
+use super::chap::{Algorithm, Secret};
 use super::names::IscsiName;
 use crate::units::{PortalId, TargetId};
 use core::net::{IpAddr, SocketAddr};
@@ -38,6 +38,19 @@ pub struct Target {
     pub access: Vec<AccessRule>,
     /// How initiators prove who they are.
     pub authentication: Authentication,
+    /// Where initiators are sent instead of being let in.
+    pub redirects: Vec<Redirect>,
+}
+
+/// Another place where a target is reached (RFC 7143 section 11.13.5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    /// Only initiators that come in at this address of ours; the unspecified address means all of its family.
+    pub portal: Option<SocketAddr>,
+    /// Where to go: an address or a domain name, with a port.
+    pub address: String,
+    /// The initiator may remember it.
+    pub permanent: bool,
 }
 
 /// How an initiator proves who it is (RFC 7143 section 12.1).
@@ -55,6 +68,8 @@ pub enum Authentication {
 pub struct ChapCredentials {
     initiator: ChapAccount,
     target: Option<ChapAccount>,
+    /// Those that may be used; all of the server's, when there are none.
+    algorithms: Vec<Algorithm>,
 }
 
 /// One name and its secret.
@@ -75,6 +90,8 @@ pub struct Portal {
     pub listen: SocketAddr,
     /// Its portal group tag.
     pub portal_group_tag: u16,
+    /// The address that initiators are told instead.
+    pub advertise: Option<SocketAddr>,
 }
 
 /// Why data from the control plane cannot be a directory.
@@ -163,13 +180,33 @@ impl Target {
     pub fn allows(&self, caller: &Caller<'_>) -> bool {
         self.access.iter().any(|rule| rule.fits(caller))
     }
+
+    /// Where an initiator that came in at `local` is sent. What is said for a portal goes before what is said for all.
+    #[must_use]
+    pub fn redirect(&self, local: SocketAddr) -> Option<&Redirect> {
+        let fits = |redirect: &&Redirect| redirect.applies_at(local);
+        let narrowness = |redirect: &&Redirect| redirect.portal.map(|portal| !portal.ip().is_unspecified());
+        self.redirects.iter().filter(fits).max_by_key(narrowness)
+    }
+}
+
+impl Redirect {
+    /// Whether it is meant for initiators that came in at this address of ours.
+    #[must_use]
+    pub fn applies_at(&self, local: SocketAddr) -> bool {
+        self.portal.is_none_or(|portal| is_reached_as(local, portal))
+    }
 }
 
 impl Portal {
-    /// The address to tell an initiator that came in at `local`: a wildcard stands for the address that it already
-    /// reaches. `None` when the portal cannot be reached by that address family.
+    /// The address to tell an initiator that came in at `local`: the one that is to be told, or where the portal
+    /// listens; a wildcard stands for the address that it already reaches. `None` when the portal cannot be reached by
+    /// that address family.
     #[must_use]
     pub fn advertised(&self, local: IpAddr) -> Option<SocketAddr> {
+        if self.advertise.is_some() {
+            return self.advertise;
+        }
         let listen = self.listen.ip().to_canonical();
         let local = local.to_canonical();
         if !listen.is_unspecified() {
@@ -195,7 +232,19 @@ impl ChapCredentials {
         if target.as_ref().is_some_and(|target| target.secret == initiator.secret) {
             return Err(DirectoryError::SameSecret);
         }
-        Ok(ChapCredentials { initiator, target })
+        Ok(ChapCredentials { initiator, target, algorithms: Vec::new() })
+    }
+
+    /// The same with only these algorithms; with none, all that the server has.
+    #[must_use]
+    pub fn with_algorithms(self, algorithms: Vec<Algorithm>) -> ChapCredentials {
+        ChapCredentials { algorithms, ..self }
+    }
+
+    /// Whether an algorithm may be used with these credentials.
+    #[must_use]
+    pub fn allows(&self, algorithm: Algorithm) -> bool {
+        self.algorithms.is_empty() || self.algorithms.contains(&algorithm)
     }
 
     /// What the initiator must prove.
@@ -223,6 +272,7 @@ mod tests {
             alias: None,
             access: access.iter().map(|rule| rule.parse().unwrap()).collect(),
             authentication: Authentication::None,
+            redirects: Vec::new(),
         }
     }
 
@@ -293,13 +343,38 @@ mod tests {
     }
 
     #[test]
+    fn a_redirect_of_a_portal_goes_before_one_of_all() {
+        let redirect = |portal: Option<&str>, address: &str| Redirect {
+            portal: portal.map(|portal| portal.parse().unwrap()),
+            address: address.into(),
+            permanent: false,
+        };
+        let mut target = target("iqn.2026-11.io.x:a", &["any"]);
+        let sent = |target: &Target, local: &str| target.redirect(local.parse().unwrap()).map(|r| r.address.clone());
+        target.redirects = vec![redirect(Some("10.0.0.1:3260"), "one:1"), redirect(Some("0.0.0.0:3260"), "four:1")];
+        assert_eq!(sent(&target, "10.0.0.1:3260").as_deref(), Some("one:1"));
+        assert_eq!(sent(&target, "10.0.0.2:3260").as_deref(), Some("four:1"));
+        assert_eq!(sent(&target, "[fd00::1]:3260"), None);
+        target.redirects.insert(0, redirect(None, "all:1"));
+        assert_eq!(sent(&target, "10.0.0.2:3260").as_deref(), Some("four:1"));
+        assert_eq!(sent(&target, "[fd00::1]:3260").as_deref(), Some("all:1"));
+    }
+
+    #[test]
     fn a_wildcard_portal_is_advertised_as_the_address_that_was_reached() {
-        let portal = |listen: &str| Portal { id: PortalId(0), listen: listen.parse().unwrap(), portal_group_tag: 1 };
+        let portal = |listen: &str| Portal {
+            id: PortalId(0),
+            listen: listen.parse().unwrap(),
+            portal_group_tag: 1,
+            advertise: None,
+        };
         let advertised = |listen: &str, local: &str| portal(listen).advertised(ip(local)).map(|a| a.to_string());
         assert_eq!(advertised("10.0.0.1:3260", "10.9.9.9").as_deref(), Some("10.0.0.1:3260"));
         assert_eq!(advertised("0.0.0.0:3261", "10.9.9.9").as_deref(), Some("10.9.9.9:3261"));
         assert_eq!(advertised("[::]:3260", "::ffff:10.9.9.9").as_deref(), Some("10.9.9.9:3260"));
         assert_eq!(advertised("[::]:3260", "2001:db8::5").as_deref(), Some("[2001:db8::5]:3260"));
         assert_eq!(advertised("0.0.0.0:3260", "2001:db8::5"), None);
+        let told = Portal { advertise: Some("203.0.113.5:860".parse().unwrap()), ..portal("10.0.0.1:3260") };
+        assert_eq!(told.advertised(ip("10.9.9.9")).map(|a| a.to_string()).as_deref(), Some("203.0.113.5:860"));
     }
 }

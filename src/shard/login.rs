@@ -91,7 +91,10 @@ fn take_step<R: Ring>(link: &mut Link, core: &mut Core<R>, step: LoginStep) {
             }
         }
         LoginStep::Close { reply, failure } => {
-            core.stats.login_failures.increment();
+            // Sent elsewhere is not refused.
+            if failure.status.class() != LoginStatus::MOVED_TEMPORARILY.class() {
+                core.stats.login_failures.increment();
+            }
             if let Some(suppressed) = core.notices.allow(core.now_ms()) {
                 tracing::info!(peer = %link.peer, suppressed, "{failure}");
             }

@@ -9,6 +9,7 @@ mod clients;
 mod configuration;
 mod crash;
 mod differencing;
+mod entrance;
 mod images;
 mod masking;
 mod protocol;

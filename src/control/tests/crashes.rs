@@ -136,5 +136,5 @@ fn target_commands() {
 #[test]
 fn portal_add() {
     let portal = free_portal().to_string();
-    crash_everywhere(async move |c, _| c.portal_add(NewPortal { address: portal.clone() }).await);
+    crash_everywhere(async move |c, _| c.portal_add(NewPortal { address: portal.clone(), advertise: None }).await);
 }

@@ -7,11 +7,18 @@ use crate::units::{PortalId, TargetId};
 
 fn target(id: u32, name: &str, access: &str) -> Target {
     let access = access.split_whitespace().map(|rule| rule.parse().unwrap()).collect();
-    Target { id: TargetId(id), name: name.parse().unwrap(), alias: None, access, authentication: Authentication::None }
+    Target {
+        id: TargetId(id),
+        name: name.parse().unwrap(),
+        alias: None,
+        access,
+        authentication: Authentication::None,
+        redirects: vec![],
+    }
 }
 
 fn portal(listen: &str, portal_group_tag: u16) -> Portal {
-    Portal { id: PortalId(0), listen: listen.parse().unwrap(), portal_group_tag }
+    Portal { id: PortalId(0), listen: listen.parse().unwrap(), portal_group_tag, advertise: None }
 }
 
 fn directory(targets: Vec<Target>, portals: Vec<Portal>) -> Arc<Directory> {
