@@ -12,6 +12,7 @@ mod differencing;
 mod entrance;
 mod images;
 mod masking;
+mod ms_deviations;
 mod protocol;
 mod server;
 mod sessions;
