@@ -107,5 +107,9 @@ pub const PING_INTERVAL_MS: u64 = 30_000;
 /// A session whose initiator does not answer a ping within this is dropped.
 pub const PING_TIMEOUT_MS: u64 = 30_000;
 
+/// A request for which there is no memory holds up its connection at most this long; then it is turned away, and its
+/// initiator sends it again.
+pub const STALL_TIMEOUT_MS: u64 = 1_000;
+
 /// A connection whose last answer (to a logout or a refused login) is not taken within this is closed.
 pub const FINISH_TIMEOUT_MS: u64 = 10_000;

@@ -436,6 +436,7 @@ impl<R: Ring> Work<'_, R> {
         entry.commits = false;
         entry.error = None;
         entry.aborted = false;
+        entry.unkept = false;
         let lingered = std::mem::take(&mut entry.lingers);
         entry.ends_session = false;
         let solicited_bytes = std::mem::take(&mut entry.solicited_bytes);

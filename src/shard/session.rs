@@ -74,6 +74,8 @@ pub(crate) struct Stalled {
     pub(crate) data: std::ops::Range<usize>,
     /// The command is ahead of its CmdSN: only its data is to be kept.
     pub(crate) held: bool,
+    /// Since when it waits.
+    pub(crate) since_ms: u64,
 }
 
 /// The data that came with a command.
@@ -237,6 +239,8 @@ pub(crate) struct Task {
     pub(crate) ends_session: bool,
     /// Bytes of this task's R2Ts that have not come yet.
     pub(crate) solicited_bytes: u32,
+    /// It is ahead of its CmdSN, and there was no memory for its data.
+    pub(crate) unkept: bool,
     /// In `Session::ready`.
     pub(crate) queued: bool,
     /// The task management function that waits for this task's end.
@@ -284,9 +288,15 @@ impl Task {
             lingers: false,
             ends_session: false,
             solicited_bytes: 0,
+            unkept: false,
             queued: false,
             job: None,
         }
+    }
+
+    /// It holds memory for its Data-Out, or the receiver does for it.
+    pub(crate) fn holds_data(&self) -> bool {
+        self.buf.is_some() || self.operations > 0
     }
 
     /// Let go of what was read.
