@@ -96,7 +96,7 @@ impl<R: Ring> Work<'_, R> {
                 {
                     let since_ms = self.core.now_ms();
                     self.core.wake_by_ms(since_ms + STALL_TIMEOUT_MS);
-                    self.session.stalled = Some(Stalled { task, len, data, held, since_ms });
+                    self.session.stalled = Some(Stalled { task, len, data, held, since_ms, is_over: false });
                     return Ok(Progress::Wait);
                 }
                 stream.consume(len);
@@ -147,7 +147,7 @@ impl<R: Ring> Work<'_, R> {
     /// wait would be for itself; then it is turned away.
     fn stalls(&mut self, task: TaskId, held: bool) -> bool {
         let waits_for_stream = |(index, entry): (usize, &super::session::Task)| {
-            let waits = matches!(entry.step, Step::Receiving | Step::Held);
+            let waits = matches!(entry.step, Step::Receiving | Step::Held | Step::Dormant);
             waits && index != usize::from(task.0) && entry.holds_data()
         };
         if !self.session.tasks.iter().enumerate().any(waits_for_stream) {
@@ -159,7 +159,7 @@ impl<R: Ring> Work<'_, R> {
 
     /// Do without what there is no memory for. A command is answered so that its initiator sends it again; one that is
     /// ahead of its CmdSN, when its turn has come.
-    fn turn_away(&mut self, task: TaskId, held: bool) {
+    pub(crate) fn turn_away(&mut self, task: TaskId, held: bool) {
         self.core.stats.turned_away.increment();
         if held {
             self.task(task).unkept = true;
@@ -236,6 +236,7 @@ impl<R: Ring> Work<'_, R> {
     fn resume_stalled(&mut self, stalled: Stalled, stream: &mut Stream) -> Progress {
         let data = stream.part(stalled.data.clone());
         let done = match stalled.held {
+            _ if stalled.is_over => true,
             true => self.hold(stalled.task, data),
             false => self.start_command(stalled.task, Immediate::Bytes(data)),
         };
@@ -311,6 +312,9 @@ impl<R: Ring> Work<'_, R> {
             self.task(done.task).buf = done.buf;
             self.end_operation(done.task);
             if self.release_if_aborted(done.task) {
+                if let Event::DataOutDrained { task } = event {
+                    self.drained(task);
+                }
                 return Ok(Progress::Consumed(done.trailer_len));
             }
         }
@@ -422,12 +426,15 @@ pub(crate) fn advance<R: Ring>(link: &mut Link, core: &mut Core<R>) {
     if let Phase::Session(_) = link.phase {
         if let Some((mut work, _, _)) = link.work(core) {
             work.send_ready();
+            work.rouse_dormant();
         }
         run_session(link, core);
-        if let Some((work, _, _)) = link.work(core)
-            && work.session.connection.wants_transmit()
-        {
-            work.session.connection.poll_transmit(&mut work.tx.bare());
+        if let Some((mut work, _, _)) = link.work(core) {
+            work.rouse_dormant();
+            work.look_at_fences();
+            if work.session.connection.wants_transmit() {
+                work.session.connection.poll_transmit(&mut work.tx.bare());
+            }
         }
         if let Phase::Session(session) = &mut link.phase {
             session.count(&core.stats);

@@ -412,8 +412,10 @@ impl Link {
             Phase::Session(session) => match session.connection.on_time(now_ms) {
                 Ok(()) => {
                     let stall_ms = session.stalled.as_ref().map(|stalled| stalled.since_ms + STALL_TIMEOUT_MS);
-                    let deadline_ms = session.connection.next_deadline_ms().into_iter().chain(stall_ms).min();
-                    if session.connection.wants_transmit() || stall_ms.is_some_and(|stall_ms| stall_ms <= now_ms) {
+                    let patience_ms = session.patience_ends_ms;
+                    let soon_ms = stall_ms.into_iter().chain(patience_ms).min();
+                    let deadline_ms = session.connection.next_deadline_ms().into_iter().chain(soon_ms).min();
+                    if session.connection.wants_transmit() || soon_ms.is_some_and(|soon_ms| soon_ms <= now_ms) {
                         self.queue(core);
                     }
                     deadline_ms
