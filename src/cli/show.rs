@@ -64,6 +64,7 @@ pub fn disk(disk: &Value) -> String {
     if disk["file"].is_string() {
         optional("file", text(disk, "file"));
         optional("on file", bytes(disk, "allocated_bytes"));
+        optional("space", images::space(disk));
         optional("cache", text(disk, "cache"));
     }
     optional("parent", text(disk, "parent"));

@@ -5,7 +5,7 @@
 mod images;
 mod snapshots;
 
-pub use images::{Check, Convert, Jobs, Layer, Metadata, MetadataItem, NewMetadataItem, Resize};
+pub use images::{Check, Convert, Jobs, Layer, Metadata, MetadataItem, NewMetadataItem, Resize, Space};
 pub use snapshots::{
     DeletedSnapshot, ExportSnapshot, NewSnapshot, NewSnapshotGroup, Snapshot, Snapshots, TakenSnapshots,
 };
@@ -83,6 +83,9 @@ pub struct Disk {
     /// Its files, the one that is written first, then that one's parent, and so on; left out in lists.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chain: Vec<Layer>,
+    /// Where the space of its files is; left out in lists and while it is offline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub space: Option<Space>,
     /// Disks whose parent it is: while there are any, it refuses writes.
     pub children: Vec<String>,
     /// How many snapshots it has.

@@ -150,7 +150,7 @@ async fn disks(State(server): State<Server>) -> Json<api::Disks> {
 }
 
 async fn disk(State(server): State<Server>, name: InPath<String>) -> Answer<Json<api::Disk>> {
-    server.handle.view().api_disk_mapped(&path(name)?).map(Json)
+    server.handle.api_disk(&path(name)?).await.map(Json)
 }
 
 async fn disk_new(State(server): State<Server>, new: InBody<api::NewDisk>) -> Answer<(StatusCode, Json<api::Disk>)> {

@@ -11,7 +11,7 @@ use crate::shard::message::{SessionInfo, ToShard};
 use super::api;
 use super::config::{SnapshotConfig, TargetConfig};
 use super::controller::{Handle, LiveDisk, View};
-use super::dataplane::{ask_all, shards};
+use super::dataplane::{ask, ask_all, shards};
 use super::error::Refused;
 use super::images::children_of;
 use super::merges::exports_of;
@@ -51,6 +51,7 @@ impl View {
             file: config.file.clone(),
             parent: config.parent.as_deref().map(|file| self.state.join(file)),
             chain: Vec::new(),
+            space: None,
             children: Vec::new(),
             snapshots: config.listed_snapshots().count(),
             job: self.busy.get(name).copied(),
@@ -131,6 +132,7 @@ impl View {
             format: layer.format(),
             size_bytes: layer.size_bytes(),
             allocated_bytes: layer.allocated_bytes(),
+            file_bytes: layer.file_len_bytes(),
             identifier: Some(layer.identity().to_string()),
             snapshot: snapshots.get(layer.path()).map(|name| (*name).to_owned()),
             disk: owners.get(layer.path()).map(|name| (*name).to_owned()),
@@ -221,6 +223,32 @@ impl View {
 }
 
 impl Handle {
+    /// One disk, with what its home shard knows of its space.
+    ///
+    /// # Errors
+    /// There is none of this name, or the shard does not answer.
+    pub async fn api_disk(&self, name: &str) -> Result<api::Disk, Refused> {
+        let view = self.view();
+        let mut disk = view.api_disk_mapped(name)?;
+        let Some(LiveDisk::Online(live)) = view.disks.get(name) else { return Ok(disk) };
+        if disk.chain.is_empty() {
+            return Ok(disk);
+        }
+        let id = live.id();
+        let report = ask(&*self.plane, live.home(), |reply| ToShard::ReportEngine { disk: id, reply }).await;
+        // A disk that has just been taken away from its shard has nobody who knows.
+        let report = report.wait().await?.unwrap_or_default();
+        disk.space = Some(api::Space {
+            file_bytes: disk.chain[0].file_bytes,
+            chain_allocated_bytes: disk.chain.iter().map(|layer| layer.allocated_bytes).sum(),
+            block_bytes: report.space.map(|space| space.allocated_bytes),
+            free_inside_bytes: report.space.map(|space| space.free_inside_bytes),
+            given_up_bytes: report.space.map(|space| space.condemned_bytes),
+            files_closing: report.space.map(|_| report.retiring),
+        });
+        Ok(disk)
+    }
+
     /// All sessions, by id.
     ///
     /// # Errors

@@ -187,6 +187,11 @@ impl LayerFile {
         self.file.file.metadata().map_or(0, |metadata| metadata.blocks().saturating_mul(512))
     }
 
+    /// The length of its file.
+    pub fn file_len_bytes(&self) -> u64 {
+        self.file.file.metadata().map_or(0, |metadata| metadata.len())
+    }
+
     /// The level of a chain that it is as layer number `layer`.
     pub fn level(&self, layer: u16) -> Level {
         match &self.map {

@@ -111,6 +111,7 @@ fn place_of(error: &OpenError) -> u64 {
         OpenError::FooterChecksum { offset_bytes, .. }
         | OpenError::Header { offset_bytes, .. }
         | OpenError::TablePlace { offset_bytes, .. }
+        | OpenError::Locator { offset_bytes, .. }
         | OpenError::Overlap { offset_bytes, .. } => *offset_bytes,
         OpenError::Block { entry_offset_bytes, .. } => *entry_offset_bytes,
         _ => 0,
@@ -124,7 +125,7 @@ fn check_front(front: &Front, report: &mut CheckReport) {
         let (severity, offset_bytes) = match warning {
             Warning::EndFooterInvalid => (Severity::Mendable, end),
             Warning::FooterCopyInvalid | Warning::FootersDiffer => (Severity::Mendable, 0),
-            Warning::LocatorUnreadable { offset_bytes, .. } => (Severity::Note, *offset_bytes),
+            Warning::LocatorTooLong { offset_bytes, .. } => (Severity::Note, *offset_bytes),
             Warning::TableTooLarge { .. } => (Severity::Note, front.table().offset_bytes),
             Warning::SavedState => (Severity::Note, end),
         };
@@ -184,7 +185,7 @@ fn check_blocks(storage: &mut dyn Storage, front: &Front, report: &mut CheckRepo
         previous = Some(at);
         check_bitmap(storage, front.kind, layout, at, report)?;
     }
-    overlapping_spans(&front.spans, report);
+    shared_locators(&front.spans, report);
     report.unreferenced_bytes = report.file_len_bytes.saturating_sub(used + FOOTER_LEN);
     Ok(())
 }
@@ -194,7 +195,8 @@ fn overlap(report: &mut CheckReport, entry: u64, at: PlacedBlock, start: u64, ot
     report.find(Severity::Corrupt, entry, text);
 }
 
-fn overlapping_spans(spans: &[Span], report: &mut CheckReport) {
+/// Paths to the parent that share their place; every other sharing is an error of opening.
+fn shared_locators(spans: &[Span], report: &mut CheckReport) {
     for (number, one) in spans.iter().enumerate() {
         for other in &spans[..number] {
             if one.start < other.end && other.start < one.end {
