@@ -115,5 +115,13 @@ pub const PING_INTERVAL_MS: u64 = 30_000;
 /// A session whose initiator does not answer a ping within this is dropped.
 pub const PING_TIMEOUT_MS: u64 = 30_000;
 
+/// A request for which there is no memory holds up its connection at most this long; then it is turned away, and its
+/// initiator sends it again.
+pub const STALL_TIMEOUT_MS: u64 = 1_000;
+
+/// A task management function waits at most this long for what initiators owe it: data that R2Ts have asked for, and
+/// the acknowledgement of TASK ABORTED (RFC 7143 section 4.2.3.3). Widely used initiators do not send the former.
+pub const MANAGEMENT_PATIENCE_MS: u64 = 1_000;
+
 /// A connection whose last answer (to a logout or a refused login) is not taken within this is closed.
 pub const FINISH_TIMEOUT_MS: u64 = 10_000;

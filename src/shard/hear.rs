@@ -130,6 +130,7 @@ impl<R: Ring> Shard<R> {
             // refused.
             return core.mail.post_owed(asker.shard, PeerMessage::ResetDone { asker, done: false });
         };
+        let mut done = true;
         for link in links.iter_mut().flatten() {
             let is_own = asker.shard == core.id && asker.link == link.key;
             let target = match (&link.phase, scope) {
@@ -139,12 +140,15 @@ impl<R: Ring> Shard<R> {
                 _ => false,
             };
             if let Some((mut work, _, _)) = link.work(core) {
-                work.reset(scope, attention, job, is_own);
+                done &= work.reset(scope, attention, job, is_own);
             }
             if drop_sessions && target && !is_own {
                 link.close(core);
             }
             link.queue(core);
+        }
+        if !done {
+            core.job_failed(job);
         }
         core.job_collected(job);
     }

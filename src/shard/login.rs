@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::core::Core;
+use super::fence::FENCES_MAX;
 use super::link::{Link, LinkState, Phase};
 use super::peer::PeerMessage;
 use super::session::{Session, Task};
@@ -144,6 +145,11 @@ fn session<R: Ring>(link: &Link, core: &Core<R>, established: Established, id: u
         text: TextExchange::default(),
         ready: Queue::new(TASKS_MAX),
         stalled: None,
+        dormant: Queue::new(TASKS_MAX),
+        dormancies: 0,
+        rouse: false,
+        fences: Vec::with_capacity(FENCES_MAX),
+        patience_ends_ms: None,
         starved: 0,
         held: 0,
         lingering: 0,

@@ -17,7 +17,9 @@
 //! | `command` | a SCSI command's start, and its end |
 //! | `read`, `write` | how a command's data moves between connection and medium |
 //! | `provision` | UNMAP, WRITE SAME, GET LBA STATUS |
+//! | `order` | which command may begin, by its task attribute |
 //! | `management` | aborts, resets, logout |
+//! | `fence` | what a function waits for on other initiators' sessions |
 //! | `pause` | who is at work on a disk's files, and keeping everybody away from them for a moment |
 //! | `change` | another form of a disk in its place, and what else the control plane asks of a home shard |
 //! | `home` | what a disk's home shard does for all: space, visibility, pages of maps, flushes |
@@ -34,6 +36,7 @@ mod change;
 mod command;
 mod core;
 mod driver;
+mod fence;
 mod hear;
 mod home;
 mod input;
@@ -45,6 +48,7 @@ mod management;
 pub mod message;
 mod newcomers;
 mod notices;
+mod order;
 mod output;
 mod pause;
 mod peer;
