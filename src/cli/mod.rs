@@ -7,6 +7,7 @@ pub mod arguments;
 pub mod banner;
 mod client;
 mod commands;
+mod entrance;
 mod images;
 mod ports;
 mod progress;
@@ -48,6 +49,8 @@ pub fn run(command: Command) -> Result<String, ClientError> {
         Command::Disk(disk) => commands::disk(disk),
         Command::Target(target) => commands::target(target),
         Command::Portal(portal) => commands::portal(portal),
+        Command::Discovery(discovery) => entrance::discovery(discovery),
+        Command::Chap(chap) => entrance::chap(chap),
         Command::Session(session) => commands::session(session),
         Command::Reservation(reservation) => ports::reservation(reservation),
         Command::Stats(stats) => commands::stats(stats),

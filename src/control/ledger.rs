@@ -136,3 +136,70 @@ fn read_copies(file: &File, number: u64) -> io::Result<[Vec<u8>; 2]> {
     let offset_bytes = number * PLACE_BYTES;
     Ok([read(offset_bytes)?, read(offset_bytes + COPY_BYTES as u64)?])
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::medium::{self, Cache, DiskFormat, OpenSpec, Parents};
+    use crate::units::{DiskId, ShardId};
+
+    fn disk(name: &str, uuid: u128) -> Arc<Disk> {
+        let spec = OpenSpec {
+            id: DiskId(1),
+            name: name.into(),
+            uuid: uuid::Uuid::from_u128(uuid),
+            format: DiskFormat::Null,
+            kind: None,
+            path: None,
+            parent: None,
+            parents: Parents::new(),
+            predecessor: None,
+            size_bytes: 1 << 20,
+            sector_size_bytes: 512,
+            read_only: false,
+            cache: Cache::Direct,
+            home: ShardId(0),
+            shards: 1,
+        };
+        medium::open(spec).unwrap().disk
+    }
+
+    /// What the home shard does.
+    fn store(store: &ReservationStore, state: &[u8]) {
+        let file = File::from(store.owned.as_ref().unwrap().try_clone().unwrap());
+        let sequence = store.sequence + 1;
+        let copy = place::copy(&store.owner, sequence, state);
+        file.write_all_at(&copy, store.offset_bytes + place::copy_offset_bytes(sequence)).unwrap();
+    }
+
+    #[test]
+    fn each_disk_finds_what_was_kept_for_it_and_no_other_disk_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("reservations");
+        let open = |known: &'static [&str]| Ledger::open(&path, |name| known.contains(&name)).unwrap();
+        // Registered and then gone: persistence is what is kept.
+        let state = [&b"LUNARPR1"[..], &[0; 4]].concat();
+        let state = [&state[..], &crate::crc32c::crc32c(&state).to_le_bytes()].concat();
+        let mut ledger = open(&["a", "b"]);
+        let (a, b) = (ledger.of(&disk("a", 1)).1, ledger.of(&disk("b", 2)).1);
+        assert_ne!(a.offset_bytes, b.offset_bytes);
+        store(&a, &state);
+        store(&b, b"damaged in a way that its checksum does not tell");
+        drop((ledger, a, b));
+        let mut ledger = open(&["a", "b"]);
+        let (found, a) = ledger.of(&disk("a", 1));
+        assert!(found.persists() && a.sequence == 1);
+        let (found, b) = ledger.of(&disk("b", 2));
+        assert!(
+            *found == Reservations::new() && b.offset_bytes == 2 * PLACE_BYTES,
+            "what cannot be read is left alone"
+        );
+        assert!(!open(&["a"]).of(&disk("a", 7)).0.persists(), "another disk of this name");
+        ledger.forget("a").unwrap();
+        drop(ledger);
+        let mut ledger = open(&["a", "b"]);
+        let (found, again) = ledger.of(&disk("a", 1));
+        assert!(!found.persists() && again.sequence == 2 && again.offset_bytes == a.offset_bytes);
+    }
+}

@@ -8,6 +8,7 @@ use super::config::parse_portal;
 use super::controller::{Controller, LivePortal};
 use super::crash::step;
 use super::dataplane::{ask_all, shards, tell};
+use super::entrance::parse_advertised;
 use super::error::Refused;
 use super::ports::PORTAL_GROUP_DEFAULT;
 use crate::shard::message::ToShard;
@@ -18,23 +19,29 @@ impl Controller {
     pub async fn portal_add(&mut self, new: api::NewPortal) -> Result<(), Refused> {
         let address = parse_portal(&new.address)?;
         let group = new.group.unwrap_or(PORTAL_GROUP_DEFAULT);
+        let told = parse_advertised(new.advertise.as_deref())?;
+        let mut config = self.config.clone();
+        match told {
+            Some(told) if told != address => drop(config.advertised.insert(address, told)),
+            _ => drop(config.advertised.remove(&address)),
+        }
         if let Some(portal) = self.portals.iter_mut().find(|portal| portal.address == address) {
-            if !portal.temporary {
+            if !portal.temporary && told.is_none() {
                 return Err(Refused::conflict(format!("portal {address} is there already")));
             }
-            if portal.group != group {
+            if new.group.is_some_and(|group| portal.group != group) {
                 return Err(Refused::conflict(format!(
-                    "portal {address} listens for this run, in portal group {}; remove it first",
+                    "portal {address} is in portal group {}; remove it first",
                     portal.group
                 )));
             }
-            // It listens for this run; from now on it belongs to the configuration.
-            portal.temporary = false;
-            let mut config = self.config.clone();
-            config.portals.push(address);
-            return self.persist(config).await.inspect(|()| self.publish());
+            // What listens for this run belongs to the configuration from now on.
+            if std::mem::take(&mut portal.temporary) {
+                config.portals.push(address);
+            }
+            self.persist(config).await?;
+            return self.apply().await;
         }
-        let mut config = self.config.clone();
         config.portals.push(address);
         if group != PORTAL_GROUP_DEFAULT {
             config.portal_groups.insert(address, group);
@@ -58,6 +65,7 @@ impl Controller {
         let mut config = self.config.clone();
         config.portals.retain(|portal| *portal != address);
         config.portal_groups.remove(&address);
+        config.advertised.remove(&address);
         if config != self.config {
             self.persist(config).await?;
         }

@@ -13,7 +13,7 @@ use super::dataplane::ask_all;
 use super::error::Refused;
 use super::targets::target_of;
 use crate::scsi::AccessState;
-use crate::shard::message::{LunMap, TargetPort, ToShard};
+use crate::shard::message::{LunMap, Mask, TargetPort, ToShard};
 use crate::units::{DiskId, TargetId};
 
 /// The portal group of portals that were put into no other.
@@ -171,10 +171,12 @@ impl TargetConfig {
 /// Which ports lead to each disk.
 pub(super) fn ports_of_disks(
     luns: &HashMap<TargetId, LunMap>,
+    masks: &HashMap<TargetId, Vec<Mask>>,
     ports: &HashMap<TargetId, Vec<TargetPort>>,
 ) -> HashMap<DiskId, Vec<TargetPort>> {
     let mut of_disks: HashMap<DiskId, Vec<TargetPort>> = HashMap::new();
-    for (target, map) in luns {
+    let masked = masks.iter().flat_map(|(target, masks)| masks.iter().map(move |mask| (target, &mask.luns)));
+    for (target, map) in luns.iter().chain(masked) {
         for mapping in map.values() {
             let known = of_disks.entry(mapping.disk).or_default();
             known.extend(ports.get(target).into_iter().flatten());
@@ -182,6 +184,7 @@ pub(super) fn ports_of_disks(
     }
     for ports in of_disks.values_mut() {
         ports.sort_unstable_by_key(|port| port.number);
+        ports.dedup_by_key(|port| port.number);
     }
     of_disks
 }

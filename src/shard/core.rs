@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::agreement::{Agreed, AgreementHome, NEWS_MAX};
 use super::home::{BARRIERS_MAX, Home, HomeDisk};
+use super::link::STREAM_RESERVE_BYTES;
 use super::mailbox::Senders;
 use super::management::{JOBS_MAX, Jobs};
 use super::message::Configuration;
@@ -13,9 +14,9 @@ use super::pause::{AtWork, Pause};
 use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage};
 use crate::bounded::Queue;
 use crate::medium::Disk;
-use crate::mem::Arena;
+use crate::mem::{Arena, Buf};
 use crate::observe::{Operation, ShardStats};
-use crate::ring::{Nanos, Op, Ring, Tag, Wake};
+use crate::ring::{Fd, Nanos, Op, Ring, Tag, Wake};
 use crate::scsi::reservations::Nexus;
 use crate::units::{DiskId, ShardId};
 
@@ -106,6 +107,14 @@ pub(crate) struct Core<R: Ring> {
     pub(crate) news_underway: u32,
     /// Disks at home here that cannot go on with what is to be agreed on.
     pub(crate) stalled_agreements: Vec<u32>,
+    /// For the stream of one connection at a time that finds no memory; `None` while it is lent, or the arena is too
+    /// small for it.
+    pub(crate) stream_reserve: Option<Buf>,
+    /// Those that wait for memory are to be tried in the next turn, whatever happens.
+    pub(crate) feed: bool,
+    /// Connections that were turned away while the ring had no place: to be closed. No more than the process has
+    /// descriptors.
+    pub(crate) turned_away: Vec<Fd>,
     /// Disks with commands that started and ended within this turn.
     untimed: Vec<u32>,
 }
@@ -317,6 +326,7 @@ impl<R: Ring> Core<R> {
         stats: Arc<ShardStats>,
     ) -> Self {
         let now = io.ring.now();
+        let stream_reserve = io.arena.take(STREAM_RESERVE_BYTES);
         Self {
             id,
             io,
@@ -338,6 +348,9 @@ impl<R: Ring> Core<R> {
             shards,
             news_underway: 0,
             stalled_agreements: Vec::new(),
+            stream_reserve,
+            feed: false,
+            turned_away: Vec::with_capacity(64),
             untimed: Vec::with_capacity(64),
         }
     }
@@ -390,6 +403,15 @@ impl<R: Ring> Core<R> {
         let sent = self.mail.post(home, PeerMessage::Home { disk, swaps, asker, request }).is_ok();
         self.home_requests += usize::from(sent);
         sent
+    }
+
+    /// Close the connections that were turned away, as far as the ring has places.
+    pub(crate) fn close_turned_away(&mut self) {
+        while let Some(fd) = self.turned_away.pop() {
+            if self.io.submit(Mark::Ignore, Op::Close { fd }).is_err() {
+                return self.turned_away.push(fd);
+            }
+        }
     }
 
     /// A connection wants to be looked at by this time.

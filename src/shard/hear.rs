@@ -140,6 +140,7 @@ impl<R: Ring> Shard<R> {
             // refused.
             return core.mail.post_owed(asker.shard, PeerMessage::ResetDone { asker, done: false });
         };
+        let mut done = true;
         for link in links.iter_mut().flatten() {
             let is_own = asker.shard == core.id && asker.link == link.key;
             let target = match (&link.phase, scope) {
@@ -149,12 +150,15 @@ impl<R: Ring> Shard<R> {
                 _ => false,
             };
             if let Some((mut work, _, _)) = link.work(core) {
-                work.reset(scope, attention, job, is_own);
+                done &= work.reset(scope, attention, job, is_own);
             }
             if drop_sessions && target && !is_own {
                 link.close(core);
             }
             link.queue(core);
+        }
+        if !done {
+            core.job_failed(job);
         }
         self.reset_reservations(scope, job);
         self.core.job_collected(job);
@@ -260,7 +264,7 @@ impl<R: Ring> Shard<R> {
             let target = configuration.directory.target(name.as_str()).filter(|target| target.id == *id);
             let group = session.portal_group_tag;
             let target = target.filter(|target| target.is_reached_through(group));
-            if !target.is_some_and(|target| target.allows(&session.initiator, link.peer.ip())) {
+            if !target.is_some_and(|target| target.allows(&session.caller())) {
                 tracing::info!(peer = %link.peer, "session dropped: its target is gone or no longer allowed");
                 core.stats.connections_dropped.increment();
                 link.close(core);

@@ -3,13 +3,15 @@
 //! Messages are rare and may allocate; they never carry an initiator's data. A shard handles them between two turns of
 //! I/O and answers through the [`Reply`] that came with the question.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::agreement::ReservationStore;
 use crate::blocks::{Engine, SpaceReport};
+use crate::iscsi::access::{AccessRule, Caller};
 use crate::iscsi::directory::Directory;
 use crate::medium::Disk;
 use crate::observe::SessionStats;
@@ -34,12 +36,23 @@ pub struct Mapping {
 pub struct Configuration {
     /// Targets, access rules, authentication and portals, for login and discovery.
     pub directory: Arc<Directory>,
-    /// The LUNs of each target.
+    /// The LUNs of each target that everybody sees who may log in.
     pub luns: HashMap<TargetId, LunMap>,
     /// The ports of each target.
     pub ports: HashMap<TargetId, Vec<TargetPort>>,
     /// The ports that lead to each disk that some target maps.
     pub disk_ports: HashMap<DiskId, Vec<TargetPort>>,
+    /// LUNs that only some initiators see, narrow rules first.
+    pub masks: HashMap<TargetId, Vec<Mask>>,
+}
+
+/// LUNs for the initiators that a rule means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mask {
+    /// Who sees them.
+    pub rule: AccessRule,
+    /// The LUNs.
+    pub luns: LunMap,
 }
 
 /// A target port: a target in one of its portal groups (RFC 7143 section 3.5).
@@ -61,6 +74,27 @@ impl Configuration {
     pub fn port_number(&self, target: TargetId, portal_group_tag: u16) -> u16 {
         let ports = self.ports.get(&target).map_or(&[][..], Vec::as_slice);
         ports.iter().find(|port| port.portal_group_tag == portal_group_tag).map_or(1, |port| port.number)
+    }
+
+    /// The LUNs of a target that an initiator sees. Where two are meant for it under one number, the narrower rule
+    /// decides; and so it does under which number it sees a disk.
+    #[must_use]
+    pub fn luns_seen_by(&self, target: TargetId, caller: &Caller<'_>) -> Cow<'_, LunMap> {
+        static NONE: LunMap = LunMap::new();
+        let common = self.luns.get(&target).unwrap_or(&NONE);
+        let masks = self.masks.get(&target).map_or(&[][..], Vec::as_slice);
+        let fitting: Vec<&Mask> = masks.iter().filter(|mask| mask.rule.fits(caller)).collect();
+        if fitting.is_empty() {
+            return Cow::Borrowed(common);
+        }
+        let mut seen = LunMap::new();
+        let mut disks = HashSet::new();
+        for (lun, mapping) in fitting.into_iter().map(|mask| &mask.luns).chain([common]).flatten() {
+            if !seen.contains_key(lun) && disks.insert(mapping.disk) {
+                seen.insert(*lun, *mapping);
+            }
+        }
+        Cow::Owned(seen)
     }
 }
 

@@ -11,7 +11,7 @@
 //! | `hear` | messages from other shards and from the control plane, and what they set going |
 //! | `core` | what all connections of a shard share: ring, memory, disks, mail |
 //! | `link` | one TCP connection: buffers, receive and send, teardown by join |
-//! | `login` | the connection before full feature phase |
+//! | `login`, `newcomers` | the connection before full feature phase; how many such there may be |
 //! | `session` | LUNs and tasks of a connection in full feature phase |
 //! | `input` | from received bytes to events, and their dispatch |
 //! | `command` | a SCSI command's start, and its end |
@@ -19,7 +19,9 @@
 //! | `provision` | UNMAP, WRITE SAME, GET LBA STATUS |
 //! | `reserve` | reservations and target port groups |
 //! | `agreement` | what all shards must agree on about a disk beside its blocks |
+//! | `order` | which command may begin, by its task attribute |
 //! | `management` | aborts, resets, logout |
+//! | `fence` | what a function waits for on other initiators' sessions |
 //! | `pause` | who is at work on a disk's files, and keeping everybody away from them for a moment |
 //! | `change` | another form of a disk in its place, and what else the control plane asks of a home shard |
 //! | `home` | what a disk's home shard does for all: space, visibility, pages of maps, flushes |
@@ -37,6 +39,7 @@ mod change;
 mod command;
 mod core;
 mod driver;
+mod fence;
 mod hear;
 mod home;
 mod input;
@@ -46,7 +49,9 @@ mod login;
 mod mailbox;
 mod management;
 pub mod message;
+mod newcomers;
 mod notices;
+mod order;
 mod output;
 mod pause;
 mod peer;
@@ -63,7 +68,8 @@ mod write;
 pub use agreement::ReservationStore;
 pub(crate) use mailbox::{Senders, mailbox};
 pub use message::{
-    Configuration, DetachError, EngineReport, LunMap, Mapping, PauseError, Reply, SessionInfo, TargetPort, ToShard,
+    Configuration, DetachError, EngineReport, LunMap, Mapping, Mask, PauseError, Reply, SessionInfo, TargetPort,
+    ToShard,
 };
 pub(crate) use run::Parts;
 pub use run::Shard;

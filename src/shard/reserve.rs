@@ -9,14 +9,34 @@ use crate::iscsi::transfer::TaskId;
 use crate::mem::Buf;
 use crate::ring::Ring;
 use crate::scsi::reservations::ReserveIn;
-use crate::scsi::{MediumError, Outcome, Sense, SenseCode};
+use crate::scsi::{Action, MediumError, Outcome, Sense, SenseCode};
 
 /// Enough for the reply of most disks.
 const REPLY_BYTES: usize = 4096;
 
 impl<R: Ring> Work<'_, R> {
+    /// Begin with a command on reservations or target port groups. False: it is another.
+    pub(crate) fn start_agreement(&mut self, task: TaskId, action: Action, data: Immediate<'_>) -> bool {
+        match action {
+            Action::ReserveIn { what, allocation_length } => self.reserve_in(task, what, allocation_length),
+            Action::ReserveOut { service_action, scope_type, list_bytes } => {
+                let kind = Kind::ReserveOut { service_action, scope_type };
+                self.start_agreement_list(task, kind, list_bytes, data);
+            }
+            Action::ReserveUnit { release } => self.reserve_unit(task, release),
+            Action::ReportPortGroups { extended, allocation_length } => {
+                self.report_port_groups(task, extended, allocation_length);
+            }
+            Action::SetPortGroups { list_bytes } => {
+                self.start_agreement_list(task, Kind::SetPortGroups, u32::from(list_bytes), data);
+            }
+            _ => return false,
+        }
+        true
+    }
+
     /// PERSISTENT RESERVE IN.
-    pub(crate) fn reserve_in(&mut self, task: TaskId, what: ReserveIn, allocation_length: u16) {
+    fn reserve_in(&mut self, task: TaskId, what: ReserveIn, allocation_length: u16) {
         let slot = self.task(task).disk.expect("reservations are of a unit");
         self.reply(task, |core, buf| match core.disks.at(slot) {
             Some(entry) => entry.agreed.reservations.report(what, allocation_length, buf),
@@ -25,7 +45,7 @@ impl<R: Ring> Work<'_, R> {
     }
 
     /// REPORT TARGET PORT GROUPS.
-    pub(crate) fn report_port_groups(&mut self, task: TaskId, extended: bool, allocation_length: u32) {
+    fn report_port_groups(&mut self, task: TaskId, extended: bool, allocation_length: u32) {
         let slot = self.task(task).disk.expect("port groups are of a unit");
         self.reply(task, |core, buf| match core.disks.at(slot) {
             Some(entry) => entry.agreed.groups.report(extended, allocation_length, buf),
@@ -58,7 +78,7 @@ impl<R: Ring> Work<'_, R> {
     }
 
     /// A command whose parameter list goes to the home shard.
-    pub(crate) fn start_agreement_list(&mut self, task: TaskId, kind: Kind, list_bytes: u32, data: Immediate<'_>) {
+    fn start_agreement_list(&mut self, task: TaskId, kind: Kind, list_bytes: u32, data: Immediate<'_>) {
         let expected = self.session.connection.command(task).expected_write_length();
         if expected < list_bytes {
             return self.complete(task, Sense::new(SenseCode::PARAMETER_LIST_LENGTH_ERROR).into());
@@ -81,7 +101,7 @@ impl<R: Ring> Work<'_, R> {
     }
 
     /// RESERVE and RELEASE.
-    pub(crate) fn reserve_unit(&mut self, task: TaskId, release: bool) {
+    fn reserve_unit(&mut self, task: TaskId, release: bool) {
         self.task(task).kind = Kind::ReserveUnit { release };
         self.ask_agreement(task);
     }

@@ -159,9 +159,9 @@ fn with_aptpl_registrations_and_reservation_outlast_the_server_and_without_they_
             register(&mut b, 0xb1, APTPL);
             assert_eq!(out(&mut a, RESERVE, WE_RO, 0xa1, 0, 0), GOOD);
             if clean {
-                drop(server.stop())
+                server.stop();
             } else {
-                server.kill_9()
+                server.kill_9();
             }
             server.start_again();
             let (mut a, mut b, mut c) = (node(&server, &iqn, 1), node(&server, &iqn, 2), node(&server, &iqn, 3));

@@ -14,11 +14,12 @@ fn target(id: u32, name: &str, access: &str) -> Target {
         access,
         authentication: Authentication::None,
         portal_groups: Vec::new(),
+        redirects: vec![],
     }
 }
 
 fn portal(listen: &str, portal_group_tag: u16) -> Portal {
-    Portal { id: PortalId(0), listen: listen.parse().unwrap(), portal_group_tag }
+    Portal { id: PortalId(0), listen: listen.parse().unwrap(), portal_group_tag, advertise: None }
 }
 
 fn directory(targets: Vec<Target>, portals: Vec<Portal>) -> Arc<Directory> {
@@ -84,7 +85,7 @@ impl Bench {
             directory: &self.directory,
             initiator_name: &self.initiator_name,
             peer: "10.0.0.9".parse().unwrap(),
-            local: "10.0.0.1".parse().unwrap(),
+            local: "10.0.0.1:3260".parse().unwrap(),
             target: self.target.as_ref(),
             transmit_segment_length_max: self.transmit_segment_length_max,
             receive_segment_length_max: 262_144,

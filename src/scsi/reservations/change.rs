@@ -56,8 +56,8 @@ impl Reservations {
         }
     }
 
-    /// The operator takes everything off the unit: registrations, the persistent reservation, and what a RESERVE command
-    /// reserved. Who was registered learns of it as from CLEAR. True if anything changed.
+    /// The operator takes everything off the unit: registrations, the persistent reservation, and what a RESERVE
+    /// command reserved. Who was registered learns of it as from CLEAR. True if anything changed.
     pub fn clear_all(&mut self, effect: &mut dyn FnMut(&Nexus, Effect)) -> bool {
         let changed = !self.registrations.is_empty() || self.reserved_by.is_some();
         self.reservation = None;

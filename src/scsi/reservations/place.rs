@@ -1,5 +1,5 @@
-//! Where reservations are kept that outlast a loss of power: one place for each disk in a file, with two copies that are
-//! written in turn, so that one whole copy is there at every moment.
+//! Where reservations are kept that outlast a loss of power: one place for each disk in a file, with two copies that
+//! are written in turn, so that one whole copy is there at every moment.
 //!
 //! A copy is a header and then what [`Reservations::to_bytes`] says (nothing, when nothing has to outlast). All numbers
 //! are little-endian:

@@ -112,8 +112,8 @@ impl Reservations {
         self.registrations.iter().map(|registration| (&registration.nexus, registration.key))
     }
 
-    /// The key of the nexus that holds the persistent reservation, or zero where all registrants hold it. `None`: nobody
-    /// holds any.
+    /// The key of the nexus that holds the persistent reservation, or zero where all registrants hold it. `None`:
+    /// nobody holds any.
     pub fn holder_key(&self) -> Option<u64> {
         let kind = self.reservation?;
         let holder = self.registrations.iter().find(|registration| registration.holder);

@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn overlapping_changes_are_explained_by_some_order_and_writes_by_what_came_of_it() {
         let mut model = Model::default();
-        let mut done = |model: &mut Model, node, operation, answered| {
+        let done = |model: &mut Model, node, operation, answered| {
             let change = model.begin(node, operation).unwrap();
             model.ended(change, answered)
         };

@@ -278,6 +278,7 @@ impl Fencer {
     fn ended(&mut self, code: u8, key: Option<u8>) -> Result<(), String> {
         const RESERVATION_CONFLICT: u8 = 0x18;
         const ABORTED_COMMAND: u8 = 0x0b;
+        const TASK_ABORTED: u8 = 0x40;
         let Some((sent, _)) = self.sent.take() else { return Err("an answer to nothing".to_owned()) };
         let data = std::mem::take(&mut self.data);
         let answered = match (code, key) {
@@ -287,18 +288,20 @@ impl Fencer {
                 Answered::NotDone
             }
             (status::CHECK_CONDITION, _) => Answered::Wrong,
+            (TASK_ABORTED, _) => Answered::Lost,
             (code, _) => return Err(format!("status {code:#04x}")),
         };
         match answered {
             Answered::Good => self.report.good += 1,
             Answered::NotDone => self.report.retried += 1,
+            Answered::Lost => self.report.aborted += 1,
             _ => self.report.failed += 1,
         }
         let mut model = self.arbiter.0.borrow_mut();
         let node = |key: &[u8]| usize::from(key[7]).wrapping_sub(1);
         match (sent, answered) {
             (Sent::Change(change), answered) => model.ended(change, answered)?,
-            (_, Answered::NotDone) => {}
+            (_, Answered::NotDone | Answered::Lost) => {}
             (Sent::Write(mark), Answered::Good | Answered::Conflict) => {
                 model.written(mark, self.config.node, answered == Answered::Good)?;
             }
