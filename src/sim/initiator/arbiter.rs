@@ -235,6 +235,11 @@ impl Model {
         }
     }
 
+    /// Whether a node may not write, and could not at any moment since.
+    pub fn is_kept_out(&self, mark: Mark, node: usize) -> bool {
+        self.is_undisturbed(mark) && self.possible.iter().all(|state| !state.may_write(node))
+    }
+
     /// Registered nodes and the holder with its type were reported.
     pub fn seen(&mut self, mark: Mark, mut nodes: Vec<usize>, held: Option<Option<(usize, u8)>>) -> Result<(), String> {
         if !self.is_undisturbed(mark) {

@@ -61,6 +61,17 @@ enum Sent {
     Write(Mark),
     Keys(Mark),
     Reservation(Mark),
+    /// A block of a node whose commands were aborted.
+    Read,
+}
+
+/// What a node wrote whose commands a PREEMPT AND ABORT has ended: nothing comes after that.
+#[derive(Debug)]
+struct Watch {
+    victim: usize,
+    since: Mark,
+    block: Option<Vec<u8>>,
+    reads_left: u32,
 }
 
 #[derive(Debug)]
@@ -90,6 +101,10 @@ pub struct Fencer {
     data: Vec<u8>,
     /// A change of a session that was lost: decided when the next one begins.
     undecided: Option<u64>,
+    /// The victim of the PREEMPT AND ABORT that was sent last.
+    victim: Option<usize>,
+    watch: Option<Watch>,
+    writes: u8,
     commands_left: u32,
     report: InitiatorReport,
 }
@@ -111,6 +126,9 @@ impl Fencer {
             sent: None,
             data: Vec::new(),
             undecided: None,
+            victim: None,
+            watch: None,
+            writes: 0,
             commands_left: config.commands,
             config,
             report: InitiatorReport::default(),
@@ -136,6 +154,7 @@ impl Fencer {
 
     fn lose(&mut self) {
         self.stream = None;
+        self.watch = None;
         self.report.lost += 1;
         if let Some((Sent::Change(change), _)) = self.sent.take() {
             self.undecided = Some(change);
@@ -300,7 +319,28 @@ impl Fencer {
         let mut model = self.arbiter.0.borrow_mut();
         let node = |key: &[u8]| usize::from(key[7]).wrapping_sub(1);
         match (sent, answered) {
-            (Sent::Change(change), answered) => model.ended(change, answered)?,
+            (Sent::Change(change), answered) => {
+                model.ended(change, answered)?;
+                let since = model.mark();
+                let victim = self.victim.take().filter(|_| answered == Answered::Good);
+                self.watch = victim.map(|victim| Watch { victim, since, block: None, reads_left: 6 });
+            }
+            (Sent::Read, Answered::Good) => {
+                if let Some(watch) = &mut self.watch {
+                    let is_out = model.is_kept_out(watch.since, watch.victim);
+                    match &watch.block {
+                        Some(before) if is_out && *before != data => {
+                            return Err(format!("a write of node {} came after it was fenced", watch.victim));
+                        }
+                        _ => watch.block = Some(data),
+                    }
+                    watch.reads_left -= 1;
+                    if watch.reads_left == 0 || !is_out {
+                        self.watch = None;
+                    }
+                }
+            }
+            (Sent::Read, Answered::Conflict) => self.watch = None,
             (_, Answered::NotDone | Answered::Lost) => {}
             (Sent::Write(mark), Answered::Good | Answered::Conflict) => {
                 model.written(mark, self.config.node, answered == Answered::Good)?;
@@ -321,14 +361,22 @@ impl Fencer {
 
     /// Send the next command.
     fn send(&mut self) {
-        let change = if self.random.below(4) == 0 { self.change() } else { None };
+        let change = if self.watch.is_none() && self.random.below(4) == 0 { self.change() } else { None };
         let mark = self.arbiter.0.borrow().mark();
         let (sent, cdb, list, read_len) = match change {
             Some((change, cdb, list)) => (Sent::Change(change), cdb, list, 0),
+            None if self.watch.is_some() => {
+                let victim = self.watch.as_ref().map_or(0, |watch| watch.victim as u8);
+                (Sent::Read, vec![0x28, 0, 0, 0, 0, victim, 0, 0, 1, 0], Vec::new(), 4096)
+            }
             None => match self.random.below(8) {
                 0 => (Sent::Keys(mark), vec![0x5e, 0, 0, 0, 0, 0, 0, 1, 0, 0], Vec::new(), 256),
                 1 => (Sent::Reservation(mark), vec![0x5e, 1, 0, 0, 0, 0, 0, 1, 0, 0], Vec::new(), 256),
-                _ => (Sent::Write(mark), vec![0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0], vec![self.config.node as u8; 512], 0),
+                _ => {
+                    self.writes = self.writes.wrapping_add(1);
+                    let cdb = vec![0x2a, 0, 0, 0, 0, self.config.node as u8, 0, 0, 1, 0];
+                    (Sent::Write(mark), cdb, vec![self.writes; 512], 0)
+                }
             },
         };
         self.tag += 1;
@@ -371,7 +419,11 @@ impl Fencer {
             Operation::Unregister => (0, 0, own, 0, 0),
             Operation::Reserve(kind) => (1, kind, own, 0, 0),
             Operation::Release(kind) => (2, kind, own, 0, 0),
-            Operation::Preempt { victim, kind, abort } => (if abort { 5 } else { 4 }, kind, own, key(victim), 0),
+            Operation::Preempt { victim, abort: true, kind } => {
+                self.victim = Some(victim);
+                (5, kind, own, key(victim), 0)
+            }
+            Operation::Preempt { victim, kind, .. } => (4, kind, own, key(victim), 0),
             Operation::Clear => (3, 0, own, 0, 0),
         };
         let mut list = [key.to_be_bytes(), other.to_be_bytes()].concat();
