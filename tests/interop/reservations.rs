@@ -327,3 +327,22 @@ fn ports_lead_to_disks_in_the_states_that_operator_and_initiators_set() {
     server.refused(&["target", "portgroup", "set", "paths", "7", "--state", "standby"]);
     server.stop();
 }
+
+/// What one shard has answered holds on the other: the next command there knows.
+#[test]
+fn no_shard_lags_behind_an_answer() {
+    let mut server = two_shards();
+    let iqn = server.ready_target("prompt", &["--size", "16M", "--format", "memory"]);
+    let mut all = nodes(&server, &iqn, 2);
+    let [a, b] = &mut all[..] else { panic!("two nodes") };
+    register(a, 0xa1, 0);
+    register(b, 0xb1, 0);
+    for round in 0..crate::server::count("LUNARING_FENCES", 400) {
+        let (holder, other, key) = if round % 2 == 0 { (&mut *a, &mut *b, 0xa1) } else { (&mut *b, &mut *a, 0xb1) };
+        assert_eq!(out(holder, RESERVE, 1, key, 0, 0), GOOD);
+        assert_eq!(write(other), RESERVATION_CONFLICT, "round {round}");
+        assert_eq!(out(holder, RELEASE, 1, key, 0, 0), GOOD);
+        assert_eq!(write(other), GOOD, "round {round}");
+    }
+    server.stop();
+}

@@ -20,7 +20,7 @@ use crate::sim::{Random, Runnable, StreamError, World, hash_bytes};
 const RETRY_AFTER: Nanos = Nanos(3_000_000);
 
 /// A command that is not answered for this long was aborted by another's PREEMPT AND ABORT.
-const ANSWER_WITHIN: Nanos = Nanos(400_000_000);
+const ANSWER_WITHIN: Nanos = Nanos(1_000_000_000);
 
 /// The model that the fencers of a world share.
 #[derive(Clone, Debug, Default)]
@@ -323,7 +323,7 @@ impl Fencer {
                 model.ended(change, answered)?;
                 let since = model.mark();
                 let victim = self.victim.take().filter(|_| answered == Answered::Good);
-                self.watch = victim.map(|victim| Watch { victim, since, block: None, reads_left: 6 });
+                self.watch = victim.map(|victim| Watch { victim, since, block: None, reads_left: 12 });
             }
             (Sent::Read, Answered::Good) => {
                 if let Some(watch) = &mut self.watch {

@@ -34,7 +34,7 @@ fn fence(run: Run, end: Option<End>) -> Result<Report, String> {
     let world = World::with_config(run.seed, config);
     world.set_file_faults(FileFaults {
         delay: Chance::percent(20),
-        delay_max: Nanos(2_000_000),
+        delay_max: Nanos(20_000_000),
         ..FileFaults::default()
     });
     let mut random = world.random();
