@@ -29,6 +29,7 @@ mod disks;
 pub mod error;
 pub mod executor;
 mod images;
+mod keeping;
 pub mod launch;
 mod live;
 mod merges;

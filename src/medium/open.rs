@@ -240,7 +240,7 @@ fn unit_for(spec: &OpenSpec, parts: &Parts, read_only: bool) -> Result<Unit, Fil
         sense_format: SenseFormat::Fixed,
     };
     let unit = Unit::new(&config).map_err(|_| size("it cannot be described to an initiator"))?;
-    Ok(unit.with_features(Features::COMPARE_AND_WRITE.and(Features::OR_WRITE)))
+    Ok(unit.with_features(Features::COMPARE_AND_WRITE.and(Features::OR_WRITE).and(Features::MODE_SELECT)))
 }
 
 /// The pieces in which a disk gives space back; `None` for one that keeps it.

@@ -1,5 +1,6 @@
 //! A SCSI command's start and its end.
 
+use super::parameters::List;
 use super::peer::{HomeRequest, LinkKey};
 use super::session::{Answer, Immediate, Kind, Resume, Step, Work};
 use crate::blocks::Done;
@@ -11,8 +12,8 @@ use crate::observe::Operation;
 use crate::ring::Ring;
 use crate::scsi::sense::SenseKey;
 use crate::scsi::{
-    self, Action, ByteCheck, CommandRequest, Condition, LogicalUnit, MediumError, Outcome, ParameterList, Sense,
-    SenseCode, SenseFormat, TargetView,
+    self, Action, ByteCheck, CommandRequest, LogicalUnit, MediumError, Outcome, ParameterList, Sense, SenseCode,
+    SenseFormat, TargetView,
 };
 
 impl<R: Ring> Work<'_, R> {
@@ -34,12 +35,15 @@ impl<R: Ring> Work<'_, R> {
         let lun_index = scsi::lun::decode(self.session.connection.command(task).lun_raw)
             .and_then(|lun| self.session.lun_index(lun));
         let disk = lun_index.map(|index| self.session.luns[index].disk);
+        let mut writes_through = false;
         if let Some(slot) = disk.and_then(|slot| self.core.disks.at_mut(slot)) {
             slot.tasks += 1;
+            writes_through = slot.settings.writes_through;
         }
         let entry = self.task(task);
         entry.started = now;
         entry.disk = disk;
+        entry.durable = writes_through;
         let action = self.execute(task, lun_index);
         self.carry_out(task, action, data);
         true
@@ -84,11 +88,11 @@ impl<R: Ring> Work<'_, R> {
         let unit = match lun_index {
             Some(index) => {
                 let entry = &mut session.luns[index];
-                let disk = self.core.disks.of_task(entry.disk);
+                let slot = self.core.disks.at(entry.disk).expect("a disk stays attached while tasks use it");
                 Some(LogicalUnit {
-                    unit: disk.unit(entry.read_only),
+                    unit: slot.unit(entry.read_only),
                     nexus: &mut entry.nexus,
-                    condition: Condition::Ready,
+                    condition: slot.settings.condition,
                 })
             }
             None => None,
@@ -141,7 +145,7 @@ impl<R: Ring> Work<'_, R> {
             Action::Write { fua, .. } => {
                 entry.kind = Kind::Write;
                 entry.operation = Operation::Write;
-                entry.durable = fua;
+                entry.durable |= fua;
                 self.start_write(task, medium_bytes, data_out, data);
             }
             Action::Verify { byte_check, .. } => {
@@ -175,6 +179,9 @@ impl<R: Ring> Work<'_, R> {
                 self.start_compare_and_write(task, lba, blocks, fua, data)
             }
             Action::OrWrite { lba, blocks, fua, .. } => self.start_or_write(task, lba, blocks, fua, data),
+            Action::ModeSelect { list_bytes, long, save } => {
+                self.start_list(task, List::Mode { long, save }, u32::from(list_bytes), data);
+            }
             // No unit here says that it serves any other.
             _ => self.complete(task, Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into()),
         }

@@ -11,6 +11,7 @@ use super::message::Configuration;
 use super::notices::Notices;
 use super::pause::{AtWork, Pause};
 use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage};
+use super::settings::{CHANGES_MAX, Settings};
 use crate::bounded::Queue;
 use crate::medium::Disk;
 use crate::mem::Arena;
@@ -56,6 +57,8 @@ pub(crate) struct DiskSlot {
     pub(crate) at_work: AtWork,
     /// Ranges of it that single commands have to themselves.
     pub(crate) ranges: HeldRanges,
+    /// What its unit is set to.
+    pub(crate) settings: Settings,
     /// Its commands are held.
     pub(crate) pause: Option<Pause>,
     /// How often another form of it has been put in its place.
@@ -189,7 +192,9 @@ impl<W: Wake> Mail<W> {
     pub(crate) fn new(me: ShardId, senders: Senders<W>) -> Self {
         // Answers that may be owed at once: all that every shard may have asked this one as a home shard, and every
         // job; barriers with their answers; and four messages about every range.
-        let owed_max = senders.0.len() * (HOME_REQUESTS_MAX + 2 * BARRIERS_MAX as usize + 4 * RANGES_MAX) + JOBS_MAX;
+        let owed_max = senders.0.len()
+            * (HOME_REQUESTS_MAX + 2 * BARRIERS_MAX as usize + 4 * RANGES_MAX + 2 * CHANGES_MAX)
+            + JOBS_MAX;
         Self { me, senders, local: Queue::new(OUTBOX_MAX + owed_max), outbox: Queue::new(OUTBOX_MAX + owed_max) }
     }
 

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use super::settings::{DiskSettings, Keeper};
 use crate::blocks::{Engine, SpaceReport};
 use crate::iscsi::directory::Directory;
 use crate::medium::Disk;
@@ -34,6 +35,10 @@ pub struct Configuration {
     pub directory: Arc<Directory>,
     /// The LUNs of each target.
     pub luns: HashMap<TargetId, LunMap>,
+    /// Settings of disks. What initiators change themselves counts from here when the disk is first configured.
+    pub disks: HashMap<DiskId, DiskSettings>,
+    /// Keeps what initiators save.
+    pub keeper: Option<Keeper>,
 }
 
 /// The LUNs of one target.
@@ -163,6 +168,13 @@ pub enum ToShard {
         attention: Option<Attention>,
         /// Answered when the commands go on.
         reply: Reply<Result<(), DetachError>>,
+    },
+    /// What a shard wanted kept ([`Keep`](super::Keep)) is durable, or cannot be.
+    Kept {
+        /// [`Keep::ticket`](super::Keep::ticket).
+        ticket: u64,
+        /// It is durable.
+        is_kept: bool,
     },
     /// Close the engine of a paused disk, on its home shard; its files stay open and can be read. It can be opened anew
     /// and put in its place with `Swap`.

@@ -18,9 +18,11 @@
 //! | `read`, `write` | how a command's data moves between connection and medium |
 //! | `provision` | UNMAP, WRITE SAME, GET LBA STATUS |
 //! | `compare` | COMPARE AND WRITE and ORWRITE |
+//! | `parameters` | commands whose data is a parameter list |
 //! | `management` | aborts, resets, logout |
 //! | `pause` | who is at work on a disk's files, and keeping everybody away from them for a moment |
 //! | `exclusive` | ranges of a disk that one command has to itself, on all shards |
+//! | `settings` | what a unit is set to, on all shards |
 //! | `change` | another form of a disk in its place, and what else the control plane asks of a home shard |
 //! | `home` | what a disk's home shard does for all: space, visibility, pages of maps, flushes |
 //! | `driver`, `load` | an engine's operations, and pages of maps, on the ring |
@@ -49,6 +51,7 @@ mod management;
 pub mod message;
 mod notices;
 mod output;
+mod parameters;
 mod pause;
 mod peer;
 pub mod placement;
@@ -57,6 +60,7 @@ mod read;
 mod registrar;
 mod run;
 mod session;
+mod settings;
 mod threads;
 mod write;
 
@@ -64,4 +68,5 @@ pub(crate) use mailbox::{Senders, mailbox};
 pub use message::{Configuration, DetachError, EngineReport, LunMap, Mapping, PauseError, Reply, SessionInfo, ToShard};
 pub(crate) use run::Parts;
 pub use run::Shard;
+pub use settings::{DiskSettings, Keep, Keeper, Kept};
 pub use threads::{Shards, ShardsConfig, StartError, portal_listeners};

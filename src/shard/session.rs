@@ -7,6 +7,7 @@ use super::core::{Core, DiskTable};
 use super::link::LinkState;
 use super::message::Configuration;
 use super::output::Tx;
+use super::parameters::List;
 use super::peer::LinkKey;
 use super::provision::Provision;
 use crate::bounded::{Key, Queue};
@@ -140,6 +141,7 @@ pub(crate) enum Resume {
     Exclude,
     AskRange,
     LbaStatus,
+    SettingChanged,
     Answer,
 }
 
@@ -181,6 +183,8 @@ pub(crate) enum Kind {
     Unmap,
     /// One range is to read as zeros.
     Zero,
+    /// Something is done with a parameter list.
+    List(List),
     /// One block is written over and over.
     WriteSame {
         unmap: bool,
@@ -400,6 +404,7 @@ impl<R: Ring> Work<'_, R> {
             Resume::Exclude => self.exclude(task),
             Resume::AskRange => self.ask_range(task),
             Resume::LbaStatus => self.lba_status_again(task),
+            Resume::SettingChanged => self.setting_changed(task),
             Resume::Answer => self.send_when_drained(task),
         }
     }

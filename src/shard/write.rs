@@ -209,6 +209,7 @@ impl<R: Ring> Work<'_, R> {
             Kind::WriteSame { .. } => self.same_received(task),
             Kind::CompareAndWrite => self.compare_data_received(task),
             Kind::OrWrite => self.exclude(task),
+            Kind::List(_) => self.list_is_here(task),
             _ => self.write_out(task),
         }
     }

@@ -11,6 +11,7 @@ mod crash;
 mod differencing;
 mod exclusive;
 mod images;
+mod modes;
 mod protocol;
 mod server;
 mod sessions;

@@ -71,6 +71,8 @@ pub struct LunPlan {
     pub may_fail: bool,
     /// Whether space is taken when it is first written, and can be given back.
     pub thin: bool,
+    /// Whether its write cache is off: what is answered is durable.
+    pub uncached: bool,
     /// Whether it has two parents, and holds at first what [`layered_version`] says.
     pub layered: bool,
     /// Where [`SHARED_SECTORS`] sectors begin that initiators change together, a multiple of 8; and which of at most
@@ -610,10 +612,12 @@ fn on_good(unit: &mut Unit, work: Work, data_in: &[u8]) -> Result<(), String> {
                 unit.contents.check(first, data_in).map_err(|why| format!("LUN {}: {why}", unit.plan.lun))?;
             }
         }
-        Work::Write { unit: first, count, version, through } => unit.contents.written(first, count, version, through),
+        Work::Write { unit: first, count, version, through } => {
+            unit.contents.written(first, count, version, through || unit.plan.uncached);
+        }
         Work::Unmap { .. } | Work::WriteSame { .. } => {
             if let Some((first, count, version)) = work.change() {
-                unit.contents.written(first, count, version, false);
+                unit.contents.written(first, count, version, unit.plan.uncached);
             }
         }
         Work::LbaStatus { unit: first } => {

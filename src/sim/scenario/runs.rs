@@ -63,7 +63,7 @@ fn disks() -> Vec<DiskPlan> {
 
 fn server_config(random: &mut Random) -> ServerConfig {
     let shards = 1 + random.below(3) as u16;
-    ServerConfig { shards, disks: disks(), memory_bytes: 64 << 20, ring_slots: 2048 }
+    ServerConfig { shards, disks: disks(), uncached: false, memory_bytes: 64 << 20, ring_slots: 2048 }
 }
 
 /// A scenario's settings.
@@ -81,6 +81,8 @@ struct Setting {
     transfer_bytes_max: usize,
     /// Initiators also change some blocks together.
     shares: bool,
+    /// Write caches are off.
+    uncached: bool,
 }
 
 impl Default for Setting {
@@ -96,6 +98,7 @@ impl Default for Setting {
             pipe_capacity_bytes: 256 * 1024,
             transfer_bytes_max: 256 * 1024,
             shares: false,
+            uncached: false,
         }
     }
 }
@@ -183,6 +186,7 @@ fn initiator_config(number: u64, setting: &Setting, plans: &[DiskPlan], random: 
         may_fail: false,
         thin: matches!(plan.format, DiskFormat::Raw | DiskFormat::Vhdx | DiskFormat::Vhd)
             && plan.kind != DiskKind::Fixed,
+        uncached: setting.uncached,
         layered: plan.kind == DiskKind::Differencing,
         shared: (setting.shares && plan.kind != DiskKind::Differencing && plan.format != DiskFormat::Null)
             .then_some((SHARED_FIRST, number as usize)),
@@ -401,8 +405,10 @@ fn power_cut(run: Run) -> Result<Report, String> {
 }
 
 fn with_crashes(run: Run, end: End) -> Result<Report, String> {
-    let setting = Setting { may_lose_connection: true, commands: 200, ..Setting::default() };
-    let mut scene = Scene::new(run, &setting, |_| {})?;
+    // In every other run everything that is answered is durable.
+    let uncached = run.seed % 2 == 1;
+    let setting = Setting { may_lose_connection: true, commands: 200, uncached, ..Setting::default() };
+    let mut scene = Scene::new(run, &setting, |config| config.uncached = uncached)?;
     for _ in 0..1 + scene.random.below(3) {
         let time = Nanos(scene.random.below(12_000_000));
         if scene.run(time)? == Outcome::Satisfied {
