@@ -175,7 +175,7 @@ impl<R: Ring> Work<'_, R> {
         self.write_out(task);
     }
 
-    fn block_bytes(&mut self, task: TaskId) -> u32 {
+    pub(super) fn block_bytes(&mut self, task: TaskId) -> u32 {
         let slot = self.task(task).disk.expect("a command on blocks has a unit");
         self.core.disks.of_task(slot).block_length()
     }
@@ -190,7 +190,7 @@ impl<R: Ring> Work<'_, R> {
             }
             let (start, end) = match self.present_range(task) {
                 Ok(Some(range)) => range,
-                Ok(None) => return self.complete(task, Outcome::GOOD),
+                Ok(None) => return self.provisioned(task),
                 Err(outcome) => return self.complete(task, outcome),
             };
             let slot = self.task(task).disk.expect("a range has a unit");
@@ -218,8 +218,19 @@ impl<R: Ring> Work<'_, R> {
         }
     }
 
+    /// All ranges read as zeros. That is made durable where every write is.
+    fn provisioned(&mut self, task: TaskId) {
+        let entry = self.task(task);
+        let slot = entry.disk.expect("a range has a unit");
+        if entry.durable && self.flushes(slot) {
+            self.task(task).kind = Kind::Flush;
+            return self.ask_flush(task);
+        }
+        self.complete(task, Outcome::GOOD);
+    }
+
     /// The range that the task is at, in bytes of the disk. The disk may have become smaller since the last one.
-    fn present_range(&mut self, task: TaskId) -> Result<Option<(u64, u64)>, Outcome> {
+    pub(super) fn present_range(&mut self, task: TaskId) -> Result<Option<(u64, u64)>, Outcome> {
         let entry = &self.session.tasks[usize::from(task.0)];
         let disk = self.core.disks.of_task(entry.disk.expect("a range has a unit"));
         let index = usize::from(entry.provision.range);
