@@ -75,8 +75,11 @@ impl Features {
     pub const LOG_DATA: Self = Self(1 << 8);
     /// [`Action::ReportTimestamp`](super::Action::ReportTimestamp).
     pub const TIMESTAMP: Self = Self(1 << 9);
+    /// [`Action::CopyOut`](super::Action::CopyOut), [`Action::CopyAbort`](super::Action::CopyAbort) and
+    /// [`Action::CopyIn`](super::Action::CopyIn).
+    pub const COPY: Self = Self(1 << 10);
     /// All of them.
-    pub const ALL: Self = Self((1 << 10) - 1);
+    pub const ALL: Self = Self((1 << 11) - 1);
     /// Blocks can be unmapped: [`UnitConfig::thin_provisioned`] says so.
     pub(super) const UNMAP: Self = Self(1 << 30);
     /// [`Unit::with_atomic_writes`] says so.
