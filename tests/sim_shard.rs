@@ -8,13 +8,17 @@ use lunaring::sim::scenario::{Report, Run, find};
 
 /// Run a scenario with the first seeds; all must succeed.
 fn run_all(name: &str, seeds: u64) -> Vec<Report> {
+    run_seeds(name, 0..seeds)
+}
+
+fn run_seeds(name: &str, seeds: impl IntoIterator<Item = u64>) -> Vec<Report> {
     let scenario = find(name).expect("the scenario exists");
     let run = |seed| {
         (scenario.run)(Run::new(seed)).unwrap_or_else(|why| {
             panic!("{why}\nrepeat it with: cargo run -p tools -- sim --scenario {name} --seed {seed} --trace")
         })
     };
-    (0..seeds).map(run).collect()
+    seeds.into_iter().map(run).collect()
 }
 
 /// The sum of something over all initiators of all runs.
@@ -106,7 +110,9 @@ fn disks_change_under_io_and_nobody_notices() {
 
 #[test]
 fn a_process_killed_between_changes_has_lost_nothing_that_it_answered() {
-    run_all("changes-killed", 6);
+    // Of the last two, task management functions cover writes that another initiator's reset aborted and that are still
+    // being committed: their answers wait for those too.
+    run_seeds("changes-killed", (0..6).chain([21, 25]));
 }
 
 #[test]

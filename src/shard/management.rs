@@ -2,7 +2,9 @@
 //!
 //! A function is answered only when every task that it aborts has ended, on every shard. A [`Job`] counts the tasks of
 //! this shard; functions that reach beyond the initiator's own session go to all shards by message, and each answers
-//! when its job is done.
+//! when its job is done. What an earlier function, or the end of a connection, has aborted already may still be under
+//! way: a function that covers it waits for it too, for who is told that a task has ended may count on nothing of it
+//! happening any more.
 
 use super::core::Core;
 use super::link::LinkState;
@@ -23,6 +25,8 @@ pub(crate) const JOBS_MAX: usize = 4096;
 pub(crate) struct Job {
     asker: Asker,
     remaining: u32,
+    /// A later job that waits for this one, because a task of this one is also one of that.
+    then: Option<Key>,
 }
 
 /// The jobs of a shard.
@@ -59,7 +63,7 @@ impl<R: Ring> Core<R> {
     /// A job without tasks yet. It must be closed by [`Self::job_collected`]. `None`: too many.
     pub(crate) fn begin_job(&mut self, asker: Asker) -> Option<Key> {
         // One more than there are tasks, so that it does not end while they are being collected.
-        self.jobs.0.insert(Job { asker, remaining: 1 }).ok()
+        self.jobs.0.insert(Job { asker, remaining: 1, then: None }).ok()
     }
 
     /// A task that the job waits for.
@@ -76,12 +80,32 @@ impl<R: Ring> Core<R> {
 
     /// A task of the job has ended. With the last one the asker is told.
     pub(crate) fn job_task_ended(&mut self, key: Key) {
-        let Some(job) = self.jobs.0.at_mut(key) else { return };
-        job.remaining -= 1;
-        if job.remaining == 0
-            && let Some(job) = self.jobs.0.remove(key)
-        {
-            self.mail.post_owed(job.asker.shard, PeerMessage::ResetDone { asker: job.asker, done: true });
+        let mut ended = Some(key);
+        while let Some(key) = ended.take() {
+            let Some(job) = self.jobs.0.at_mut(key) else { return };
+            job.remaining -= 1;
+            if job.remaining == 0
+                && let Some(job) = self.jobs.0.remove(key)
+            {
+                self.mail.post_owed(job.asker.shard, PeerMessage::ResetDone { asker: job.asker, done: true });
+                ended = job.then;
+            }
+        }
+    }
+
+    /// The later job waits for the earlier one. Jobs that wait for the same one form a chain by age, so that each needs
+    /// one place: it may wait for more than it covers, and ends all the same, since nothing waits for a later job.
+    fn job_follows(&mut self, later: Key, earlier: Key) {
+        let mut at = earlier;
+        while at != later {
+            let Some(job) = self.jobs.0.at_mut(at) else { return };
+            match job.then {
+                Some(next) => at = next,
+                None => {
+                    job.then = Some(later);
+                    return self.job_has_task(later);
+                }
+            }
         }
     }
 }
@@ -155,7 +179,41 @@ impl<R: Ring> Work<'_, R> {
         for &affected in affected.as_slice() {
             self.abort(affected, Some(job));
         }
+        match request.function {
+            TaskManagementFunction::ABORT_TASK => {}
+            TaskManagementFunction::TARGET_WARM_RESET | TaskManagementFunction::TARGET_COLD_RESET => {
+                self.await_lingering(None, job);
+            }
+            _ => {
+                let lun = scsi::lun::decode(request.lun_raw);
+                if let Some(index) = lun.and_then(|lun| self.session.lun_index(lun)) {
+                    self.await_lingering(Some(self.session.luns[index].disk), job);
+                }
+            }
+        }
         self.core.job_collected(job);
+    }
+
+    /// The job also waits for tasks (of this disk) that were aborted before and are still under way.
+    fn await_lingering(&mut self, disk: Option<u32>, job: Key) {
+        for index in 0..TASKS_MAX as u16 {
+            let entry = self.task(TaskId(index));
+            let lingers = entry.aborted && entry.operations > 0;
+            if lingers && entry.disk.is_some() && (disk.is_none() || disk == entry.disk) {
+                self.join(TaskId(index), job);
+            }
+        }
+    }
+
+    /// A job waits for a task that has been aborted already.
+    fn join(&mut self, task: TaskId, job: Key) {
+        match self.task(task).job {
+            Some(earlier) => self.core.job_follows(job, earlier),
+            None => {
+                self.task(task).job = Some(job);
+                self.core.job_has_task(job);
+            }
+        }
     }
 
     /// A shard has done its part of a function, or this session's own tasks have ended.
@@ -208,6 +266,7 @@ impl<R: Ring> Work<'_, R> {
         for &affected in affected.as_slice() {
             self.abort(affected, Some(job));
         }
+        self.await_lingering(disk, job);
     }
 
     /// Log out: what is left of the session's tasks ends without an answer.
@@ -225,13 +284,22 @@ impl<R: Ring> Work<'_, R> {
             self.abort(other, job);
         }
         match job {
-            Some(job) => self.core.job_collected(job),
+            Some(job) => {
+                self.await_lingering(None, job);
+                self.core.job_collected(job);
+            }
             None => self.send(task),
         }
     }
 
     /// Abort one task: no answer will go. It ends when its operations have come back.
     pub(crate) fn abort(&mut self, task: TaskId, job: Option<Key>) {
+        if self.task(task).aborted {
+            if let Some(job) = job {
+                self.join(task, job);
+            }
+            return;
+        }
         self.session.connection.abort(task);
         if let Some(job) = job {
             self.core.job_has_task(job);
