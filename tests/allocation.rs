@@ -92,6 +92,7 @@ fn initiator(world: &World, number: u64) -> Initiator {
         may_fail: false,
         thin: lun >= 2,
         layered: lun == 5,
+        shared: None,
     };
     let keep = Keeping::Always;
     let config = InitiatorConfig {

@@ -13,7 +13,7 @@ use super::layer::{FileBacking, LayerFile};
 use super::{Cache, DiskFormat, DiskKind, FileError, Parents, describe};
 use crate::blocks::{Chain, Engine};
 use crate::mem::SharedMemory;
-use crate::scsi::{BlockLength, SenseFormat, Unit, UnitConfig};
+use crate::scsi::{BlockLength, Features, SenseFormat, Unit, UnitConfig};
 use crate::units::{DiskId, ShardId};
 
 /// What a file system gives back at once: the unmap granularity of a raw disk.
@@ -239,7 +239,8 @@ fn unit_for(spec: &OpenSpec, parts: &Parts, read_only: bool) -> Result<Unit, Fil
         },
         sense_format: SenseFormat::Fixed,
     };
-    Unit::new(&config).map_err(|_| size("it cannot be described to an initiator"))
+    let unit = Unit::new(&config).map_err(|_| size("it cannot be described to an initiator"))?;
+    Ok(unit.with_features(Features::COMPARE_AND_WRITE.and(Features::OR_WRITE)))
 }
 
 /// The pieces in which a disk gives space back; `None` for one that keeps it.

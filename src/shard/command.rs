@@ -126,8 +126,7 @@ impl<R: Ring> Work<'_, R> {
                 let medium = u64::from(blocks) << length.shift();
                 (lba.0 << length.shift(), medium, action.data_out_bytes(length))
             }
-            // No unit here says that it serves any other.
-            (_, Some(_)) => return self.complete(task, Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into()),
+            (_, Some(_)) => return self.carry_out_other(task, action, data),
         };
         let entry = self.task(task);
         entry.offset_bytes = offset_bytes;
@@ -166,6 +165,18 @@ impl<R: Ring> Work<'_, R> {
                 self.start_write_same(task, medium_bytes, unmap, (!no_data_out).then_some(data));
             }
             _ => {}
+        }
+    }
+
+    /// Begin what is neither reading nor writing alone.
+    fn carry_out_other(&mut self, task: TaskId, action: Action, data: Immediate<'_>) {
+        match action {
+            Action::CompareAndWrite { lba, blocks, fua, .. } => {
+                self.start_compare_and_write(task, lba, blocks, fua, data)
+            }
+            Action::OrWrite { lba, blocks, fua, .. } => self.start_or_write(task, lba, blocks, fua, data),
+            // No unit here says that it serves any other.
+            _ => self.complete(task, Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into()),
         }
     }
 
@@ -290,13 +301,15 @@ impl<R: Ring> Work<'_, R> {
     /// The command has ended: answer as soon as it is allowed.
     pub(crate) fn complete(&mut self, task: TaskId, outcome: Outcome) {
         self.end_work(task);
+        self.release_range(task);
         let entry = self.task(task);
         entry.answer = Answer::Response(outcome);
         entry.buf = None;
         entry.data = None;
+        entry.second = None;
         entry.clear_read();
         // What these have done to the medium says nothing of how much data was transferred.
-        let apart = matches!(entry.kind, Kind::Unmap | Kind::Zero | Kind::WriteSame { .. });
+        let apart = matches!(entry.kind, Kind::Unmap | Kind::Zero | Kind::WriteSame { .. } | Kind::CompareAndWrite);
         if outcome != Outcome::GOOD && !apart {
             entry.transfer_length = u64::from(entry.done);
         }
@@ -416,11 +429,13 @@ impl<R: Ring> Work<'_, R> {
         let entry = self.task(task);
         assert_eq!(entry.operations, 0, "a task ends after its last operation");
         self.end_work(task);
+        self.release_range(task);
         let entry = self.task(task);
         let slot = entry.disk.take();
         let job = entry.job.take();
         entry.buf = None;
         entry.data = None;
+        entry.second = None;
         entry.clear_read();
         entry.answer = Answer::None;
         entry.kind = Kind::None;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::exclusive::{HeldRanges, RANGES_MAX};
 use super::home::{BARRIERS_MAX, Home, HomeDisk};
 use super::mailbox::Senders;
 use super::management::{JOBS_MAX, Jobs};
@@ -53,6 +54,8 @@ pub(crate) struct DiskSlot {
     pub(crate) home: Option<Box<HomeDisk>>,
     /// Who is at work on its files.
     pub(crate) at_work: AtWork,
+    /// Ranges of it that single commands have to themselves.
+    pub(crate) ranges: HeldRanges,
     /// Its commands are held.
     pub(crate) pause: Option<Pause>,
     /// How often another form of it has been put in its place.
@@ -185,8 +188,8 @@ impl<R: Ring> Io<R> {
 impl<W: Wake> Mail<W> {
     pub(crate) fn new(me: ShardId, senders: Senders<W>) -> Self {
         // Answers that may be owed at once: all that every shard may have asked this one as a home shard, and every
-        // job; and barriers with their answers.
-        let owed_max = senders.0.len() * (HOME_REQUESTS_MAX + 2 * BARRIERS_MAX as usize) + JOBS_MAX;
+        // job; barriers with their answers; and four messages about every range.
+        let owed_max = senders.0.len() * (HOME_REQUESTS_MAX + 2 * BARRIERS_MAX as usize + 4 * RANGES_MAX) + JOBS_MAX;
         Self { me, senders, local: Queue::new(OUTBOX_MAX + owed_max), outbox: Queue::new(OUTBOX_MAX + owed_max) }
     }
 

@@ -4,6 +4,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use super::core::{Core, DiskSlot};
+use super::exclusive::HeldRanges;
 use super::home::HomeDisk;
 use super::link::{LinkState, Phase};
 use super::login;
@@ -53,6 +54,16 @@ impl<R: Ring> Shard<R> {
             }
             PeerMessage::Barrier { disk, home } => self.barrier(disk, home),
             PeerMessage::BarrierPassed { disk } => self.barrier_passed(disk),
+            PeerMessage::HoldRange { disk, number, range, asker, home } => {
+                self.hold_range(disk, number, range, asker, home);
+            }
+            PeerMessage::RangeHeld { disk, number } => self.range_held(disk, number),
+            PeerMessage::RangeGranted { asker, number } => {
+                self.core.home_requests -= 1;
+                self.with_work(asker.link, |work| work.range_granted(TaskId(asker.task), number));
+            }
+            PeerMessage::ReleaseRange { disk, number } => self.range_released(disk, number),
+            PeerMessage::FreeRange { disk, number } => self.free_range(disk, number),
             PeerMessage::Reset { scope, attention, drop_sessions, asker } => {
                 self.reset_units(scope, attention, drop_sessions, asker);
             }
@@ -83,6 +94,9 @@ impl<R: Ring> Shard<R> {
     }
 
     fn home_request(&mut self, disk: DiskId, swaps: u32, asker: Asker, request: HomeRequest) {
+        if let HomeRequest::HoldRange(range) = request {
+            return self.range_wanted(disk, asker, range);
+        }
         let Core { io, mail, disks, home, .. } = &mut self.core;
         let slot = disks.find(disk).and_then(|slot| disks.at_mut(slot));
         let result = match slot.map(|slot| (slot.swaps == swaps, slot.home.as_mut())) {
@@ -212,6 +226,7 @@ impl<R: Ring> Shard<R> {
             disk: Arc::clone(&disk),
             tasks: 0,
             at_work: AtWork::default(),
+            ranges: HeldRanges::default(),
             pause: None,
             swaps: 0,
             home: None,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::core::{DRIVER_NUMBERS, Io, Mail, Mark};
 use super::driver::{Driver, Started, failure};
+use super::exclusive::Arbiter;
 use super::load::Loads;
 use super::message::{DetachError, EngineReport, Reply};
 use super::peer::{Asker, HomeRequest, PeerMessage};
@@ -52,6 +53,8 @@ pub(crate) struct Home {
     shards: u16,
     pending: Slab<Pending>,
     barriers: u32,
+    /// Who has ranges to himself.
+    pub(super) ranges: Arbiter,
 }
 
 /// A flush that runs.
@@ -105,7 +108,7 @@ pub(crate) struct HomeDisk {
 
 impl Home {
     pub(crate) fn new(me: ShardId, shards: u16) -> Self {
-        Self { me, shards, pending: Slab::new(PENDING_MAX), barriers: 0 }
+        Self { me, shards, pending: Slab::new(PENDING_MAX), barriers: 0, ranges: Arbiter::new(shards) }
     }
 }
 
@@ -182,7 +185,7 @@ impl HomeDisk {
             }
             HomeRequest::Unmap { offset_bytes, len_bytes } => engine.unmap(offset_bytes, len_bytes, ticket),
             HomeRequest::Load(fault) => engine.load(fault.fault, ticket),
-            HomeRequest::Flush => unreachable!("the engine has no part in flushes"),
+            HomeRequest::Flush | HomeRequest::HoldRange(_) => unreachable!("the engine has no part in it"),
         };
         if asked == Ok(Asked::Queued) {
             return;

@@ -140,6 +140,7 @@ fn session<R: Ring>(link: &Link, core: &Core<R>, established: Established, id: u
         stalled: None,
         starved: 0,
         held: 0,
+        at_work: 0,
         lingering: 0,
         solicited_bytes: 0,
         scratch: None,

@@ -17,8 +17,10 @@
 //! | `command` | a SCSI command's start, and its end |
 //! | `read`, `write` | how a command's data moves between connection and medium |
 //! | `provision` | UNMAP, WRITE SAME, GET LBA STATUS |
+//! | `compare` | COMPARE AND WRITE and ORWRITE |
 //! | `management` | aborts, resets, logout |
 //! | `pause` | who is at work on a disk's files, and keeping everybody away from them for a moment |
+//! | `exclusive` | ranges of a disk that one command has to itself, on all shards |
 //! | `change` | another form of a disk in its place, and what else the control plane asks of a home shard |
 //! | `home` | what a disk's home shard does for all: space, visibility, pages of maps, flushes |
 //! | `driver`, `load` | an engine's operations, and pages of maps, on the ring |
@@ -32,8 +34,10 @@
 
 mod change;
 mod command;
+mod compare;
 mod core;
 mod driver;
+mod exclusive;
 mod hear;
 mod home;
 mod input;

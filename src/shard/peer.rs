@@ -4,6 +4,7 @@
 //! the write session, flush); and it asks the **registrar** (shard 0) for a session identity at login. Questions carry
 //! who asks, answers carry it back; nothing is remembered in between except by the asker.
 
+use super::exclusive::ByteRange;
 use crate::blocks::{Done, LevelFault};
 use crate::iscsi::login::SessionIdentity;
 use crate::iscsi::pdu::LoginStatus;
@@ -66,6 +67,8 @@ pub(crate) enum HomeRequest {
     Load(LevelFault),
     /// Make everything that completed before durable.
     Flush,
+    /// Have these bytes of the disk to oneself, on all shards. Answered by [`PeerMessage::RangeGranted`].
+    HoldRange(ByteRange),
 }
 
 /// A message between shards.
@@ -101,6 +104,47 @@ pub(crate) enum PeerMessage {
     BarrierPassed {
         /// The disk.
         disk: DiskId,
+    },
+    /// From a disk's home, to every shard: a command is to have a range to itself. Say when nobody is at work there.
+    HoldRange {
+        /// The disk.
+        disk: DiskId,
+        /// Tells the disk's ranges apart.
+        number: u8,
+        /// The range.
+        range: ByteRange,
+        /// The command.
+        asker: Asker,
+        /// The disk's home.
+        home: ShardId,
+    },
+    /// To a disk's home: nobody of this shard is at work in a range, nor will be.
+    RangeHeld {
+        /// The disk.
+        disk: DiskId,
+        /// The range's.
+        number: u8,
+    },
+    /// From a disk's home: the asker has the range that it asked for.
+    RangeGranted {
+        /// Who asked.
+        asker: Asker,
+        /// The range's.
+        number: u8,
+    },
+    /// To a disk's home: who had a range needs it no longer.
+    ReleaseRange {
+        /// The disk.
+        disk: DiskId,
+        /// The range's.
+        number: u8,
+    },
+    /// From a disk's home, to every shard: nobody has the range any more.
+    FreeRange {
+        /// The disk.
+        disk: DiskId,
+        /// The range's.
+        number: u8,
     },
     /// To the registrar: a login wants its session identity. An older session of the same name is ended first.
     Register {

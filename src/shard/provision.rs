@@ -175,7 +175,7 @@ impl<R: Ring> Work<'_, R> {
         self.write_out(task);
     }
 
-    fn block_bytes(&mut self, task: TaskId) -> u32 {
+    pub(super) fn block_bytes(&mut self, task: TaskId) -> u32 {
         let slot = self.task(task).disk.expect("a command on blocks has a unit");
         self.core.disks.of_task(slot).block_length()
     }
@@ -219,7 +219,7 @@ impl<R: Ring> Work<'_, R> {
     }
 
     /// The range that the task is at, in bytes of the disk. The disk may have become smaller since the last one.
-    fn present_range(&mut self, task: TaskId) -> Result<Option<(u64, u64)>, Outcome> {
+    pub(super) fn present_range(&mut self, task: TaskId) -> Result<Option<(u64, u64)>, Outcome> {
         let entry = &self.session.tasks[usize::from(task.0)];
         let disk = self.core.disks.of_task(entry.disk.expect("a range has a unit"));
         let index = usize::from(entry.provision.range);

@@ -53,6 +53,8 @@ pub(crate) struct Session {
     pub(crate) starved: u32,
     /// Tasks in [`Step::Paused`].
     pub(crate) held: u32,
+    /// Tasks that are at work on a disk's files.
+    pub(crate) at_work: u32,
     /// Tasks that were aborted and of which operations are still in flight.
     pub(crate) lingering: u32,
     /// Bytes of R2Ts that have not come yet: large ones are received straight into place.
@@ -135,6 +137,8 @@ pub(crate) enum Resume {
     Flush,
     Provision,
     FillSame,
+    Exclude,
+    AskRange,
     LbaStatus,
     Answer,
 }
@@ -169,6 +173,9 @@ pub(crate) enum Kind {
     WriteAndVerify {
         compare: bool,
     },
+    /// One half of the data is compared, the other written.
+    CompareAndWrite,
+    OrWrite,
     Flush,
     /// Ranges of a list are to read as zeros.
     Unmap,
@@ -212,6 +219,12 @@ pub(crate) struct Task {
     pub(crate) buf: Option<Buf>,
     /// The window's Data-Out, complete; for VERIFY with a single block, that block.
     pub(crate) data: Option<Slice>,
+    /// What COMPARE AND WRITE writes, while `data` is what it compares with.
+    pub(crate) second: Option<Slice>,
+    /// The range of the disk that the command has to itself.
+    pub(crate) range: Option<u8>,
+    /// Ranges, by the bits of their numbers, that are granted when this command's window has ended.
+    pub(crate) impedes: u8,
     /// Bytes of the window that the medium has, or that have been compared with it.
     pub(crate) through: u32,
     /// Bytes behind those that are being read or written now.
@@ -271,6 +284,9 @@ impl Task {
             epoch: 0,
             buf: None,
             data: None,
+            second: None,
+            range: None,
+            impedes: 0,
             through: 0,
             planned: 0,
             provision: Provision::default(),
@@ -381,6 +397,8 @@ impl<R: Ring> Work<'_, R> {
             Resume::Flush => self.ask_flush(task),
             Resume::Provision => self.provision(task),
             Resume::FillSame => self.fill_same_again(task),
+            Resume::Exclude => self.exclude(task),
+            Resume::AskRange => self.ask_range(task),
             Resume::LbaStatus => self.lba_status_again(task),
             Resume::Answer => self.send_when_drained(task),
         }

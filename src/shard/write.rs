@@ -5,7 +5,7 @@
 //! after the last write has completed and every allocation it needed is in the file (the promise of GOOD), and with FUA
 //! after all of that is durable.
 
-use super::core::Mark;
+use super::core::{DiskSlot, Mark};
 use super::peer::HomeRequest;
 use super::session::{Immediate, Kind, Resume, Step, Work};
 use crate::blocks::{Extent, ExtentList};
@@ -84,8 +84,11 @@ impl<R: Ring> Work<'_, R> {
     /// All data is in the stream and the disk is memory: no buffer is needed.
     fn write_at_once(&mut self, task: TaskId, data: &[u8]) -> bool {
         let entry = self.task(task);
-        let (offset_bytes, slot, total) = (entry.offset_bytes, entry.disk, entry.total);
-        let disk = self.core.disks.of_task(slot.expect("a write has a unit"));
+        let (offset_bytes, slot, total) = (entry.offset_bytes, entry.disk.expect("a write has a unit"), entry.total);
+        if !self.core.disks.at(slot).is_some_and(DiskSlot::is_open) {
+            return false;
+        }
+        let disk = self.core.disks.of_task(slot);
         match disk.backing() {
             Backing::Null => {}
             Backing::Memory(memory) => memory.write(offset_bytes, data),
@@ -101,8 +104,11 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn open_window(&mut self, task: TaskId) {
         let entry = self.task(task);
         // A single block is one window of Data-Out, which then serves for all windows of the medium.
-        entry.window =
-            if entry.kind.repeats_data() { entry.data_total } else { (entry.total - entry.done).min(BURST_LENGTH_MAX) };
+        entry.window = if entry.kind.repeats_data() {
+            entry.data_total
+        } else {
+            (entry.total - entry.done).min(entry.window_bytes_max())
+        };
         if let Some(buf) = entry.buf.as_ref().filter(|_| entry.received > 0) {
             // What came with the command is in its buffer, which may be smaller than a window can be.
             entry.window = entry.window.min(buf.len() as u32);
@@ -201,6 +207,8 @@ impl<R: Ring> Work<'_, R> {
             Kind::Verify(_) => self.read_in(task),
             Kind::Unmap => self.list_received(task),
             Kind::WriteSame { .. } => self.same_received(task),
+            Kind::CompareAndWrite => self.compare_data_received(task),
+            Kind::OrWrite => self.exclude(task),
             _ => self.write_out(task),
         }
     }
@@ -359,6 +367,7 @@ impl<R: Ring> Work<'_, R> {
         match entry.kind {
             Kind::WriteAndVerify { .. } => self.read_in(task),
             Kind::Unmap | Kind::Zero => self.zeros_written(task),
+            Kind::CompareAndWrite | Kind::OrWrite => self.written_exclusively(task),
             _ => self.window_done(task),
         }
     }

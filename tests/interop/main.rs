@@ -9,6 +9,7 @@ mod clients;
 mod configuration;
 mod crash;
 mod differencing;
+mod exclusive;
 mod images;
 mod protocol;
 mod server;

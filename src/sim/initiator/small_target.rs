@@ -307,6 +307,7 @@ fn meet(seed: u64, bug: Bug) -> Result<super::InitiatorReport, String> {
         may_fail: false,
         thin: false,
         layered: false,
+        shared: None,
     };
     let config = InitiatorConfig {
         portal: portal(),

@@ -6,7 +6,7 @@ use crate::medium::{DiskFormat, DiskKind};
 use crate::ring::Nanos;
 use crate::sim::{
     Chance, End, FileFaults, Initiator, InitiatorConfig, Keeping, LunPlan, NetworkFaults, Outcome, Random, RunLimit,
-    Runnable, World, WorldConfig,
+    Runnable, SHARED_SECTORS, SHARERS_MAX, World, WorldConfig,
 };
 
 /// All scenarios.
@@ -17,6 +17,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "bad-disks", about: "one disk's file fails with EIO, another's has no space", run: bad_disks },
     Scenario { name: "narrow", about: "a shard with little memory and small socket buffers", run: narrow },
     Scenario { name: "aborts", about: "initiators abort tasks and task sets and reset logical units", run: aborts },
+    Scenario { name: "shared", about: "initiators change the same blocks, with aborts and resets", run: shared },
     Scenario { name: "crowd", about: "many sessions that each do a little", run: crowd },
     Scenario { name: "stopped", about: "the server stops in good order while sessions are busy", run: stopped },
     Scenario {
@@ -37,6 +38,10 @@ pub fn find(name: &str) -> Option<&'static Scenario> {
 }
 
 const MIB: u64 = 1 << 20;
+
+/// Where the shared sectors of each disk begin: behind the regions of all initiators.
+const SHARED_FIRST: u64 = 6144;
+const _: () = assert!(SHARED_FIRST + SHARED_SECTORS <= 4 * MIB / 512);
 
 /// LUN numbers of the standard set of disks.
 const RAW_LUN: usize = 2;
@@ -74,6 +79,8 @@ struct Setting {
     region_sectors: u64,
     pipe_capacity_bytes: usize,
     transfer_bytes_max: usize,
+    /// Initiators also change some blocks together.
+    shares: bool,
 }
 
 impl Default for Setting {
@@ -88,6 +95,7 @@ impl Default for Setting {
             region_sectors: 768,
             pipe_capacity_bytes: 256 * 1024,
             transfer_bytes_max: 256 * 1024,
+            shares: false,
         }
     }
 }
@@ -176,6 +184,8 @@ fn initiator_config(number: u64, setting: &Setting, plans: &[DiskPlan], random: 
         thin: matches!(plan.format, DiskFormat::Raw | DiskFormat::Vhdx | DiskFormat::Vhd)
             && plan.kind != DiskKind::Fixed,
         layered: plan.kind == DiskKind::Differencing,
+        shared: (setting.shares && plan.kind != DiskKind::Differencing && plan.format != DiskFormat::Null)
+            .then_some((SHARED_FIRST, number as usize)),
     };
     InitiatorConfig {
         portal: Server::portal(),
@@ -254,6 +264,46 @@ fn aborts(run: Run) -> Result<Report, String> {
     let network = NetworkFaults::rough();
     let setting = Setting { network, aborts: Chance::percent(1), commands: 200, ..Setting::default() };
     Scene::new(run, &setting, |_| {})?.finish()
+}
+
+/// Every other run pauses and replaces disks, every other one loses connections.
+fn shared(run: Run) -> Result<Report, String> {
+    let is_lossy = run.seed & 2 != 0;
+    let aborts = if run.seed & 4 != 0 { Chance::percent(1) } else { Chance::NEVER };
+    let mut network = NetworkFaults::default();
+    if is_lossy {
+        network = NetworkFaults::rough();
+        network.reset = Chance::per_million(1000);
+    }
+    let resets = if is_lossy { Chance::per_million(500) } else { Chance::NEVER };
+    let setting = Setting {
+        network,
+        may_lose_connection: is_lossy,
+        resets,
+        aborts,
+        commands: 200,
+        initiators_max: SHARERS_MAX as u64,
+        region_sectors: 256,
+        shares: true,
+        ..Setting::default()
+    };
+    // Few disks, so that they meet.
+    let first = if run.seed & 8 != 0 { 0 } else { RAW_LUN };
+    let disks = vec![disks()[first], disks()[VHDX_LUN + 1]];
+    let mut scene = Scene::new(run, &setting, |config| config.disks = disks)?;
+    let delay_max = Nanos(400_000);
+    scene.world.set_file_faults(FileFaults { delay: Chance::percent(70), delay_max, ..FileFaults::default() });
+    for _ in 0..(run.seed & 1) * 8 {
+        let time = Nanos(scene.random.below(6_000_000));
+        if scene.run(time)? == Outcome::Satisfied {
+            break;
+        }
+        let change = if scene.random.below(2) == 0 { Change::Pause } else { Change::Snapshot };
+        let index = 1;
+        let Scene { server, initiators, .. } = &mut scene;
+        server.change(index, change, initiators).map_err(|why| format!("{change:?} of disk {index}: {why}"))?;
+    }
+    scene.finish()
 }
 
 fn crowd(run: Run) -> Result<Report, String> {
