@@ -18,6 +18,7 @@
 //! | `read`, `write` | how a command's data moves between connection and medium |
 //! | `provision` | UNMAP, WRITE SAME, GET LBA STATUS |
 //! | `compare` | COMPARE AND WRITE and ORWRITE |
+//! | `copy` | copies between disks, and tokens |
 //! | `management` | aborts, resets, logout |
 //! | `pause` | who is at work on a disk's files, and keeping everybody away from them for a moment |
 //! | `exclusive` | ranges of a disk that one command has to itself, on all shards |
@@ -35,6 +36,7 @@
 mod change;
 mod command;
 mod compare;
+mod copy;
 mod core;
 mod driver;
 mod exclusive;
