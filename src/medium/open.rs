@@ -142,6 +142,7 @@ fn finish(spec: OpenSpec, parts: Parts, poisoned: Arc<AtomicBool>) -> Result<Ope
         Some(disk) => Arc::clone(&disk.stats),
         None => (0..spec.shards).map(|_| OnceLock::new()).collect(),
     };
+    let tokens = spec.predecessor.as_ref().map_or_else(Arc::default, |disk| Arc::clone(&disk.tokens));
     let disk = Disk {
         id: spec.id,
         name: spec.name,
@@ -157,6 +158,7 @@ fn finish(spec: OpenSpec, parts: Parts, poisoned: Arc<AtomicBool>) -> Result<Ope
         poisoned,
         stats,
         notes: parts.notes,
+        tokens,
     };
     Ok(Opened { disk: Arc::new(disk), engine: parts.engine })
 }
@@ -240,7 +242,8 @@ fn unit_for(spec: &OpenSpec, parts: &Parts, read_only: bool) -> Result<Unit, Fil
         sense_format: SenseFormat::Fixed,
     };
     let unit = Unit::new(&config).map_err(|_| size("it cannot be described to an initiator"))?;
-    Ok(unit.with_features(Features::COMPARE_AND_WRITE.and(Features::OR_WRITE).and(Features::MODE_SELECT)))
+    let features = Features::COMPARE_AND_WRITE.and(Features::OR_WRITE).and(Features::MODE_SELECT);
+    Ok(unit.with_features(features.and(Features::COPY)))
 }
 
 /// Largest granularity that is told, in logical blocks. QEMU zeroes at most 65,535 blocks at once and ends with an

@@ -195,6 +195,13 @@ impl<R: Ring> Work<'_, R> {
             Action::ModeSelect { list_bytes, long, save } => {
                 self.start_list(task, List::Mode { long, save }, u32::from(list_bytes), data);
             }
+            Action::CopyOut { what, list_identifier, list_bytes } => {
+                self.start_copy(task, what, list_identifier, list_bytes, data)
+            }
+            Action::CopyAbort { list_identifier } => self.abort_copy_operation(task, list_identifier),
+            Action::CopyIn { what, list_identifier, allocation_length } => {
+                self.answer_copy_in(task, what, list_identifier, allocation_length)
+            }
             // No unit here says that it serves any other.
             _ => self.complete(task, Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into()),
         }
@@ -320,6 +327,9 @@ impl<R: Ring> Work<'_, R> {
 
     /// The command has ended: answer as soon as it is allowed.
     pub(crate) fn complete(&mut self, task: TaskId, outcome: Outcome) {
+        if self.is_mover(task) {
+            return self.copy_step_ended(task, outcome);
+        }
         self.end_work(task);
         self.release_range(task);
         let entry = self.task(task);

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::copy::Secrets;
 use super::exclusive::{HeldRanges, RANGES_MAX};
 use super::home::{BARRIERS_MAX, Home, HomeDisk};
 use super::link::STREAM_RESERVE_BYTES;
@@ -86,6 +87,8 @@ pub(crate) struct Core<R: Ring> {
     pub(crate) home: Home,
     pub(crate) jobs: Jobs,
     pub(crate) configuration: Arc<Configuration>,
+    /// What makes tokens of copies unforgeable.
+    pub(crate) secrets: Secrets,
     pub(crate) stats: Arc<ShardStats>,
     /// Bounds what peers can make the shard write to the log.
     pub(crate) notices: Notices,
@@ -322,6 +325,7 @@ impl<R: Ring> Core<R> {
             jobs: Jobs::new(),
             notices: Notices::default(),
             configuration: Arc::new(Configuration::default()),
+            secrets: Secrets::draw(),
             stats,
             now,
             // A connection that has ended may still be in a queue when its successor in the same place enters it.

@@ -188,6 +188,7 @@ impl<R: Ring> Shard<R> {
                 Some(slot) => {
                     self.resume(disk);
                     if let Some(entry) = self.core.disks.at_mut(slot) {
+                        entry.disk.tokens().revoke_all();
                         entry.detaching = Some(reply);
                     }
                     self.detaching.push(slot);

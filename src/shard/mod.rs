@@ -20,6 +20,7 @@
 //! | `order` | which command may begin, by its task attribute |
 //! | `compare` | COMPARE AND WRITE and ORWRITE |
 //! | `parameters` | commands whose data is a parameter list |
+//! | `copy` | copies between disks, and tokens |
 //! | `management` | aborts, resets, logout |
 //! | `fence` | what a function waits for on other initiators' sessions |
 //! | `pause` | who is at work on a disk's files, and keeping everybody away from them for a moment |
@@ -39,6 +40,7 @@
 mod change;
 mod command;
 mod compare;
+mod copy;
 mod core;
 mod driver;
 mod exclusive;

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::copy::{Copies, SESSION_TASKS};
 use super::core::{Core, DiskTable};
 use super::fence::Fence;
 use super::link::LinkState;
@@ -18,11 +19,11 @@ use crate::iscsi::connection::{Connection, Counters};
 use crate::iscsi::discovery::TextExchange;
 use crate::iscsi::names::IscsiName;
 use crate::iscsi::pdu::{LogoutResponseCode, TaskManagementResponseCode};
-use crate::iscsi::transfer::{TASKS_MAX, TaskId};
+use crate::iscsi::transfer::TaskId;
 use crate::mem::{Buf, Slice};
 use crate::observe::{Operation, SessionStats, ShardStats};
 use crate::ring::{Nanos, Ring};
-use crate::scsi::{ByteCheck, MediumError, NexusUnit, Outcome};
+use crate::scsi::{ByteCheck, CopyOut, MediumError, NexusUnit, Outcome};
 use crate::units::{Lun, ShardId, TargetId};
 
 /// One LUN as one session sees it.
@@ -77,6 +78,7 @@ pub(crate) struct Session {
     /// For replies of commands that move no blocks.
     pub(crate) scratch: Option<Buf>,
     pub(crate) stats: Arc<SessionStats>,
+    pub(crate) copies: Copies,
     /// What of the engine's counters the shard's have taken over.
     pub(crate) counted: Counters,
     pub(crate) since_ms: u64,
@@ -146,6 +148,8 @@ pub(crate) enum Step {
     Draining,
     /// A task management function or logout that waits for tasks to end.
     Managing,
+    /// A copy that waits for its connection's turn, or a command that waits for a copy to end.
+    Copying,
 }
 
 /// What a task does next that is starved or paused.
@@ -162,6 +166,7 @@ pub(crate) enum Resume {
     AskRange,
     LbaStatus,
     SettingChanged,
+    Copy,
     Answer,
 }
 
@@ -205,6 +210,13 @@ pub(crate) enum Kind {
     Zero,
     /// Something is done with a parameter list.
     List(List),
+    /// A parameter list of copy offload.
+    CopyCommand {
+        what: CopyOut,
+        list_identifier: u32,
+    },
+    /// A copy reads its source, or writes its destination.
+    Copy,
     /// One block is written over and over.
     WriteSame {
         unmap: bool,
@@ -427,7 +439,7 @@ impl<R: Ring> Work<'_, R> {
         if self.session.starved == 0 {
             return;
         }
-        for index in 0..TASKS_MAX as u16 {
+        for index in 0..SESSION_TASKS as u16 {
             let task = TaskId(index);
             let Step::Starved(resume) = self.task(task).step else { continue };
             self.set_step(task, Step::Idle);
@@ -449,6 +461,7 @@ impl<R: Ring> Work<'_, R> {
             Resume::AskRange => self.ask_range(task),
             Resume::LbaStatus => self.lba_status_again(task),
             Resume::SettingChanged => self.setting_changed(task),
+            Resume::Copy => self.copy_go_on(task),
             Resume::Answer => self.send_when_drained(task),
         }
     }
