@@ -359,10 +359,12 @@ impl<R: Ring> Work<'_, R> {
     /// Data that nobody wants has come in full.
     pub(crate) fn drained(&mut self, task: TaskId) {
         let entry = self.task(task);
-        if entry.step == Step::Draining {
-            self.send(task);
-        } else if std::mem::take(&mut entry.awaits_data) {
+        let is_awaited = std::mem::take(&mut entry.awaits_data);
+        if is_awaited {
+            // It was aborted, perhaps with its answer ready.
             self.release_if_aborted(task);
+        } else if entry.step == Step::Draining {
+            self.send(task);
         }
     }
 
