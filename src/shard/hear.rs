@@ -235,7 +235,7 @@ impl<R: Ring> Shard<R> {
             let Phase::Session(session) = &mut link.phase else { continue };
             let Some((id, name)) = &session.target else { continue };
             let target = configuration.directory.target(name.as_str()).filter(|target| target.id == *id);
-            if !target.is_some_and(|target| target.allows(&session.initiator, link.peer.ip())) {
+            if !target.is_some_and(|target| target.allows(&session.caller())) {
                 tracing::info!(peer = %link.peer, "session dropped: its target is gone or no longer allowed");
                 core.stats.connections_dropped.increment();
                 link.close(core);

@@ -340,7 +340,7 @@ impl<R: Ring> Work<'_, R> {
             directory: &self.core.configuration.directory,
             initiator_name: &session.initiator,
             peer: session.addresses.1.ip(),
-            local: session.addresses.0.ip(),
+            local: session.addresses.0,
             target: session.target.as_ref().map(|(_, name)| name),
             transmit_segment_length_max: session.connection.parameters().initiator_max_recv_data_segment_length,
             receive_segment_length_max: RECEIVE_SEGMENT_LENGTH_MAX,

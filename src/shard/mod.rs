@@ -11,7 +11,7 @@
 //! | `hear` | messages from other shards and from the control plane, and what they set going |
 //! | `core` | what all connections of a shard share: ring, memory, disks, mail |
 //! | `link` | one TCP connection: buffers, receive and send, teardown by join |
-//! | `login` | the connection before full feature phase |
+//! | `login`, `newcomers` | the connection before full feature phase; how many such there may be |
 //! | `session` | LUNs and tasks of a connection in full feature phase |
 //! | `input` | from received bytes to events, and their dispatch |
 //! | `command` | a SCSI command's start, and its end |
@@ -46,6 +46,7 @@ mod login;
 mod mailbox;
 mod management;
 pub mod message;
+mod newcomers;
 mod notices;
 mod order;
 mod output;
@@ -61,7 +62,9 @@ mod threads;
 mod write;
 
 pub(crate) use mailbox::{Senders, mailbox};
-pub use message::{Configuration, DetachError, EngineReport, LunMap, Mapping, PauseError, Reply, SessionInfo, ToShard};
+pub use message::{
+    Configuration, DetachError, EngineReport, LunMap, Mapping, Mask, PauseError, Reply, SessionInfo, ToShard,
+};
 pub(crate) use run::Parts;
 pub use run::Shard;
 pub use threads::{Shards, ShardsConfig, StartError, portal_listeners};

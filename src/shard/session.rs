@@ -12,6 +12,7 @@ use super::output::Tx;
 use super::peer::LinkKey;
 use super::provision::Provision;
 use crate::bounded::{Key, Queue};
+use crate::iscsi::access::Caller;
 use crate::iscsi::connection::{Connection, Counters};
 use crate::iscsi::discovery::TextExchange;
 use crate::iscsi::names::IscsiName;
@@ -457,12 +458,17 @@ impl Session {
         self.luns.binary_search_by_key(&lun, |entry| entry.lun).ok()
     }
 
+    /// Who it is, for access rules.
+    pub(crate) fn caller(&self) -> Caller<'_> {
+        Caller { name: &self.initiator, peer: self.addresses.1.ip(), local: self.addresses.0 }
+    }
+
     /// Take the LUNs of a new configuration. True when they differ from what the initiator knows.
     pub(crate) fn map_luns(&mut self, configuration: &Configuration, disks: &DiskTable, shard: ShardId) -> bool {
-        let map = self.target.as_ref().and_then(|(id, _)| configuration.luns.get(id));
         let mut former = std::mem::take(&mut self.luns);
+        let map = self.target.as_ref().map(|(id, _)| configuration.luns_seen_by(*id, &self.caller()));
         let mut changed = false;
-        for (lun, mapping) in map.into_iter().flatten() {
+        for (lun, mapping) in map.as_deref().into_iter().flatten() {
             let Some(disk) = disks.find(mapping.disk) else { continue };
             let same = former.iter().position(|entry| entry.lun == *lun && entry.disk == disk);
             let entry = match same {

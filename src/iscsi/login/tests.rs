@@ -42,7 +42,7 @@ fn chap(mutual: bool) -> Authentication {
 
 fn target(id: u32, name: &str, access: &str, authentication: Authentication) -> Target {
     let access = access.split_whitespace().map(|rule| rule.parse().unwrap()).collect();
-    Target { id: TargetId(id), name: name.parse().unwrap(), alias: None, access, authentication }
+    Target { id: TargetId(id), name: name.parse().unwrap(), alias: None, access, authentication, redirects: vec![] }
 }
 
 fn arrival() -> Arrival {
@@ -69,7 +69,12 @@ impl Bench {
             target(2, "iqn.2026-11.io.lunaring:closed", "", Authentication::None),
             target(3, "iqn.2026-11.io.lunaring:elsewhere", "ip:192.0.2.0/24 iqn:iqn.other", Authentication::None),
         ];
-        let portals = vec![Portal { id: PortalId(0), listen: "0.0.0.0:3260".parse().unwrap(), portal_group_tag: 7 }];
+        let portals = vec![Portal {
+            id: PortalId(0),
+            listen: "0.0.0.0:3260".parse().unwrap(),
+            portal_group_tag: 7,
+            advertise: None,
+        }];
         Bench {
             directory: Directory::new(targets, portals, Authentication::None).unwrap(),
             policy: LoginPolicy::default(),
