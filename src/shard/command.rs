@@ -350,7 +350,9 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn send_when_drained(&mut self, task: TaskId) {
         let wants_data = self.session.connection.command(task).write;
         let incomplete = wants_data && !self.session.connection.data_out_complete(task);
-        if incomplete && self.session.connection.discard_data_out(task) {
+        // With FastAbort what is underway for a terminated command is nobody's concern.
+        let owes = !(self.task(task).terminated && self.session.connection.parameters().fast_abort);
+        if incomplete && self.session.connection.discard_data_out(task) && owes {
             return self.set_step(task, Step::Draining);
         }
         self.send(task);

@@ -20,3 +20,4 @@ mod server;
 mod sessions;
 mod silent;
 mod storm;
+mod task_sets;

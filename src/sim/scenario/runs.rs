@@ -283,8 +283,8 @@ fn pinched(run: Run) -> Result<Report, String> {
     Scene::new(run, &setting, change)?.finish()
 }
 
-/// Strangers connect and say nothing. Those for whom there is no place are sent away when the ring takes that, the others
-/// when their time is over; none may be left connected.
+/// Strangers connect and say nothing. Those for whom there is no place are sent away when the ring takes that, the
+/// others when their time is over; none may be left connected.
 fn door(run: Run) -> Result<Report, String> {
     let setting = Setting { initiators_max: 1, commands: 0, ..Setting::default() };
     let change = |config: &mut ServerConfig| {
@@ -330,7 +330,13 @@ fn stopped(run: Run) -> Result<Report, String> {
 fn aborts(run: Run) -> Result<Report, String> {
     let network = NetworkFaults::rough();
     let setting = Setting { network, aborts: Chance::percent(1), commands: 200, ..Setting::default() };
-    Scene::new(run, &setting, |_| {})?.finish()
+    let scene = Scene::new(run, &setting, |_| {})?;
+    if run.seed % 2 == 1 {
+        // What is aborted is under way for long.
+        let delay_max = Nanos(3_000_000);
+        scene.world.set_file_faults(FileFaults { delay: Chance::percent(30), delay_max, ..FileFaults::default() });
+    }
+    scene.finish()
 }
 
 /// Every other run pauses and replaces disks, every other one loses connections.
