@@ -14,3 +14,4 @@ mod protocol;
 mod server;
 mod sessions;
 mod storm;
+mod upkeep;
