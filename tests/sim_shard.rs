@@ -115,6 +115,11 @@ fn a_power_cut_between_changes_leaves_what_was_synchronized() {
 }
 
 #[test]
+fn a_flush_after_a_snapshot_covers_the_former_leaf() {
+    run_all("snapshots-power", 12);
+}
+
+#[test]
 fn a_killed_process_has_lost_nothing_that_it_answered() {
     let reports = run_all("killed", 8);
     assert!(total(&reports, |r| r.logins) > total(&reports, |_| 1), "some sessions came back");

@@ -50,6 +50,12 @@ impl Server {
         }
     }
 
+    /// A snapshot whose former leaf is closed while other things happen.
+    pub fn begin_snapshot(&mut self, index: usize, clients: &mut [Initiator]) -> Result<(), String> {
+        let Some(disk) = self.disk(index).filter(|disk| disk.file().is_some()) else { return Ok(()) };
+        self.snapshot(index, &disk, clients)
+    }
+
     fn disk(&self, index: usize) -> Option<Arc<Disk>> {
         self.process.as_ref().map(|process| Arc::clone(&process.disks[index]))
     }
