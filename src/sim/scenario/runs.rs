@@ -27,6 +27,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "changes", about: "pauses, snapshots, reopening and compaction under I/O", run: changes },
     Scenario { name: "changes-killed", about: "the same, and the process is killed in between", run: changes_killed },
     Scenario { name: "changes-power", about: "the same, and the power is cut in between", run: changes_power },
+    Scenario { name: "pauses-late", about: "commands are at work for longer than a pause waits", run: pauses_late },
     Scenario {
         name: "snapshots-power",
         about: "the power is cut while the former leaf of a snapshot, on a slow drive, is not closed yet",
@@ -344,6 +345,28 @@ fn with_changes(run: Run, end: Option<End>) -> Result<Report, String> {
             .change(index, Change::Compact, &mut [])
             .map_err(|why| format!("compacting disk {index}: {why}"))?;
     }
+    scene.finish()
+}
+
+/// Commands that a slow drive keeps at work for longer than a pause waits: it is given up, nothing stays held, and every
+/// command ends well.
+fn pauses_late(run: Run) -> Result<Report, String> {
+    let mut scene = Scene::new(run, &Setting { initiators_max: 2, ..Setting::default() }, |_| {})?;
+    let name = scene.server.file_name(VHDX_LUN).ok_or("the disk has no file")?;
+    let slow = FileFaults { delay: Chance::percent(100), delay_max: Nanos(400_000_000), ..FileFaults::default() };
+    scene.world.set_faults_of(&name, Some(slow));
+    let mut given_up = 0;
+    for _ in 0..20 {
+        if scene.run(Nanos(10_000_000))? == Outcome::Satisfied {
+            break;
+        }
+        let Scene { server, initiators, .. } = &mut scene;
+        given_up += u32::from(!server.try_pause(VHDX_LUN, 20, initiators)?);
+    }
+    if given_up == 0 {
+        return Err("no pause was given up".to_owned());
+    }
+    scene.world.set_faults_of(&name, None);
     scene.finish()
 }
 
