@@ -352,8 +352,8 @@ fn want_of_space(disk: &Disk) -> Option<String> {
     });
     let times = if refused == 1 { "once".to_owned() } else { format!("{refused} times") };
     Some(format!(
-        "no space was left for {} {times}, and what needed it was refused{left}; make room, or raise the quota; what has \
-         its space already can be written meanwhile",
+        "no space was left for {} {times}, and what needed it was refused{left}; make room, or raise the quota; what \
+         has its space already can be written meanwhile",
         path.display()
     ))
 }

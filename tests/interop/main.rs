@@ -10,6 +10,7 @@ mod configuration;
 mod crash;
 mod differencing;
 mod images;
+mod load;
 mod protocol;
 mod server;
 mod sessions;

@@ -4,21 +4,13 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::load::VerifyingLoad;
 use crate::server::{Server, lunaring, text, tool_ok};
 
-/// Let QEMU carry out these commands on a logical unit; patterns that do not fit fail.
 fn io(url: &str, script: &[&str]) {
-    let mut arguments = vec!["-f", "raw"];
-    for line in script {
-        arguments.extend(["-c", line]);
-    }
-    arguments.push(url);
-    let said = tool_ok("qemu-io", &arguments);
-    assert!(!said.contains("verification failed"), "{url}: {script:?}:\n{said}");
+    crate::load::io(url, false, script);
 }
 
 /// Wait until something holds.
@@ -35,26 +27,7 @@ fn a_disk_is_checked_while_it_is_written() {
     for format in ["vhdx", "vhd"] {
         let server = Server::start();
         let iqn = server.ready_target("busy", &["--size", "64M", "--format", format]);
-        let plan = perf::verify::Plan {
-            portal: server.portals[0],
-            wishes: server.wishes(&iqn),
-            lun: 0,
-            first_byte: 0,
-            len_bytes: 32 << 20,
-            unit_bytes: 4096,
-            io_units_max: 16,
-            depth: 8,
-            write_percent: 70,
-            flush_one_in: 200,
-            writer: 5,
-            seed: 7,
-        };
-        let mut verifier = perf::verify::Verifier::open(plan).expect("a session");
-        let progress = Arc::new(perf::verify::Progress::default());
-        let worker = {
-            let progress = progress.clone();
-            std::thread::spawn(move || verifier.run(&progress, Duration::from_secs(30)).map(|()| verifier))
-        };
+        let load = VerifyingLoad::on(&server, &iqn);
         let mut undisturbed = 0;
         let file = server.json(&["disk", "show", "busy"])["file"].as_str().expect("a file").to_owned();
         for _ in 0..12 {
@@ -76,11 +49,7 @@ fn a_disk_is_checked_while_it_is_written() {
         assert!(number("block_bytes") >= 1 << 20, "{shown}");
         assert!(number("file_bytes") >= number("block_bytes") + number("free_inside_bytes"), "{shown}");
         assert!(number("chain_allocated_bytes") > 0, "{shown}");
-        progress.stop.store(true, Ordering::Relaxed);
-        let mut verifier = worker.join().expect("the verifier's thread").unwrap_or_else(|e| panic!("{e}"));
-        verifier.check_all().expect("the whole region can be read");
-        assert_eq!(verifier.summary().finding_count, 0, "{format}: {}", verifier.summary());
-        assert_eq!(verifier.summary().reconnects, 0, "{format}: {}", verifier.summary());
+        load.stop();
     }
 }
 

@@ -348,8 +348,8 @@ fn with_changes(run: Run, end: Option<End>) -> Result<Report, String> {
     scene.finish()
 }
 
-/// Commands that a slow drive keeps at work for longer than a pause waits: it is given up, nothing stays held, and every
-/// command ends well.
+/// Commands that a slow drive keeps at work for longer than a pause waits: it is given up, nothing stays held, and
+/// every command ends well.
 fn pauses_late(run: Run) -> Result<Report, String> {
     let mut scene = Scene::new(run, &Setting { initiators_max: 2, ..Setting::default() }, |_| {})?;
     let name = scene.server.file_name(VHDX_LUN).ok_or("the disk has no file")?;
