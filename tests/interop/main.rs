@@ -11,6 +11,7 @@ mod crash;
 mod differencing;
 mod entrance;
 mod images;
+mod isns;
 mod masking;
 mod ms_deviations;
 mod protocol;
