@@ -12,6 +12,7 @@ mod differencing;
 mod entrance;
 mod exclusive;
 mod images;
+mod isns;
 mod masking;
 mod modes;
 mod ms_deviations;
