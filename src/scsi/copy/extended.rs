@@ -201,7 +201,8 @@ impl<'a> ExtendedCopy<'a> {
             return Err(Sense::new(SenseCode::INLINE_DATA_LENGTH_EXCEEDED));
         }
         let cscd_bytes = lengths.cscds as usize;
-        if !cscd_bytes.is_multiple_of(CSCD_BYTES) {
+        let too_long = lengths.cscds.saturating_add(lengths.segments) > COPY_DESCRIPTORS_BYTES_MAX;
+        if too_long || !cscd_bytes.is_multiple_of(CSCD_BYTES) {
             return Err(list_length());
         }
         let present = list.len() - header_bytes;
@@ -225,10 +226,7 @@ impl<'a> ExtendedCopy<'a> {
         };
         copy.check_cscds()?;
         copy.check_segments()?;
-        if segment_bytes > present - cscd_bytes || lengths.cscds.saturating_add(lengths.segments) > LISTS_BYTES_MAX {
-            return Err(list_length());
-        }
-        Ok(copy)
+        if segment_bytes > present - cscd_bytes { Err(list_length()) } else { Ok(copy) }
     }
 
     fn check_cscds(&self) -> Result<(), Sense> {
@@ -448,8 +446,6 @@ struct Lengths {
     segments: u32,
     inline: u32,
 }
-
-const LISTS_BYTES_MAX: u32 = COPY_DESCRIPTORS_BYTES_MAX;
 
 fn list_length() -> Sense {
     Sense::new(SenseCode::PARAMETER_LIST_LENGTH_ERROR)

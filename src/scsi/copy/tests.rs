@@ -164,7 +164,9 @@ fn what_is_wrong_in_a_list_is_told() {
     assert_eq!(error(&with(51, 0x14)), invalid(50, None));
     let many =
         |cscds: usize, segments: usize| lid1(1, 0, &vec![cscd(&a); cscds], &vec![blocks(0, 0, 0, 1, 0, 1); segments]);
-    assert!(ExtendedCopy::parse_lid1(&many(64, 256)).is_ok());
+    assert!(ExtendedCopy::parse_lid1(&many(32, 256)).is_ok());
+    assert!(ExtendedCopy::parse_lid1(&many(64, 200)).is_ok());
+    assert_eq!(error(&many(64, 256)), length, "MAXIMUM DESCRIPTOR LIST LENGTH");
     assert_eq!(error(&many(65, 1)), Sense::new(SenseCode::TOO_MANY_TARGET_DESCRIPTORS));
     assert_eq!(error(&many(1, 257)), Sense::new(SenseCode::TOO_MANY_SEGMENT_DESCRIPTORS));
 
@@ -504,7 +506,7 @@ fn page_8f_has_every_mandatory_descriptor() {
     assert_eq!(of(0x0000), limits.concat());
     let commands = [14, 0x83, 5, 0, 1, 0x10, 0x11, 0x1c, 0x84, 5, 0, 3, 4, 5, 7];
     assert_eq!(of(0x0001), [&commands[..], &[0]].concat());
-    let parameters = [&[0; 4][..], &[0, 64, 1, 0], &10_240u32.to_be_bytes(), &[0; 16]].concat();
+    let parameters = [&[0; 4][..], &[0, 64, 1, 0], &8192u32.to_be_bytes(), &[0; 16]].concat();
     assert_eq!(of(0x0004), parameters);
     assert_eq!(of(0x0008), [4, 0x02, 0x07, 0x0a, 0xe4, 0, 0, 0]);
     assert_eq!(of(0x000c), [0, 2, 0xff, 0xff]);
@@ -525,7 +527,7 @@ fn operating_parameters_are_those_of_the_page() {
     let data = reply(&DISK, &[0x84, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0]);
     let expected = [
         &[0, 0, 0, 44, 1, 0, 0, 0, 0, 64, 1, 0][..],
-        &10_240u32.to_be_bytes(),
+        &8192u32.to_be_bytes(),
         &(256u32 << 20).to_be_bytes(),
         &[0; 12],
         &[0, 0, 0, 8, 8, 9, 0, 0, 0, 0, 0, 4, 0x02, 0x07, 0x0a, 0xe4],
