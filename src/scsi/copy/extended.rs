@@ -230,19 +230,15 @@ impl<'a> ExtendedCopy<'a> {
     }
 
     fn check_cscds(&self) -> Result<(), Sense> {
-        const LU_ID_TYPE: u8 = 0xc0;
+        // LU ID TYPE, of which SPC-4 has no values left, is not looked at.
         for index in 0..self.cscd_count {
             let at = self.cscds_at + usize::from(index) * CSCD_BYTES;
             let descriptor = &self.list[at..at + CSCD_BYTES];
-            let invalid = |byte: usize, bit| Err(Sense::invalid_field_in_list((at + byte) as u16, bit));
             if descriptor[0] != IDENTIFICATION_DESCRIPTOR {
                 return Err(Sense::new(SenseCode::UNSUPPORTED_TARGET_DESCRIPTOR_TYPE_CODE));
             }
-            if descriptor[1] & LU_ID_TYPE != 0 {
-                return invalid(1, Some(7));
-            }
             if usize::from(descriptor[7]) > DESIGNATOR_BYTES_MAX {
-                return invalid(7, None);
+                return Err(Sense::invalid_field_in_list((at + 7) as u16, None));
             }
         }
         Ok(())
