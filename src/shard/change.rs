@@ -46,6 +46,7 @@ impl<R: Ring> Shard<R> {
             // Counters that commands need are made now.
             disk.stats(self.core.id);
             entry.disk = Arc::clone(disk);
+            entry.settings.take_over(disk);
             entry.swaps = entry.swaps.wrapping_add(1);
         }
         for link in self.links.iter_mut().flatten() {

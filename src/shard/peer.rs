@@ -5,6 +5,7 @@
 //! who asks, answers carry it back; nothing is remembered in between except by the asker.
 
 use super::exclusive::ByteRange;
+use super::settings::Setting;
 use crate::blocks::{Done, LevelFault};
 use crate::iscsi::login::SessionIdentity;
 use crate::iscsi::pdu::LoginStatus;
@@ -23,6 +24,9 @@ pub(crate) struct LinkKey {
 impl LinkKey {
     /// An asker that does not wait for the answer.
     pub(crate) const NOBODY: Self = Self { index: u32::MAX, generation: 0 };
+
+    /// Nobody asked: there is no answer.
+    pub(crate) const UNASKED: Self = Self { index: u32::MAX, generation: 1 };
 }
 
 /// Who asked the home shard, and for which task.
@@ -69,6 +73,8 @@ pub(crate) enum HomeRequest {
     Flush,
     /// Have these bytes of the disk to oneself, on all shards. Answered by [`PeerMessage::RangeGranted`].
     HoldRange(ByteRange),
+    /// Change a setting of the unit, on all shards.
+    Set(Setting),
 }
 
 /// A message between shards.
@@ -104,6 +110,24 @@ pub(crate) enum PeerMessage {
     BarrierPassed {
         /// The disk.
         disk: DiskId,
+    },
+    /// From a disk's home, to every shard: a setting of the unit has changed. Say when it is in force.
+    Set {
+        /// The disk.
+        disk: DiskId,
+        /// What has changed.
+        setting: Setting,
+        /// Who has asked for it.
+        asker: Asker,
+        /// The disk's home.
+        home: ShardId,
+        /// Which change that is there.
+        change: u64,
+    },
+    /// To a disk's home: a change is in force on this shard.
+    HasSet {
+        /// Which.
+        change: u64,
     },
     /// From a disk's home, to every shard: a command is to have a range to itself. Say when nobody is at work there.
     HoldRange {

@@ -199,7 +199,7 @@ impl<R: Ring> Work<'_, R> {
             }
             let (start, end) = match self.present_range(task) {
                 Ok(Some(range)) => range,
-                Ok(None) => return self.complete(task, Outcome::GOOD),
+                Ok(None) => return self.provisioned(task),
                 Err(outcome) => return self.complete(task, outcome),
             };
             let slot = self.task(task).disk.expect("a range has a unit");
@@ -225,6 +225,17 @@ impl<R: Ring> Work<'_, R> {
                 }
             }
         }
+    }
+
+    /// All ranges read as zeros. That is made durable where every write is.
+    fn provisioned(&mut self, task: TaskId) {
+        let entry = self.task(task);
+        let slot = entry.disk.expect("a range has a unit");
+        if entry.durable && self.flushes(slot) {
+            self.task(task).kind = Kind::Flush;
+            return self.ask_flush(task);
+        }
+        self.complete(task, Outcome::GOOD);
     }
 
     /// The range that the task is at, in bytes of the disk. The disk may have become smaller since the last one.

@@ -194,7 +194,7 @@ impl<R: Ring> Work<'_, R> {
                 self.receive_more(task);
             }
             // Unsolicited data of a command that waits for its turn.
-            Step::Held => entry.received = entry.received.max(at + len),
+            Step::Held | Step::Dormant => entry.received = entry.received.max(at + len),
             _ => {}
         }
     }
@@ -213,6 +213,7 @@ impl<R: Ring> Work<'_, R> {
             Kind::WriteSame { .. } => self.same_received(task),
             Kind::CompareAndWrite => self.compare_data_received(task),
             Kind::OrWrite => self.exclude(task),
+            Kind::List(_) => self.list_is_here(task),
             Kind::CopyCommand { .. } => self.copy_list_received(task),
             _ => self.write_out(task),
         }

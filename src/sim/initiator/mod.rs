@@ -71,6 +71,8 @@ pub struct LunPlan {
     pub may_fail: bool,
     /// Whether space is taken when it is first written, and can be given back.
     pub thin: bool,
+    /// Whether its write cache is off: what is answered is durable.
+    pub uncached: bool,
     /// Whether it has two parents, and holds at first what [`layered_version`] says.
     pub layered: bool,
     /// Where [`SHARED_SECTORS`] sectors begin that initiators change together, a multiple of 8; and which of at most
@@ -466,14 +468,6 @@ impl Initiator {
         };
         if retry {
             self.report.retried += 1;
-            if status == status::CHECK_CONDITION
-                && self.config.may_lose_commands
-                && let Phase::Working(session) = &mut self.phase
-            {
-                let lost = session.forget_before(task.unit, task.cmd_sn);
-                self.report.aborted += lost.len() as u32;
-                self.abandon(lost);
-            }
             let unit = &self.units[task.unit];
             match task.work {
                 Work::Read { unit: first, .. } if self.commands_left == 0 => {
@@ -482,6 +476,11 @@ impl Initiator {
                 }
                 work => self.commands_left += u32::from(work.range().is_some()),
             }
+            return Ok(());
+        }
+        if status == status::TASK_ABORTED && self.config.may_lose_commands {
+            self.report.aborted += 1;
+            self.abandon(vec![task]);
             return Ok(());
         }
         let key = key_of(&sense).filter(|_| status == status::CHECK_CONDITION);
@@ -610,10 +609,12 @@ fn on_good(unit: &mut Unit, work: Work, data_in: &[u8]) -> Result<(), String> {
                 unit.contents.check(first, data_in).map_err(|why| format!("LUN {}: {why}", unit.plan.lun))?;
             }
         }
-        Work::Write { unit: first, count, version, through } => unit.contents.written(first, count, version, through),
+        Work::Write { unit: first, count, version, through } => {
+            unit.contents.written(first, count, version, through || unit.plan.uncached);
+        }
         Work::Unmap { .. } | Work::WriteSame { .. } => {
             if let Some((first, count, version)) = work.change() {
-                unit.contents.written(first, count, version, false);
+                unit.contents.written(first, count, version, unit.plan.uncached);
             }
         }
         Work::LbaStatus { unit: first } => {

@@ -308,6 +308,7 @@ fn meet(seed: u64, bug: Bug) -> Result<super::InitiatorReport, String> {
         thin: false,
         layered: false,
         shared: None,
+        uncached: false,
     };
     let config = InitiatorConfig {
         portal: portal(),
