@@ -268,8 +268,10 @@ fn a_token_yields_the_bytes_of_its_moment_or_none() {
         let token = token_of(&mut client, 0, &[(0, 0x8000)]);
         let answer = write_using(&mut client, 1, 2, 1, 0, &token, &[(0, 0x8000)]);
         assert_eq!(answer.sense_triple(), None, "in the background");
-        std::thread::sleep(Duration::from_millis(round % 12));
-        write(&mut writer, 0, 9, 0, &vec![0xff; 16 << 20]);
+        // Every eighth time the copy comes to its end.
+        std::thread::sleep(Duration::from_millis(if round % 8 == 7 { 1000 } else { round % 12 }));
+        // Where the copy has not been yet.
+        write(&mut writer, 0, 9, 15 << 20, &vec![0xff; 1 << 20]);
         let (status, blocks, _) = told(&mut client, 1, 2);
         let found = read(&mut client, 1, 9, 0, (blocks * 512) as usize);
         assert!(found.iter().all(|found| *found == byte), "round {round}: bytes that were not the token's");
