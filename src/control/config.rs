@@ -101,8 +101,8 @@ pub struct DiskSettingsConfig {
     /// WCE, where an initiator has saved it with MODE SELECT.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub write_cache: Option<bool>,
-    /// A SANITIZE has not ended well: only another one makes the disk usable, or, if this is true, also its EXIT FAILURE
-    /// MODE.
+    /// A SANITIZE has not ended well: only another one makes the disk usable, or, if this is true, its EXIT FAILURE MODE
+    /// too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unsanitized: Option<bool>,
     /// The disk's own threshold of free space, in bytes; zero: none.

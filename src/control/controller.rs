@@ -176,6 +176,11 @@ impl Controller {
         (handle, Jobs(receiver))
     }
 
+    /// Where the view is put, for whoever only looks.
+    pub(super) fn view_place(&self) -> Arc<Mutex<Arc<View>>> {
+        Arc::clone(&self.view)
+    }
+
     /// Replace `config.json`: the moment from which a command counts.
     pub(super) async fn persist(&mut self, config: Config) -> Result<(), Refused> {
         config.check()?;

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use uuid::Uuid;
 
 use super::layer::{FileBacking, LayerFile};
+use super::space::Space;
 use super::{DiskFormat, DiskKind, FileError, Parents};
 use crate::blocks::{BlockMap, Chain, Level};
 use crate::mem::SharedMemory;
@@ -54,6 +55,7 @@ pub struct Disk {
     pub(super) backing: Backing,
     /// Shared with the forms of the disk that stand on the same leaf.
     pub(super) poisoned: Arc<AtomicBool>,
+    pub(super) space: Arc<Space>,
     /// One for each shard, made when that shard first needs it: a disk that few shards reach costs little.
     pub(super) stats: Arc<[OnceLock<DiskStats>]>,
     pub(super) notes: Vec<String>,
@@ -227,6 +229,7 @@ impl Disk {
             unit_read_only: self.unit_read_only.clone(),
             backing: Backing::Chain { layers: layers.into(), chain },
             poisoned: Arc::clone(&self.poisoned),
+            space: Arc::clone(&self.space),
             stats: Arc::clone(&self.stats),
             notes: self.notes.clone(),
         }))

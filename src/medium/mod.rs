@@ -24,6 +24,7 @@ pub mod offline;
 mod open;
 mod parents;
 mod plan;
+mod space;
 mod storage;
 
 pub use create::{CreateSpec, NewParent, create_file, preallocate};
@@ -35,6 +36,7 @@ pub use link::ParentLink;
 pub use open::{OpenSpec, Opened, Probed, open, open_over, probe};
 pub use parents::{LAYERS_MAX, Parents};
 pub use plan::{PLAN_BYTES_MAX, ReadPlan, WritePlan};
+pub use space::Space;
 
 use serde::{Deserialize, Serialize};
 

@@ -142,6 +142,7 @@ fn finish(spec: OpenSpec, parts: Parts, poisoned: Arc<AtomicBool>) -> Result<Ope
         Some(disk) => Arc::clone(&disk.stats),
         None => (0..spec.shards).map(|_| OnceLock::new()).collect(),
     };
+    let space = spec.predecessor.as_ref().map(|disk| Arc::clone(&disk.space)).unwrap_or_default();
     let disk = Disk {
         id: spec.id,
         name: spec.name,
@@ -155,9 +156,11 @@ fn finish(spec: OpenSpec, parts: Parts, poisoned: Arc<AtomicBool>) -> Result<Ope
         unit_read_only,
         backing: parts.backing,
         poisoned,
+        space,
         stats,
         notes: parts.notes,
     };
+    disk.look_at_space();
     Ok(Opened { disk: Arc::new(disk), engine: parts.engine })
 }
 
@@ -240,7 +243,8 @@ fn unit_for(spec: &OpenSpec, parts: &Parts, read_only: bool) -> Result<Unit, Fil
         sense_format: SenseFormat::Fixed,
     };
     let unit = Unit::new(&config).map_err(|_| size("it cannot be described to an initiator"))?;
-    Ok(unit.with_features(Features::COMPARE_AND_WRITE.and(Features::OR_WRITE).and(Features::MODE_SELECT)))
+    let exclusive = Features::COMPARE_AND_WRITE.and(Features::OR_WRITE);
+    Ok(unit.with_features(exclusive.and(Features::MODE_SELECT).and(Features::LOG_DATA)))
 }
 
 /// The pieces in which a disk gives space back; `None` for one that keeps it.

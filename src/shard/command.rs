@@ -182,6 +182,7 @@ impl<R: Ring> Work<'_, R> {
             Action::ModeSelect { list_bytes, long, save } => {
                 self.start_list(task, List::Mode { long, save }, u32::from(list_bytes), data);
             }
+            Action::LogSense { page, allocation_length } => self.log_sense(task, page, allocation_length),
             // No unit here says that it serves any other.
             _ => self.complete(task, Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into()),
         }

@@ -198,6 +198,7 @@ impl<R: Ring> Shard<R> {
             ToShard::Swap { disk, engine, retire, retired, attention, reply } => {
                 reply(self.swap(&disk, engine, retire.then_some(retired), attention));
             }
+            ToShard::LittleSpace { disk } => self.little_space(disk),
             ToShard::Kept { ticket, is_kept } => self.kept(ticket, is_kept),
             ToShard::CloseEngine { disk, reply } => self.close_engine(disk, reply),
             ToShard::BeginSession { disk, reply } => self.begin_session(disk, reply),
@@ -233,7 +234,7 @@ impl<R: Ring> Shard<R> {
             tasks: 0,
             at_work: AtWork::default(),
             ranges: HeldRanges::default(),
-            settings: Settings::new(&disk),
+            settings: Settings::new(&disk, self.core.now),
             pause: None,
             swaps: 0,
             home: None,

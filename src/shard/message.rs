@@ -169,6 +169,11 @@ pub enum ToShard {
         /// Answered when the commands go on.
         reply: Reply<Result<(), DetachError>>,
     },
+    /// The file system behind a thin provisioned disk has little space left: its initiators are told. To the disk's home.
+    LittleSpace {
+        /// The disk.
+        disk: DiskId,
+    },
     /// What a shard wanted kept ([`Keep`](super::Keep)) is durable, or cannot be.
     Kept {
         /// [`Keep::ticket`](super::Keep::ticket).

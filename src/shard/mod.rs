@@ -18,6 +18,7 @@
 //! | `read`, `write` | how a command's data moves between connection and medium |
 //! | `provision` | UNMAP, WRITE SAME, GET LBA STATUS |
 //! | `compare` | COMPARE AND WRITE and ORWRITE |
+//! | `log` | LOG SENSE |
 //! | `parameters` | commands whose data is a parameter list |
 //! | `management` | aborts, resets, logout |
 //! | `pause` | who is at work on a disk's files, and keeping everybody away from them for a moment |
@@ -45,6 +46,7 @@ mod home;
 mod input;
 mod link;
 mod load;
+mod log;
 mod login;
 mod mailbox;
 mod management;

@@ -15,4 +15,5 @@ mod modes;
 mod protocol;
 mod server;
 mod sessions;
+mod space;
 mod storm;
