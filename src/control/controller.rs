@@ -251,7 +251,8 @@ impl Controller {
         });
         let directory = Directory::new(targets, portals.collect(), Authentication::None).map_err(Refused::invalid)?;
         let (disks, keeper) = (self.disk_settings(), Some(self.keeper.clone()));
-        Ok(Configuration { directory: Arc::new(directory), luns, disks, keeper })
+        let io_deadline_ms = self.config.io_deadline_seconds.map(|seconds| u64::from(seconds) * 1000);
+        Ok(Configuration { directory: Arc::new(directory), luns, disks, keeper, io_deadline_ms })
     }
 
     /// A number for a disk about to be opened, and the shard that will be its home.

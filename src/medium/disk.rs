@@ -1,7 +1,7 @@
 //! A disk that is being served: immutable description, shared by all shards.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use uuid::Uuid;
@@ -56,6 +56,8 @@ pub struct Disk {
     /// Shared with the forms of the disk that stand on the same leaf.
     pub(super) poisoned: Arc<AtomicBool>,
     pub(super) space: Arc<Space>,
+    /// Commands that have ended before their writes came back, on all shards.
+    pub(super) orphans: Arc<AtomicU32>,
     /// One for each shard, made when that shard first needs it: a disk that few shards reach costs little.
     pub(super) stats: Arc<[OnceLock<DiskStats>]>,
     pub(super) notes: Vec<String>,
@@ -211,6 +213,22 @@ impl Disk {
         }
     }
 
+    /// Whether something may still be written by a command that has ended.
+    #[inline]
+    pub fn has_orphans(&self) -> bool {
+        self.orphans.load(Ordering::Acquire) > 0
+    }
+
+    /// A command ends before its writes have come back.
+    pub fn orphan_begun(&self) {
+        self.orphans.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// They have.
+    pub fn orphan_ended(&self) {
+        self.orphans.fetch_sub(1, Ordering::AcqRel);
+    }
+
     /// The same disk with other layers below its leaf (merged, moved, or newly folded).
     pub fn rebased(&self, parents: &Parents, lower: Vec<Arc<LayerFile>>) -> Result<Arc<Self>, FileError> {
         let leaf = self.leaf().ok_or(FileError::Spec(self.format.as_str(), "has no file"))?;
@@ -230,6 +248,7 @@ impl Disk {
             backing: Backing::Chain { layers: layers.into(), chain },
             poisoned: Arc::clone(&self.poisoned),
             space: Arc::clone(&self.space),
+            orphans: Arc::clone(&self.orphans),
             stats: Arc::clone(&self.stats),
             notes: self.notes.clone(),
         }))

@@ -143,6 +143,7 @@ fn finish(spec: OpenSpec, parts: Parts, poisoned: Arc<AtomicBool>) -> Result<Ope
         None => (0..spec.shards).map(|_| OnceLock::new()).collect(),
     };
     let space = spec.predecessor.as_ref().map(|disk| Arc::clone(&disk.space)).unwrap_or_default();
+    let orphans = spec.predecessor.as_ref().map(|disk| Arc::clone(&disk.orphans)).unwrap_or_default();
     let disk = Disk {
         id: spec.id,
         name: spec.name,
@@ -157,6 +158,7 @@ fn finish(spec: OpenSpec, parts: Parts, poisoned: Arc<AtomicBool>) -> Result<Ope
         backing: parts.backing,
         poisoned,
         space,
+        orphans,
         stats,
         notes: parts.notes,
     };

@@ -226,7 +226,8 @@ impl<R: Ring> Work<'_, R> {
             return;
         }
         let slot = self.task(task).disk.expect("a flush has a unit");
-        if !self.core.ask_home(slot, self.key, task.0, HomeRequest::Flush) {
+        let name = self.tagged(task);
+        if !self.core.ask_home(slot, self.key, name, HomeRequest::Flush) {
             return self.starve(task, Resume::Flush);
         }
         self.begin_work(task);

@@ -9,6 +9,7 @@ use super::mailbox::Senders;
 use super::management::{JOBS_MAX, Jobs};
 use super::message::Configuration;
 use super::notices::Notices;
+use super::overdue::{IO_DEADLINE_MS, Orphans};
 use super::pause::{AtWork, Pause};
 use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage};
 use super::settings::{CHANGES_MAX, Settings};
@@ -102,6 +103,14 @@ pub(crate) struct Core<R: Ring> {
     pub(crate) deadline_ms: u64,
     /// How many shards the server has.
     pub(crate) shards: u16,
+    /// Operations of tasks, of all connections, and tasks that are held.
+    pub(crate) task_operations: u32,
+    /// Those that nobody waits for any more.
+    pub(crate) orphans: Orphans,
+    /// How long a command waits for a file.
+    pub(crate) io_deadline_ms: u64,
+    /// When to look again for those that have waited too long; zero while nothing is waited for.
+    pub(crate) overdue_check: Nanos,
     /// Disks with commands that started and ended within this turn.
     untimed: Vec<u32>,
 }
@@ -119,8 +128,8 @@ pub(crate) enum Mark {
     Shutdown(u32),
     /// Closing a connection.
     Close(u32),
-    /// File I/O of a task: connection, task.
-    Task(u32, u16),
+    /// File I/O of a task: connection; the connection's generation, the task's and the task.
+    Task(u32, u32),
     /// An engine's I/O: disk slot, which of the disk's engines, the engine's number.
     Engine(u32, u16, u32),
     /// A page of a block map: disk slot, place among those being read.
@@ -153,7 +162,7 @@ impl Mark {
             Self::Send(link) => (3, link, 0),
             Self::Shutdown(link) => (4, link, 0),
             Self::Close(link) => (5, link, 0),
-            Self::Task(link, task) => (6, link, u32::from(task)),
+            Self::Task(link, task) => (6, link, task),
             Self::Engine(disk, driver, io) => (7, engine_index(disk, driver), io),
             Self::Load(disk, place) => (9, disk, place),
             Self::Flush(disk) => (8, disk, 0),
@@ -172,7 +181,7 @@ impl Mark {
             3 => Self::Send(index),
             4 => Self::Shutdown(index),
             5 => Self::Close(index),
-            6 => Self::Task(index, detail as u16),
+            6 => Self::Task(index, detail),
             7 => Self::Engine(index & (DISK_SLOTS_MAX - 1), (index >> DISK_SLOT_BITS) as u16, detail),
             8 => Self::Flush(index),
             9 => Self::Load(index, detail),
@@ -322,6 +331,10 @@ impl<R: Ring> Core<R> {
             answers_in_turn: 0,
             deadline_ms: u64::MAX,
             shards,
+            task_operations: 0,
+            orphans: Orphans::default(),
+            io_deadline_ms: IO_DEADLINE_MS,
+            overdue_check: Nanos(0),
             untimed: Vec::with_capacity(64),
         }
     }
@@ -395,7 +408,7 @@ mod tests {
             Mark::Send(0),
             Mark::Shutdown(7),
             Mark::Close(8),
-            Mark::Task(4095, 135),
+            Mark::Task(4095, 0xffff_0087),
             Mark::Engine(16383, 4095, u32::MAX),
             Mark::Engine(65535, 0, 1),
             Mark::Load(16383, 7),

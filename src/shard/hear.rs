@@ -9,6 +9,7 @@ use super::home::HomeDisk;
 use super::link::{LinkState, Phase};
 use super::login;
 use super::message::{Configuration, DetachError, Reply, SessionInfo, ToShard};
+use super::overdue::{IO_DEADLINE_MS, task_of};
 use super::pause::AtWork;
 use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage, ResetScope};
 use super::registrar::Decision;
@@ -51,7 +52,9 @@ impl<R: Ring> Shard<R> {
             PeerMessage::Home { disk, swaps, asker, request } => self.home_request(disk, swaps, asker, request),
             PeerMessage::HomeDone { asker, result } => {
                 self.core.home_requests -= 1;
-                self.with_work(asker.link, |work| work.home_done(TaskId(asker.task), result));
+                if !self.core.orphan_returned(asker.link, asker.task) {
+                    self.with_work(asker.link, |work| work.home_done(task_of(asker.task), result));
+                }
             }
             PeerMessage::Barrier { disk, home } => self.barrier(disk, home),
             PeerMessage::BarrierPassed { disk } => self.barrier_passed(disk),
@@ -63,7 +66,9 @@ impl<R: Ring> Shard<R> {
             PeerMessage::RangeHeld { disk, number } => self.range_held(disk, number),
             PeerMessage::RangeGranted { asker, number } => {
                 self.core.home_requests -= 1;
-                self.with_work(asker.link, |work| work.range_granted(TaskId(asker.task), number));
+                if !self.core.orphan_got_range(asker.link, asker.task, number) {
+                    self.with_work(asker.link, |work| work.range_granted(task_of(asker.task), number));
+                }
             }
             PeerMessage::ReleaseRange { disk, number } => self.range_released(disk, number),
             PeerMessage::FreeRange { disk, number } => self.free_range(disk, number),
@@ -249,6 +254,7 @@ impl<R: Ring> Shard<R> {
     /// Put a configuration in force.
     pub fn configure(&mut self, configuration: Arc<Configuration>) {
         self.core.configuration = Arc::clone(&configuration);
+        self.core.io_deadline_ms = configuration.io_deadline_ms.unwrap_or(IO_DEADLINE_MS).max(1);
         for (disk, settings) in &configuration.disks {
             let slot = self.core.disks.find(*disk);
             if let Some(entry) = slot.and_then(|slot| self.core.disks.at_mut(slot)) {

@@ -39,6 +39,8 @@ pub struct Configuration {
     pub disks: HashMap<DiskId, DiskSettings>,
     /// Keeps what initiators save.
     pub keeper: Option<Keeper>,
+    /// How long a command waits for a file before it is ended, in milliseconds; 30 seconds unless it is said.
+    pub io_deadline_ms: Option<u64>,
 }
 
 /// The LUNs of one target.
@@ -169,7 +171,7 @@ pub enum ToShard {
         /// Answered when the commands go on.
         reply: Reply<Result<(), DetachError>>,
     },
-    /// The file system behind a thin provisioned disk has little space left: its initiators are told. To the disk's home.
+    /// The file system behind a thin provisioned disk has little space left: its initiators are told. To its home.
     LittleSpace {
         /// The disk.
         disk: DiskId,

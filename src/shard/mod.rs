@@ -21,6 +21,7 @@
 //! | `log` | LOG SENSE |
 //! | `parameters` | commands whose data is a parameter list |
 //! | `management` | aborts, resets, logout |
+//! | `overdue` | commands that wait too long, and the operations that they leave behind |
 //! | `pause` | who is at work on a disk's files, and keeping everybody away from them for a moment |
 //! | `exclusive` | ranges of a disk that one command has to itself, on all shards |
 //! | `settings` | what a unit is set to, on all shards |
@@ -53,6 +54,7 @@ mod management;
 pub mod message;
 mod notices;
 mod output;
+mod overdue;
 mod parameters;
 mod pause;
 mod peer;

@@ -68,7 +68,8 @@ impl<R: Ring> Work<'_, R> {
     /// Ask the home shard to change a setting for all; then [`Self::setting_changed`].
     pub(super) fn ask_setting(&mut self, task: TaskId, setting: Setting) {
         let slot = self.task(task).disk.expect("a setting is of a unit");
-        if !self.core.ask_home(slot, self.key, task.0, HomeRequest::Set(setting)) {
+        let name = self.tagged(task);
+        if !self.core.ask_home(slot, self.key, name, HomeRequest::Set(setting)) {
             return self.complete(task, crate::scsi::MediumError::Busy.outcome());
         }
         self.set_step(task, super::session::Step::Asking(Resume::SettingChanged));

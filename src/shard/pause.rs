@@ -73,6 +73,12 @@ impl DiskSlot {
         None
     }
 
+    /// The file operations of a command that has not waited for them have ended.
+    pub(crate) fn end_orphan(&mut self, plan: Option<bool>, at_work: bool) -> Option<ShardId> {
+        self.at_work.windows -= u32::from(at_work);
+        plan.and_then(|epoch| self.end_plan(epoch))
+    }
+
     fn end_plan(&mut self, epoch: bool) -> Option<ShardId> {
         let work = &mut self.at_work;
         let plans = &mut work.plans[usize::from(epoch)];
@@ -94,6 +100,8 @@ impl<R: Ring> Work<'_, R> {
             return false;
         }
         self.set_step(task, Step::Paused(resume));
+        let now = self.core.now;
+        self.task(task).waits_since = now;
         true
     }
 

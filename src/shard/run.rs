@@ -10,11 +10,11 @@ use super::login::{self, LoginPhase, SystemEntropy};
 use super::mailbox::{Mailbox, Senders};
 use super::message::Reply;
 use super::output::Tx;
+use super::overdue;
 use super::peer::LinkKey;
 use super::registrar::Registrar;
 use crate::iscsi::chap::Entropy;
 use crate::iscsi::login::{Arrival, LoginPolicy};
-use crate::iscsi::transfer::TaskId;
 use crate::limits::{LOGIN_TIMEOUT_MS, SESSIONS_PER_SHARD_MAX};
 use crate::mem::Arena;
 use crate::observe::ShardStats;
@@ -137,6 +137,11 @@ impl<R: Ring> Shard<R> {
             self.feed_starved();
         }
         self.watch_time();
+        if self.core.task_operations > 0 {
+            self.end_overdue();
+        } else {
+            self.core.overdue_check = Nanos(0);
+        }
         if !self.pausing.is_empty() {
             self.finish_pausing();
         }
@@ -187,7 +192,11 @@ impl<R: Ring> Shard<R> {
         }
         // What a full mailbox has refused is tried again soon.
         let retry_ms = if delivered { u64::MAX } else { self.core.now_ms() + 1 };
-        match self.core.deadline_ms.min(retry_ms) {
+        let overdue_ms = match self.core.overdue_check.0 {
+            0 => u64::MAX,
+            check_ns => check_ns.div_ceil(1_000_000),
+        };
+        match self.core.deadline_ms.min(retry_ms).min(overdue_ms) {
             u64::MAX => Wait::Forever,
             deadline_ms => Wait::Until(Nanos(deadline_ms.saturating_mul(1_000_000))),
         }
@@ -216,6 +225,7 @@ impl<R: Ring> Shard<R> {
             Mark::Load(slot, place) => return self.load_completed(slot, place, completion),
             Mark::Flush(slot) => return self.flush_completed(slot, &completion),
             Mark::Ignore => return,
+            mark @ Mark::Task(..) if core.orphan_completed(mark, &completion) => return,
             Mark::Receive(index)
             | Mark::Send(index)
             | Mark::Shutdown(index)
@@ -228,7 +238,7 @@ impl<R: Ring> Shard<R> {
             Mark::Send(_) => link.sent(core, completion),
             Mark::Task(_, task) => {
                 if let Some((mut work, _, _)) = link.work(core) {
-                    work.file_completed(TaskId(task), completion);
+                    work.file_completed(overdue::task_of(task as u16), completion);
                 }
                 true
             }

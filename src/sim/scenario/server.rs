@@ -400,5 +400,5 @@ fn configuration(luns: LunMap, uncached: bool) -> Result<Configuration, String> 
     let kept = Kept { write_cache: uncached.then_some(false), ..Kept::default() };
     let settings = DiskSettings { kept };
     let disks = luns.values().flat_map(LunMap::values).map(|mapping| (mapping.disk, settings)).collect();
-    Ok(Configuration { directory: Arc::new(directory), luns, disks, keeper: None })
+    Ok(Configuration { directory: Arc::new(directory), luns, disks, ..Configuration::default() })
 }
