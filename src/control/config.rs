@@ -43,8 +43,8 @@ pub struct Config {
     /// Zero: never. A disk may have a threshold of its own.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub thin_threshold_bytes: u64,
-    /// How long a command waits for a file that does not answer before it is ended with ABORTED COMMAND, in seconds: 1 to
-    /// 3600, and 30 unless it is said.
+    /// How long a command waits for a file that does not answer before it is ended with ABORTED COMMAND, in seconds; 30
+    /// unless it is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub io_deadline_seconds: Option<u16>,
 }

@@ -246,7 +246,10 @@ fn unit_for(spec: &OpenSpec, parts: &Parts, read_only: bool) -> Result<Unit, Fil
     };
     let unit = Unit::new(&config).map_err(|_| size("it cannot be described to an initiator"))?;
     let exclusive = Features::COMPARE_AND_WRITE.and(Features::OR_WRITE);
-    Ok(unit.with_features(exclusive.and(Features::MODE_SELECT).and(Features::LOG_DATA)))
+    let unit = unit.with_features(exclusive.and(Features::MODE_SELECT).and(Features::LOG_DATA).and(Features::FORMAT));
+    // Where parents hold some of the blocks, they would keep them.
+    let is_alone = !matches!(&parts.backing, Backing::Chain { layers, .. } if layers.len() > 1);
+    Ok(if is_alone { unit.with_features(Features::SANITIZE) } else { unit })
 }
 
 /// The pieces in which a disk gives space back; `None` for one that keeps it.

@@ -12,8 +12,8 @@ use crate::observe::Operation;
 use crate::ring::Ring;
 use crate::scsi::sense::SenseKey;
 use crate::scsi::{
-    self, Action, ByteCheck, CommandRequest, LogicalUnit, MediumError, Outcome, ParameterList, Sense, SenseCode,
-    SenseFormat, TargetView,
+    self, Action, ByteCheck, CommandRequest, LogicalUnit, MediumError, Outcome, ParameterList, SanitizeMethod, Sense,
+    SenseCode, SenseFormat, TargetView,
 };
 
 impl<R: Ring> Work<'_, R> {
@@ -183,6 +183,14 @@ impl<R: Ring> Work<'_, R> {
                 self.start_list(task, List::Mode { long, save }, u32::from(list_bytes), data);
             }
             Action::LogSense { page, allocation_length } => self.log_sense(task, page, allocation_length),
+            Action::Format { list_bytes } => self.start_list(task, List::Format, u32::from(list_bytes), data),
+            Action::Sanitize { method: SanitizeMethod::Overwrite { list_bytes }, immed, may_exit } => {
+                self.start_list(task, List::Sanitize { immed, may_exit }, u32::from(list_bytes), data);
+            }
+            Action::Sanitize { method: SanitizeMethod::BlockErase, immed, may_exit } => {
+                self.start_block_erase(task, immed, may_exit);
+            }
+            Action::ExitSanitizeFailure => self.exit_sanitize_failure(task),
             // No unit here says that it serves any other.
             _ => self.complete(task, Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into()),
         }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::erase::Erasure;
 use super::exclusive::{HeldRanges, RANGES_MAX};
 use super::home::{BARRIERS_MAX, Home, HomeDisk};
 use super::mailbox::Senders;
@@ -107,6 +108,8 @@ pub(crate) struct Core<R: Ring> {
     pub(crate) task_operations: u32,
     /// Those that nobody waits for any more.
     pub(crate) orphans: Orphans,
+    /// Disks of this home shard that are being emptied or overwritten.
+    pub(crate) erasures: Vec<Erasure>,
     /// How long a command waits for a file.
     pub(crate) io_deadline_ms: u64,
     /// When to look again for those that have waited too long; zero while nothing is waited for.
@@ -136,6 +139,8 @@ pub(crate) enum Mark {
     Load(u32, u32),
     /// A flush of a disk's file for initiators: disk slot.
     Flush(u32),
+    /// Emptying or overwriting a disk: disk slot.
+    Erase(u32),
     /// Something whose completion nobody waits for.
     Ignore,
 }
@@ -166,6 +171,7 @@ impl Mark {
             Self::Engine(disk, driver, io) => (7, engine_index(disk, driver), io),
             Self::Load(disk, place) => (9, disk, place),
             Self::Flush(disk) => (8, disk, 0),
+            Self::Erase(disk) => (10, disk, 0),
         };
         debug_assert!(index < 1 << 28);
         Tag(kind << 60 | u64::from(index) << 32 | u64::from(detail))
@@ -185,6 +191,7 @@ impl Mark {
             7 => Self::Engine(index & (DISK_SLOTS_MAX - 1), (index >> DISK_SLOT_BITS) as u16, detail),
             8 => Self::Flush(index),
             9 => Self::Load(index, detail),
+            10 => Self::Erase(index),
             _ => Self::Ignore,
         }
     }
@@ -333,6 +340,7 @@ impl<R: Ring> Core<R> {
             shards,
             task_operations: 0,
             orphans: Orphans::default(),
+            erasures: Vec::new(),
             io_deadline_ms: IO_DEADLINE_MS,
             overdue_check: Nanos(0),
             untimed: Vec::with_capacity(64),
@@ -413,6 +421,7 @@ mod tests {
             Mark::Engine(65535, 0, 1),
             Mark::Load(16383, 7),
             Mark::Flush(0x0fff_ffff),
+            Mark::Erase(16383),
         ];
         for mark in marks {
             assert_eq!(Mark::from_tag(mark.tag()), mark);

@@ -52,12 +52,16 @@ impl<R: Ring> Shard<R> {
             PeerMessage::Home { disk, swaps, asker, request } => self.home_request(disk, swaps, asker, request),
             PeerMessage::HomeDone { asker, result } => {
                 self.core.home_requests -= 1;
-                if !self.core.orphan_returned(asker.link, asker.task) {
+                if let Some(slot) = asker.link.erased_slot() {
+                    self.erasure_heard(slot, result);
+                } else if !self.core.orphan_returned(asker.link, asker.task) {
                     self.with_work(asker.link, |work| work.home_done(task_of(asker.task), result));
                 }
             }
             PeerMessage::Barrier { disk, home } => self.barrier(disk, home),
             PeerMessage::BarrierPassed { disk } => self.barrier_passed(disk),
+            PeerMessage::Erase { disk, asker, order } => self.erase_wanted(disk, asker, *order),
+            PeerMessage::EraseOn { slot } => self.erase_on(slot),
             PeerMessage::Set { disk, setting, asker, home, change } => self.set(disk, setting, asker, home, change),
             PeerMessage::HasSet { change } => self.has_set(change),
             PeerMessage::HoldRange { disk, number, range, asker, home } => {
@@ -66,7 +70,9 @@ impl<R: Ring> Shard<R> {
             PeerMessage::RangeHeld { disk, number } => self.range_held(disk, number),
             PeerMessage::RangeGranted { asker, number } => {
                 self.core.home_requests -= 1;
-                if !self.core.orphan_got_range(asker.link, asker.task, number) {
+                if let Some(slot) = asker.link.erased_slot() {
+                    self.erasure_got_range(slot, number);
+                } else if !self.core.orphan_got_range(asker.link, asker.task, number) {
                     self.with_work(asker.link, |work| work.range_granted(task_of(asker.task), number));
                 }
             }
@@ -101,7 +107,7 @@ impl<R: Ring> Shard<R> {
         }
     }
 
-    fn home_request(&mut self, disk: DiskId, swaps: u32, asker: Asker, request: HomeRequest) {
+    pub(super) fn home_request(&mut self, disk: DiskId, swaps: u32, asker: Asker, request: HomeRequest) {
         match request {
             HomeRequest::HoldRange(range) => return self.range_wanted(disk, asker, range),
             HomeRequest::Set(setting) => return self.setting_wanted(disk, asker, setting),

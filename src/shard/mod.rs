@@ -24,6 +24,7 @@
 //! | `overdue` | commands that wait too long, and the operations that they leave behind |
 //! | `pause` | who is at work on a disk's files, and keeping everybody away from them for a moment |
 //! | `exclusive` | ranges of a disk that one command has to itself, on all shards |
+//! | `erase` | FORMAT UNIT and SANITIZE |
 //! | `settings` | what a unit is set to, on all shards |
 //! | `change` | another form of a disk in its place, and what else the control plane asks of a home shard |
 //! | `home` | what a disk's home shard does for all: space, visibility, pages of maps, flushes |
@@ -41,6 +42,7 @@ mod command;
 mod compare;
 mod core;
 mod driver;
+mod erase;
 mod exclusive;
 mod hear;
 mod home;

@@ -152,6 +152,8 @@ impl<R: Ring> Work<'_, R> {
             let task = TaskId(index);
             let entry = self.task(task);
             let waits = match entry.step {
+                // It takes as long as it takes.
+                Step::Asking(Resume::Erased) => entry.aborted,
                 Step::Asking(_) | Step::Writing | Step::Committing | Step::Reading | Step::Flushing => {
                     entry.operations > 0
                 }

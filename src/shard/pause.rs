@@ -47,6 +47,20 @@ impl AtWork {
     }
 }
 
+/// Work of the home shard that is no command's.
+impl AtWork {
+    /// It is at work on the disk's files; [`DiskSlot::end_orphan`] ends that.
+    pub(crate) fn begin_piece(&mut self) {
+        self.windows += 1;
+    }
+
+    /// It has made a plan, and carries it out.
+    pub(crate) fn begin_plan(&mut self) -> bool {
+        self.plans[usize::from(self.epoch)] += 1;
+        self.epoch
+    }
+}
+
 impl DiskSlot {
     /// Commands of the disk are held.
     #[inline]
@@ -248,6 +262,7 @@ impl<R: Ring> Shard<R> {
             reply(Err(PauseError("it was told to go on".into())));
         }
         self.let_held_go_on(slot);
+        self.erase_on(slot);
     }
 
     /// Have the commands of a disk try again that were held.

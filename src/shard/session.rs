@@ -142,6 +142,7 @@ pub(crate) enum Resume {
     AskRange,
     LbaStatus,
     SettingChanged,
+    Erased,
     Answer,
 }
 
@@ -422,6 +423,7 @@ impl<R: Ring> Work<'_, R> {
             Resume::AskRange => self.ask_range(task),
             Resume::LbaStatus => self.lba_status_again(task),
             Resume::SettingChanged => self.setting_changed(task),
+            Resume::Erased => self.complete(task, Outcome::GOOD),
             Resume::Answer => self.send_when_drained(task),
         }
     }

@@ -70,8 +70,13 @@ impl fmt::Debug for Keeper {
 pub(crate) enum Setting {
     /// WCE; and whether that is to be so after a restart too.
     WriteCache { enabled: bool, save: bool },
-    /// Whether the unit serves.
-    Condition(Condition),
+    /// Whether the unit serves, and what is kept of that.
+    Condition {
+        /// It does, or why not.
+        condition: Condition,
+        /// A SANITIZE has not ended well so far; whether it may be left at that.
+        unsanitized: Option<bool>,
+    },
     /// The file system behind a thin provisioned unit has little space left.
     LittleSpace,
 }
@@ -153,8 +158,9 @@ impl Settings {
                 }
                 (was != self.unit(false).write_cache_enabled()).then_some(Attention::ModeParametersChanged)
             }
-            Setting::Condition(condition) => {
+            Setting::Condition { condition, unsanitized } => {
                 self.condition = condition;
+                self.kept.unsanitized = unsanitized;
                 None
             }
             Setting::LittleSpace => Some(Attention::ThinProvisioningThreshold),
@@ -198,6 +204,9 @@ impl<R: Ring> Shard<R> {
         let mut kept = slot.settings.kept;
         if let Setting::WriteCache { enabled, save: true } = setting {
             kept.write_cache = Some(enabled);
+        }
+        if let Setting::Condition { unsanitized, .. } = setting {
+            kept.unsanitized = unsanitized;
         }
         let must_keep = kept != slot.settings.kept;
         let change = Change { asker, disk, setting, shards: 0 };

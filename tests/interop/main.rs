@@ -9,6 +9,7 @@ mod clients;
 mod configuration;
 mod crash;
 mod differencing;
+mod erase;
 mod exclusive;
 mod images;
 mod modes;

@@ -82,6 +82,36 @@ fn told(client: &mut Client, wait: Duration) -> Vec<(u8, u8)> {
     told
 }
 
+/// Write until there is no space, and give some back.
+fn until_the_end_and_back(client: &mut Client, name: &str) {
+    let mut written = 34;
+    let end = loop {
+        let answer = write_mib(client, written);
+        if answer.status != 0 {
+            break answer;
+        }
+        written += 1;
+        assert!(written < 64, "{name}: more than there is space");
+    };
+    assert_eq!(end.sense_triple(), Some((7, 0x27, 0x07)), "{name}: SPACE ALLOCATION FAILED WRITE PROTECT");
+    // What was there can be read and written; what is given back can be used again.
+    let read = client.read(0, &cdb(0x88, 0, 8), 4096).expect("an answer");
+    assert_eq!((read.status, read.data), (0, vec![0xc3; 4096]), "{name}");
+    assert_eq!(write_mib(client, 3).status, 0, "{name}");
+    let mut list = vec![0, 22, 0, 16, 0, 0, 0, 0];
+    list.extend(0u64.to_be_bytes());
+    list.extend((written as u32 * 2048).to_be_bytes());
+    list.extend([0; 4]);
+    assert_eq!(client.write(0, &[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0], &list).expect("an answer").status, 0, "{name}");
+    // A VHDX's space is free once that is durable.
+    eventually("there is space again", || {
+        let flush = client.bare(0, &[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]).expect("an answer");
+        assert_eq!(flush.status, 0, "{flush:?}");
+        provisioning(client).0 > 36 * MIB
+    });
+    assert_eq!(write_mib(client, 500).status, 0, "{name}");
+}
+
 #[test]
 fn little_space_is_told_once_and_none_is_a_clear_error() {
     let mut server = Server::start_with(Options { cores: Some("0,1"), ..Options::default() });
@@ -130,34 +160,8 @@ fn little_space_is_told_once_and_none_is_a_clear_error() {
         for client in &mut clients {
             assert_eq!(told(client, Duration::from_secs(3)), [(0x38, 0x07)], "{name}");
         }
-        // Until the end.
+        until_the_end_and_back(&mut clients[1], name);
         let client = &mut clients[1];
-        let mut written = 34;
-        let end = loop {
-            let answer = write_mib(client, written);
-            if answer.status != 0 {
-                break answer;
-            }
-            written += 1;
-            assert!(written < 64, "{name}: more than there is space");
-        };
-        assert_eq!(end.sense_triple(), Some((7, 0x27, 0x07)), "{name}: SPACE ALLOCATION FAILED WRITE PROTECT");
-        // What was there can be read and written; what is given back can be used again.
-        let read = client.read(0, &cdb(0x88, 0, 8), 4096).expect("an answer");
-        assert_eq!((read.status, read.data), (0, vec![0xc3; 4096]), "{name}");
-        assert_eq!(write_mib(client, 3).status, 0, "{name}");
-        let mut list = vec![0, 22, 0, 16, 0, 0, 0, 0];
-        list.extend(0u64.to_be_bytes());
-        list.extend((written as u32 * 2048).to_be_bytes());
-        list.extend([0; 4]);
-        assert_eq!(client.write(0, &[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0], &list).expect("an answer").status, 0, "{name}");
-        // A VHDX's space is free once that is durable.
-        eventually("there is space again", || {
-            let flush = client.bare(0, &[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]).expect("an answer");
-            assert_eq!(flush.status, 0, "{flush:?}");
-            provisioning(client).0 > 36 * MIB
-        });
-        assert_eq!(write_mib(client, 500).status, 0, "{name}");
         // Crossed once more, and told once more.
         for mib in 0..36 {
             assert_eq!(write_mib(client, mib).status, 0, "{name}");
