@@ -22,8 +22,12 @@ pub const FIRST_BURST_LENGTH_MAX: u32 = 256 * 1024;
 /// R2Ts outstanding for one task that we accept (MaxOutstandingR2T).
 pub const OUTSTANDING_R2T_MAX: u16 = 4;
 
-/// Sessions of one shard, and so connections (one connection a session); login connections share the number.
+/// Sessions of one shard, and so connections in full feature phase (one connection a session).
 pub const SESSIONS_PER_SHARD_MAX: u32 = 4096;
+
+/// Connections of one shard that have not logged in. When one more comes, the oldest of them is turned away: a login
+/// takes milliseconds, so the oldest of so many is one that does not log in. Some 20 MiB of buffers.
+pub const LOGINS_PER_SHARD_MAX: usize = 512;
 
 /// A connection that has not finished its login after this long is closed.
 pub const LOGIN_TIMEOUT_MS: u64 = 15_000;
@@ -90,8 +94,12 @@ pub const ACCESS_RULES_PER_TARGET_MAX: usize = 4096;
 /// Bytes of one request's body on the control socket: names, a path and two secrets fit many times over.
 pub const CONTROL_BODY_BYTES_MAX: usize = 64 * 1024;
 
-/// Connections to the control socket that are served at once; more wait in its backlog.
-pub const CONTROL_CONNECTIONS_MAX: usize = 64;
+/// Connections to the control socket that are served at once. When one more comes, the one that has been silent longest
+/// is closed; where all are busy it waits in the backlog.
+pub const CONTROL_CONNECTIONS_MAX: usize = 256;
+
+/// A connection to the control socket that has not sent a whole request head after this long is closed.
+pub const CONTROL_HEAD_TIMEOUT_MS: u64 = 10_000;
 
 const _: () = assert!(FIRST_BURST_LENGTH_MAX <= BURST_LENGTH_MAX);
 const _: () = assert!(RECEIVE_SEGMENT_LENGTH_MAX <= BURST_LENGTH_MAX);
@@ -106,6 +114,14 @@ pub const PING_INTERVAL_MS: u64 = 30_000;
 
 /// A session whose initiator does not answer a ping within this is dropped.
 pub const PING_TIMEOUT_MS: u64 = 30_000;
+
+/// A request for which there is no memory holds up its connection at most this long; then it is turned away, and its
+/// initiator sends it again.
+pub const STALL_TIMEOUT_MS: u64 = 1_000;
+
+/// A task management function waits at most this long for what initiators owe it: data that R2Ts have asked for, and
+/// the acknowledgement of TASK ABORTED (RFC 7143 section 4.2.3.3). Widely used initiators do not send the former.
+pub const MANAGEMENT_PATIENCE_MS: u64 = 1_000;
 
 /// A connection whose last answer (to a logout or a refused login) is not taken within this is closed.
 pub const FINISH_TIMEOUT_MS: u64 = 10_000;

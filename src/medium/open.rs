@@ -242,12 +242,12 @@ fn unit_for(spec: &OpenSpec, parts: &Parts, read_only: bool) -> Result<Unit, Fil
     Unit::new(&config).map_err(|_| size("it cannot be described to an initiator"))
 }
 
-/// The pieces in which a disk gives space back; `None` for one that keeps it.
 /// Largest granularity that is told, in logical blocks. QEMU zeroes at most 65,535 blocks at once and ends with an
 /// assertion when it finds that to be less than the granularity. What covers a whole block of the file is released all
 /// the same.
 const UNMAP_GRANULARITY_BLOCKS_MAX: u32 = 1 << 15;
 
+/// The pieces in which a disk gives space back; `None` for one that keeps it.
 fn unmap_granularity_bytes(parts: &Parts) -> Option<u32> {
     let Backing::Chain { layers, .. } = &parts.backing else { return None };
     match (parts.kind, layers[0].map()) {

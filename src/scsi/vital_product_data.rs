@@ -102,10 +102,10 @@ fn push_name(code_set: u8, association: u8, parts: &[&[u8]], out: &mut Parameter
     out.push_zeros(padded - name_bytes);
 }
 
-/// Extended INQUIRY Data: SIMPSUP is the one task attribute that is promised; V_SUP when there is a volatile cache.
+/// Extended INQUIRY Data: HEADSUP, ORDSUP and SIMPSUP (the shard keeps the order); V_SUP when there is a volatile cache.
 fn extended_inquiry_data(_target: &TargetView<'_>, unit: &Unit, out: &mut ParameterList<'_>) {
-    const SIMPSUP: u8 = 0x01;
-    out.push(&[0, SIMPSUP, u8::from(unit.write_cache_exists())]);
+    const HEADSUP_ORDSUP_SIMPSUP: u8 = 0x07;
+    out.push(&[0, HEADSUP_ORDSUP_SIMPSUP, u8::from(unit.write_cache_exists())]);
     out.push_zeros(60 - 3);
 }
 
@@ -226,7 +226,7 @@ mod tests {
     #[test]
     fn extended_inquiry_and_mode_page_policy() {
         let data = page(&DISK, 0x86);
-        assert_eq!((data.len(), &data[4..7]), (64, &[0, 1, 1][..]));
+        assert_eq!((data.len(), &data[4..7]), (64, &[0, 7, 1][..]));
         assert_eq!(data[7..], [0; 57]);
         assert_eq!(page(&UnitConfig { write_cache_enabled: false, ..DISK }, 0x86)[6], 0);
         assert_eq!(page(&DISK, 0x87), [0, 0x87, 0, 4, 0x3f, 0xff, 0, 0]);

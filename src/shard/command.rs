@@ -3,7 +3,7 @@
 use super::peer::{HomeRequest, LinkKey};
 use super::session::{Answer, Immediate, Kind, Resume, Step, Work};
 use crate::blocks::Done;
-use crate::iscsi::pdu::ScsiStatus;
+use crate::iscsi::pdu::{ScsiStatus, TaskAttribute};
 use crate::iscsi::transfer::{DataError, TaskId};
 use crate::iscsi::transmit::Ending;
 use crate::medium::Backing;
@@ -19,6 +19,11 @@ impl<R: Ring> Work<'_, R> {
     /// Execute a command whose turn has come. `data` is its immediate data, still in the stream. False: there is no
     /// memory for that data, nothing has been done, call again later.
     pub(crate) fn start_command(&mut self, task: TaskId, data: Immediate<'_>) -> bool {
+        if self.session.may_begin(task) { self.begin_command(task, data) } else { self.lay_dormant(task, data) }
+    }
+
+    /// The same for a command that waits for no other.
+    pub(crate) fn begin_command(&mut self, task: TaskId, data: Immediate<'_>) -> bool {
         if self.session.scratch.is_none() {
             self.session.scratch = self.core.io.arena.take(ParameterList::BYTES_MIN);
             if self.session.scratch.is_none() {
@@ -31,15 +36,23 @@ impl<R: Ring> Work<'_, R> {
         self.core.commands_in_turn += 1;
         self.session.stats.commands.increment();
         let now = self.core.now;
-        let lun_index = scsi::lun::decode(self.session.connection.command(task).lun_raw)
-            .and_then(|lun| self.session.lun_index(lun));
+        let command = self.session.connection.command(task);
+        let (lun_raw, attribute) = (command.lun_raw, command.attribute);
+        let lun_index = scsi::lun::decode(lun_raw).and_then(|lun| self.session.lun_index(lun));
         let disk = lun_index.map(|index| self.session.luns[index].disk);
+        let share = lun_index.map(|index| self.session.begin(index, attribute));
         if let Some(slot) = disk.and_then(|slot| self.core.disks.at_mut(slot)) {
             slot.tasks += 1;
         }
         let entry = self.task(task);
         entry.started = now;
         entry.disk = disk;
+        entry.share = share;
+        if attribute == TaskAttribute::ACA {
+            // No ACA condition is ever in effect here (NORMACA is zero), which is the only time for this attribute.
+            self.complete(task, Sense::new(SenseCode::INVALID_MESSAGE_ERROR).into());
+            return true;
+        }
         let action = self.execute(task, lun_index);
         self.carry_out(task, action, data);
         true
@@ -315,8 +328,11 @@ impl<R: Ring> Work<'_, R> {
 
     /// Data that nobody wants has come in full.
     pub(crate) fn drained(&mut self, task: TaskId) {
-        if self.task(task).step == Step::Draining {
+        let entry = self.task(task);
+        if entry.step == Step::Draining {
             self.send(task);
+        } else if std::mem::take(&mut entry.awaits_data) {
+            self.release_if_aborted(task);
         }
     }
 
@@ -436,6 +452,10 @@ impl<R: Ring> Work<'_, R> {
         entry.commits = false;
         entry.error = None;
         entry.aborted = false;
+        entry.unkept = false;
+        entry.awaits_data = false;
+        let terminated = std::mem::take(&mut entry.terminated);
+        let share = entry.share.take();
         let lingered = std::mem::take(&mut entry.lingers);
         entry.ends_session = false;
         let solicited_bytes = std::mem::take(&mut entry.solicited_bytes);
@@ -443,8 +463,14 @@ impl<R: Ring> Work<'_, R> {
         if let Some(slot) = slot.and_then(|slot| self.core.disks.at_mut(slot)) {
             slot.tasks -= 1;
         }
+        if let Some(share) = share {
+            self.session.end(share);
+        }
         if let Some(job) = job {
             self.core.job_task_ended(job);
+        }
+        if !self.session.fences.is_empty() {
+            self.fenced_task_ended(task, terminated);
         }
         if lingered {
             self.has_lingered();

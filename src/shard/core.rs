@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::home::{BARRIERS_MAX, Home, HomeDisk};
+use super::link::STREAM_RESERVE_BYTES;
 use super::mailbox::Senders;
 use super::management::{JOBS_MAX, Jobs};
 use super::message::Configuration;
@@ -12,9 +13,9 @@ use super::pause::{AtWork, Pause};
 use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage};
 use crate::bounded::Queue;
 use crate::medium::Disk;
-use crate::mem::Arena;
+use crate::mem::{Arena, Buf};
 use crate::observe::{Operation, ShardStats};
-use crate::ring::{Nanos, Op, Ring, Tag, Wake};
+use crate::ring::{Fd, Nanos, Op, Ring, Tag, Wake};
 use crate::units::{DiskId, ShardId};
 
 /// Messages that a full mailbox of another shard has refused wait here. Beyond this the shard takes no more messages
@@ -96,6 +97,14 @@ pub(crate) struct Core<R: Ring> {
     pub(crate) deadline_ms: u64,
     /// How many shards the server has.
     pub(crate) shards: u16,
+    /// For the stream of one connection at a time that finds no memory; `None` while it is lent, or the arena is too
+    /// small for it.
+    pub(crate) stream_reserve: Option<Buf>,
+    /// Those that wait for memory are to be tried in the next turn, whatever happens.
+    pub(crate) feed: bool,
+    /// Connections that were turned away while the ring had no place: to be closed. No more than the process has
+    /// descriptors.
+    pub(crate) turned_away: Vec<Fd>,
     /// Disks with commands that started and ended within this turn.
     untimed: Vec<u32>,
 }
@@ -295,6 +304,7 @@ impl<R: Ring> Core<R> {
         stats: Arc<ShardStats>,
     ) -> Self {
         let now = io.ring.now();
+        let stream_reserve = io.arena.take(STREAM_RESERVE_BYTES);
         Self {
             id,
             io,
@@ -314,6 +324,9 @@ impl<R: Ring> Core<R> {
             answers_in_turn: 0,
             deadline_ms: u64::MAX,
             shards,
+            stream_reserve,
+            feed: false,
+            turned_away: Vec::with_capacity(64),
             untimed: Vec::with_capacity(64),
         }
     }
@@ -366,6 +379,15 @@ impl<R: Ring> Core<R> {
         let sent = self.mail.post(home, PeerMessage::Home { disk, swaps, asker, request }).is_ok();
         self.home_requests += usize::from(sent);
         sent
+    }
+
+    /// Close the connections that were turned away, as far as the ring has places.
+    pub(crate) fn close_turned_away(&mut self) {
+        while let Some(fd) = self.turned_away.pop() {
+            if self.io.submit(Mark::Ignore, Op::Close { fd }).is_err() {
+                return self.turned_away.push(fd);
+            }
+        }
     }
 
     /// A connection wants to be looked at by this time.

@@ -11,13 +11,15 @@
 //! | `hear` | messages from other shards and from the control plane, and what they set going |
 //! | `core` | what all connections of a shard share: ring, memory, disks, mail |
 //! | `link` | one TCP connection: buffers, receive and send, teardown by join |
-//! | `login` | the connection before full feature phase |
+//! | `login`, `newcomers` | the connection before full feature phase; how many such there may be |
 //! | `session` | LUNs and tasks of a connection in full feature phase |
 //! | `input` | from received bytes to events, and their dispatch |
 //! | `command` | a SCSI command's start, and its end |
 //! | `read`, `write` | how a command's data moves between connection and medium |
 //! | `provision` | UNMAP, WRITE SAME, GET LBA STATUS |
+//! | `order` | which command may begin, by its task attribute |
 //! | `management` | aborts, resets, logout |
+//! | `fence` | what a function waits for on other initiators' sessions |
 //! | `pause` | who is at work on a disk's files, and keeping everybody away from them for a moment |
 //! | `change` | another form of a disk in its place, and what else the control plane asks of a home shard |
 //! | `home` | what a disk's home shard does for all: space, visibility, pages of maps, flushes |
@@ -34,6 +36,7 @@ mod change;
 mod command;
 mod core;
 mod driver;
+mod fence;
 mod hear;
 mod home;
 mod input;
@@ -43,7 +46,9 @@ mod login;
 mod mailbox;
 mod management;
 pub mod message;
+mod newcomers;
 mod notices;
+mod order;
 mod output;
 mod pause;
 mod peer;
@@ -57,7 +62,9 @@ mod threads;
 mod write;
 
 pub(crate) use mailbox::{Senders, mailbox};
-pub use message::{Configuration, DetachError, EngineReport, LunMap, Mapping, PauseError, Reply, SessionInfo, ToShard};
+pub use message::{
+    Configuration, DetachError, EngineReport, LunMap, Mapping, Mask, PauseError, Reply, SessionInfo, ToShard,
+};
 pub(crate) use run::Parts;
 pub use run::Shard;
 pub use threads::{Shards, ShardsConfig, StartError, portal_listeners};

@@ -4,12 +4,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::core::{Core, DiskTable};
+use super::fence::Fence;
 use super::link::LinkState;
 use super::message::Configuration;
+use super::order::{Begun, Share};
 use super::output::Tx;
 use super::peer::LinkKey;
 use super::provision::Provision;
 use crate::bounded::{Key, Queue};
+use crate::iscsi::access::Caller;
 use crate::iscsi::connection::{Connection, Counters};
 use crate::iscsi::discovery::TextExchange;
 use crate::iscsi::names::IscsiName;
@@ -27,6 +30,8 @@ pub(crate) struct LunEntry {
     pub(crate) disk: u32,
     pub(crate) read_only: bool,
     pub(crate) nexus: NexusUnit,
+    /// Its commands that have begun.
+    pub(crate) begun: Begun,
 }
 
 /// A session, which is one connection.
@@ -49,6 +54,15 @@ pub(crate) struct Session {
     pub(crate) ready: Queue<TaskId>,
     /// A PDU at the head of the stream that waits for memory; nothing more is looked at before it.
     pub(crate) stalled: Option<Stalled>,
+    /// Tasks in [`Step::Dormant`], and how many there have been.
+    pub(crate) dormant: Queue<TaskId>,
+    pub(crate) dormancies: u64,
+    /// Some of them may be able to begin.
+    pub(crate) rouse: bool,
+    /// What task management functions of other sessions wait for here.
+    pub(crate) fences: Vec<Fence>,
+    /// When what those, or functions of this session, wait for is no longer waited for.
+    pub(crate) patience_ends_ms: Option<u64>,
     /// Tasks in [`Step::Starved`].
     pub(crate) starved: u32,
     /// Tasks in [`Step::Paused`].
@@ -74,6 +88,10 @@ pub(crate) struct Stalled {
     pub(crate) data: std::ops::Range<usize>,
     /// The command is ahead of its CmdSN: only its data is to be kept.
     pub(crate) held: bool,
+    /// Since when it waits.
+    pub(crate) since_ms: u64,
+    /// It has been aborted: there is nothing left to do but to pass over it.
+    pub(crate) is_over: bool,
 }
 
 /// The data that came with a command.
@@ -101,6 +119,8 @@ pub(crate) enum Step {
     Idle,
     /// Ahead of its CmdSN.
     Held,
+    /// Waits for other commands of its task set, by its task attribute.
+    Dormant,
     /// Wants memory, a place in the ring, or a place among the home requests; will do this when it is tried again.
     Starved(Resume),
     /// Its disk is paused; will do this when the disk goes on.
@@ -231,12 +251,22 @@ pub(crate) struct Task {
     pub(crate) plan: Option<bool>,
     /// No answer will go.
     pub(crate) aborted: bool,
+    /// Another initiator has aborted it: it ends with TASK ABORTED.
+    pub(crate) terminated: bool,
+    /// Aborted; its initiator still owes data that R2Ts have asked for, which is waited for.
+    pub(crate) awaits_data: bool,
+    /// Its place among the commands of its unit.
+    pub(crate) share: Option<Share>,
+    /// Which of the session's dormant commands it was.
+    pub(crate) dormancy: u64,
     /// Counted as lingering: aborted, with operations in flight.
     pub(crate) lingers: bool,
     /// The connection ends when the answer has left.
     pub(crate) ends_session: bool,
     /// Bytes of this task's R2Ts that have not come yet.
     pub(crate) solicited_bytes: u32,
+    /// It is ahead of its CmdSN, and there was no memory for its data.
+    pub(crate) unkept: bool,
     /// In `Session::ready`.
     pub(crate) queued: bool,
     /// The task management function that waits for this task's end.
@@ -281,12 +311,22 @@ impl Task {
             at_work: false,
             plan: None,
             aborted: false,
+            terminated: false,
+            awaits_data: false,
+            share: None,
+            dormancy: 0,
             lingers: false,
             ends_session: false,
             solicited_bytes: 0,
+            unkept: false,
             queued: false,
             job: None,
         }
+    }
+
+    /// It holds memory for its Data-Out, or the receiver does for it.
+    pub(crate) fn holds_data(&self) -> bool {
+        self.buf.is_some() || self.operations > 0
     }
 
     /// Let go of what was read.
@@ -349,6 +389,10 @@ impl<R: Ring> Work<'_, R> {
         match former {
             Step::Starved(_) => self.session.starved -= 1,
             Step::Paused(_) => self.session.held -= 1,
+            Step::Dormant => {
+                self.session.dormant.retain(|&other| other != task);
+                self.session.rouse = true;
+            }
             _ => {}
         }
         match step {
@@ -414,12 +458,17 @@ impl Session {
         self.luns.binary_search_by_key(&lun, |entry| entry.lun).ok()
     }
 
+    /// Who it is, for access rules.
+    pub(crate) fn caller(&self) -> Caller<'_> {
+        Caller { name: &self.initiator, peer: self.addresses.1.ip(), local: self.addresses.0 }
+    }
+
     /// Take the LUNs of a new configuration. True when they differ from what the initiator knows.
     pub(crate) fn map_luns(&mut self, configuration: &Configuration, disks: &DiskTable, shard: ShardId) -> bool {
-        let map = self.target.as_ref().and_then(|(id, _)| configuration.luns.get(id));
         let mut former = std::mem::take(&mut self.luns);
+        let map = self.target.as_ref().map(|(id, _)| configuration.luns_seen_by(*id, &self.caller()));
         let mut changed = false;
-        for (lun, mapping) in map.into_iter().flatten() {
+        for (lun, mapping) in map.as_deref().into_iter().flatten() {
             let Some(disk) = disks.find(mapping.disk) else { continue };
             let same = former.iter().position(|entry| entry.lun == *lun && entry.disk == disk);
             let entry = match same {
@@ -435,7 +484,13 @@ impl Session {
                     changed = true;
                     // Its counters are made now, so that no command has to.
                     disks.of_task(disk).stats(shard);
-                    LunEntry { lun: *lun, disk, read_only: mapping.read_only, nexus: NexusUnit::new() }
+                    LunEntry {
+                        lun: *lun,
+                        disk,
+                        read_only: mapping.read_only,
+                        nexus: NexusUnit::new(),
+                        begun: Begun::default(),
+                    }
                 }
             };
             self.luns.push(entry);

@@ -190,7 +190,7 @@ impl<R: Ring> Work<'_, R> {
                 self.receive_more(task);
             }
             // Unsolicited data of a command that waits for its turn.
-            Step::Held => entry.received = entry.received.max(at + len),
+            Step::Held | Step::Dormant => entry.received = entry.received.max(at + len),
             _ => {}
         }
     }
