@@ -2,20 +2,20 @@
 //!
 //! The program counts a test that it could not run as passed, and only a `[SKIPPED]` line of that test tells. So a
 //! verdict is one of `pass`, `skip` and `fail`, and each one that is not the table's fails the run: a new failure, a new
-//! skip, and a new pass too, which asks for the table to be brought up to date. What the run saw is printed in the
-//! table's own format; `LUNARING_TEST_CU_RESULTS` names a folder that it is written to as well, one file for each
-//! configuration. `LUNARING_TEST_CU=full` runs all configurations instead of those that cover each pair of choices.
+//! skip, and a new pass too, which asks for the table to be brought up to date: with `LUNARING_TEST_CU=full`, which runs
+//! all configurations instead of those that cover each pair of choices, `LUNARING_TEST_CU_TABLE=FILE` writes it anew.
 //!
 //! Seen to fail: with a row of the table changed, with UNMAP taken out of the command table (a skip), and with DataSN
 //! unchecked (a failure).
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use crate::server::{Options, Server};
+use crate::table::write_table;
 
 const TABLE: &str = include_str!("iscsi_test_cu.tsv");
 
@@ -24,7 +24,7 @@ const WORKERS: usize = 4;
 
 /// A disk and a way to it. The table names these words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Configuration {
+pub struct Configuration {
     format: &'static str,
     sector: &'static str,
     paths: &'static str,
@@ -33,17 +33,17 @@ struct Configuration {
 
 impl Configuration {
     /// As the table writes it.
-    fn name(&self) -> String {
+    pub fn name(&self) -> String {
         [self.format, self.sector, self.paths, self.digest].join("+")
     }
 
     /// Whether a row of the table is about this: `*`, or words of ours joined by `+`.
-    fn matches(&self, place: &str) -> bool {
+    pub fn matches(&self, place: &str) -> bool {
         let ours = [self.format, self.sector, self.paths, self.digest];
         place == "*" || place.split('+').all(|word| ours.contains(&word))
     }
 
-    fn all() -> Vec<Configuration> {
+    pub fn all() -> Vec<Configuration> {
         let mut all = vec![];
         for format in ["vhdx", "memory", "raw"] {
             for sector in ["512", "4096"] {
@@ -77,6 +77,7 @@ struct Row {
     test: &'static str,
     place: &'static str,
     verdict: &'static str,
+    reason: &'static str,
 }
 
 fn table() -> Vec<Row> {
@@ -84,37 +85,20 @@ fn table() -> Vec<Row> {
     rows.map(|line| {
         let mut fields = line.split('\t');
         let mut field = || fields.next().unwrap_or_else(|| panic!("too few fields: {line}"));
-        let row = Row { test: field(), place: field(), verdict: field() };
-        let reason = fields.next().unwrap_or_default();
+        let row = Row { test: field(), place: field(), verdict: field(), reason: field() };
         assert!(["pass", "skip", "fail"].contains(&row.verdict), "{line}");
-        assert!(row.verdict == "pass" || reason.len() > 10, "what does not pass has its reason: {line}");
+        assert!(row.verdict == "pass" || row.reason.len() > 10, "what does not pass has its reason: {line}");
         row
     })
     .collect()
 }
 
-/// The program and how to start it: with the loader and the libraries that came with it.
+/// The program: with the loader and the libraries that came with it.
 fn program() -> Command {
-    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("iscsi-test-cu").join("root/usr");
-    assert!(root.exists(), "{} is missing: tests/conformance/fetch leaves it there", root.display());
-    let library = |name: &str| -> PathBuf {
-        let folders = [root.join("lib64"), root.join("lib")];
-        let mut nested: Vec<PathBuf> =
-            std::fs::read_dir(root.join("lib")).expect("usr/lib").flatten().map(|e| e.path()).collect();
-        nested.extend(folders);
-        let holds = |folder: &PathBuf| {
-            let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-            entries
-                .map(|e| e.path())
-                .find(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(name)))
-        };
-        nested.iter().find_map(holds).unwrap_or_else(|| panic!("no {name} below {}", root.display()))
-    };
-    let mut command = Command::new(library("ld-linux-"));
-    command
-        .arg("--library-path")
-        .arg(library("libiscsi.so").parent().expect("a folder"))
-        .arg(root.join("bin/iscsi-test-cu"));
+    let run = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("iscsi-test-cu").join("run");
+    assert!(run.exists(), "{} is missing: tests/unpack leaves it there (see tests/run)", run.display());
+    let mut command = Command::new(run);
+    command.arg("iscsi-test-cu");
     command
 }
 
@@ -166,7 +150,9 @@ impl Bench {
         let secret = server.file("secret");
         std::fs::write(&secret, "a secret of more bytes\n").expect("a file");
         let secret = secret.to_str().expect("UTF-8");
-        server.ok(&["target", "auth", "chap", "--chap-user", "tester", "--chap-secret-file", secret]);
+        // The program offers all algorithms, and as Debian builds it knows the oldest only.
+        let demand = ["target", "auth", "chap", "--chap-user", "tester", "--chap-secret-file", secret];
+        server.ok(&[&demand[..], &["--chap-algorithms", "md5"]].concat());
         Bench { server, configuration }
     }
 
@@ -203,28 +189,35 @@ impl Bench {
     }
 }
 
-/// What is not as the table says, in lines of the table.
-fn run(configuration: Configuration, names: &[String]) -> Vec<String> {
+/// What was found.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    pub test: String,
+    pub configuration: Configuration,
+    pub verdict: &'static str,
+    /// Why it was not a pass.
+    pub why: String,
+}
+
+/// All that was found, and what of it is not as the table says.
+fn run(configuration: Configuration, names: &[String]) -> (Vec<Finding>, Vec<String>) {
     let mut bench = Bench::start(configuration);
     let table = table();
-    let (mut wrong, mut all, mut counts) = (vec![], String::new(), BTreeMap::new());
+    let (mut wrong, mut all, mut counts) = (vec![], vec![], BTreeMap::new());
     for test in names {
         let row = table.iter().find(|row| row.test == test && configuration.matches(row.place));
         let expected = row.map_or("nothing", |row| row.verdict);
         let (found, why) = bench.run(test, expected);
         *counts.entry(found).or_insert(0) += 1;
-        let line = format!("{test}\t{}\t{found}\t{}", configuration.name(), why.trim());
-        all = all + &line.replace('\n', " / ") + "\n";
+        let why = why.trim().lines().next().unwrap_or_default().trim().to_owned();
         if found != expected {
-            wrong.push(format!("expected {expected}: {line}"));
+            wrong.push(format!("{test} in {}: {found}, expected {expected}: {why}", configuration.name()));
         }
+        all.push(Finding { test: test.clone(), configuration, verdict: found, why });
     }
     println!("{}: {counts:?}", configuration.name());
-    if let Ok(folder) = std::env::var("LUNARING_TEST_CU_RESULTS") {
-        std::fs::write(Path::new(&folder).join(configuration.name()), all).expect("the results are written");
-    }
     bench.server.stop();
-    wrong
+    (all, wrong)
 }
 
 #[test]
@@ -233,18 +226,24 @@ fn every_test_ends_as_the_table_says() {
     let full = std::env::var("LUNARING_TEST_CU").is_ok_and(|which| which == "full");
     let names = tests();
     let waiting = Mutex::new(if full { Configuration::all() } else { Configuration::pairs() });
-    let wrong = Mutex::new(vec![]);
+    let results = Mutex::new((vec![], vec![]));
     std::thread::scope(|scope| {
         for _ in 0..WORKERS {
             scope.spawn(|| {
                 while let Some(configuration) = { waiting.lock().expect("a lock").pop() } {
-                    let found = run(configuration, &names);
-                    wrong.lock().expect("a lock").extend(found);
+                    let (all, wrong) = run(configuration, &names);
+                    let mut results = results.lock().expect("a lock");
+                    results.0.extend(all);
+                    results.1.extend(wrong);
                 }
             });
         }
     });
-    let wrong = wrong.into_inner().expect("a lock");
+    let (all, wrong) = results.into_inner().expect("a lock");
+    if let (Ok(path), true) = (std::env::var("LUNARING_TEST_CU_TABLE"), full) {
+        let old = table().into_iter().map(|row| (row.test, row.place, row.verdict, row.reason)).collect::<Vec<_>>();
+        std::fs::write(&path, write_table(&names, &all, &old)).unwrap_or_else(|e| panic!("{path}: {e}"));
+    }
     assert!(wrong.is_empty(), "{} not as the table says:\n{}", wrong.len(), wrong.join("\n"));
 }
 

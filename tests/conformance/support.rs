@@ -7,7 +7,7 @@ use perf::client::Client;
 use perf::login::{Parameters, Pdu, Wire, Wishes, pairs};
 use perf::pdu::{FINAL, Header, IMMEDIATE, cdb, cdb_transfer_16, request, response};
 
-use crate::server::Server;
+use crate::server::{Options, Server};
 
 /// How long an answer may take, and how long silence is believed.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -27,8 +27,18 @@ impl Bench {
         Bench::with_disk(&["--size", "64M", "--format", "memory"])
     }
 
+    /// Two shards, so that two sessions may be on different ones.
+    pub fn on_two_shards() -> Bench {
+        Bench::with(&["--size", "64M", "--format", "memory"], "0,1")
+    }
+
     pub fn with_disk(disk: &[&str]) -> Bench {
-        let server = Server::start();
+        Bench::with(disk, "0")
+    }
+
+    /// On these CPUs, one shard each.
+    pub fn with(disk: &[&str], cores: &'static str) -> Bench {
+        let server = Server::start_with(Options { cores: Some(cores), ..Options::default() });
         let iqn = server.ready_target("bench", disk);
         Bench { server, iqn }
     }
@@ -170,12 +180,23 @@ pub fn is_closed(wire: &mut Wire) -> bool {
     false
 }
 
-/// Nothing comes for a while.
-pub fn is_silent(client: &mut Client) -> bool {
+/// What comes within a while, if anything.
+pub fn shortly(client: &mut Client) -> Option<Pdu> {
     client.wire.socket.set_read_timeout(Some(SILENCE)).expect("a time-out");
-    let silent = client.events.is_empty() && client.wire.receive().is_err();
+    let pdu = client.receive().ok();
     client.wire.socket.set_read_timeout(Some(PATIENCE)).expect("a time-out");
-    silent && is_alive(client)
+    pdu
+}
+
+/// Nothing comes for a while, and the connection lives.
+pub fn is_silent(client: &mut Client) -> bool {
+    match shortly(client) {
+        None => is_alive(client),
+        Some(pdu) => {
+            eprintln!("not silent: {:x?} {:x?}", pdu.header.0, pdu.data);
+            false
+        }
+    }
 }
 
 /// The connection still answers a ping. What came before is put aside.
