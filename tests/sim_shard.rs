@@ -154,3 +154,10 @@ fn one_seed_is_one_run() {
         assert_ne!(run(3).hash, run(4).hash, "{name}");
     }
 }
+
+#[test]
+fn blocks_that_many_change_at_once_lose_no_change() {
+    let reports = run_all("shared", 12);
+    assert!(total(&reports, |r| r.retried) > 300, "they got in each other's way");
+    assert!(total(&reports, |r| r.aborted) > 20 && total(&reports, |r| r.lost) > 20);
+}

@@ -30,6 +30,7 @@ mod entrance;
 pub mod error;
 pub mod executor;
 mod images;
+mod keeping;
 pub mod launch;
 mod live;
 mod merges;
