@@ -5,7 +5,9 @@
 
 mod entrance;
 
-pub use entrance::{AuthConfig, RedirectConfig, names as algorithm_names, parse_algorithms};
+pub use entrance::{
+    AuthConfig, IsnsConfig, RedirectConfig, check_destination, names as algorithm_names, parse_algorithms,
+};
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
@@ -46,6 +48,9 @@ pub struct Config {
     /// The CHAP algorithms that may be used at all; every one, while it is empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chap_algorithms: Vec<String>,
+    /// The iSNS server that targets and portals are registered with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isns: Option<IsnsConfig>,
     /// Disks, by name.
     #[serde(default)]
     pub disks: BTreeMap<String, DiskConfig>,
@@ -240,6 +245,7 @@ impl Default for Config {
             advertised: BTreeMap::new(),
             discovery_auth: None,
             chap_algorithms: Vec::new(),
+            isns: None,
             disks: BTreeMap::new(),
             targets: BTreeMap::new(),
             thin_threshold_bytes: 0,

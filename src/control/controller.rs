@@ -20,6 +20,7 @@ use super::dataplane::{DataPlane, ask_all, shards, tell};
 use super::error::Refused;
 use super::executor::blocking;
 use super::keeping;
+use super::isns::Isns;
 use super::state::StateDir;
 use crate::iscsi::access::AccessRule;
 use crate::iscsi::directory::{self, Authentication, Directory};
@@ -33,7 +34,7 @@ use crate::shard::message::{Configuration, LunMap, Mapping, Mask, ToShard};
 use crate::units::{DiskId, Lun, PortalId, ShardId, TargetId};
 
 /// The portal group of every portal: all reach all targets.
-const PORTAL_GROUP_TAG: u16 = 1;
+pub(super) const PORTAL_GROUP_TAG: u16 = 1;
 
 /// A disk of the configuration, as it is now.
 #[derive(Clone)]
@@ -93,6 +94,8 @@ pub struct Controller {
     /// Takes what shards want kept, and where it comes out.
     keeper: Keeper,
     kept: Option<mpsc::Receiver<Job>>,
+    /// What is registered with an iSNS server.
+    pub(super) isns: Isns,
 }
 
 pub(super) type Job = Box<dyn for<'a> FnOnce(&'a mut Controller) -> Pin<Box<dyn Future<Output = ()> + 'a>> + Send>;
@@ -108,6 +111,8 @@ pub struct Handle {
     pub state: PathBuf,
     /// What works in the background.
     pub registry: Registry,
+    /// What is registered with an iSNS server.
+    pub isns: Isns,
 }
 
 impl Controller {
@@ -146,6 +151,7 @@ impl Controller {
             target_next: 0,
             portal_next: 0,
             view: Arc::default(),
+            isns: Isns::new(),
         };
         controller.bring_up().await?;
         controller.apply().await?;
@@ -173,6 +179,7 @@ impl Controller {
             plane: Arc::clone(&self.plane),
             state: self.state.path().to_owned(),
             registry: self.jobs.clone(),
+            isns: self.isns.clone(),
         };
         (handle, Jobs(receiver))
     }
@@ -191,6 +198,7 @@ impl Controller {
     pub(super) async fn apply(&mut self) -> Result<(), Refused> {
         let configuration = Arc::new(self.configuration()?);
         self.publish();
+        self.register_with_isns();
         ask_all(&*self.plane, |reply| ToShard::Configure { configuration: Arc::clone(&configuration), reply }).await?;
         Ok(())
     }

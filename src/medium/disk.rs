@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use uuid::Uuid;
 
 use super::layer::{FileBacking, LayerFile};
-use super::{DiskFormat, DiskKind, FileError, Parents};
+use super::{DiskFormat, DiskKind, FileError, Parents, Trouble};
 use crate::blocks::{BlockMap, Chain, Level};
 use crate::mem::SharedMemory;
 use crate::observe::DiskStats;
@@ -54,6 +54,8 @@ pub struct Disk {
     pub(super) backing: Backing,
     /// Shared with the forms of the disk that stand on the same leaf.
     pub(super) poisoned: Arc<AtomicBool>,
+    /// Shared with all forms of the disk.
+    pub(super) trouble: Arc<Trouble>,
     /// One for each shard, made when that shard first needs it: a disk that few shards reach costs little.
     pub(super) stats: Arc<[OnceLock<DiskStats>]>,
     pub(super) notes: Vec<String>,
@@ -216,6 +218,11 @@ impl Disk {
         }
     }
 
+    /// What the host did to its file.
+    pub fn trouble(&self) -> &Trouble {
+        &self.trouble
+    }
+
     /// The same disk with other layers below its leaf (merged, moved, or newly folded).
     pub fn rebased(&self, parents: &Parents, lower: Vec<Arc<LayerFile>>) -> Result<Arc<Self>, FileError> {
         let leaf = self.leaf().ok_or(FileError::Spec(self.format.as_str(), "has no file"))?;
@@ -234,6 +241,7 @@ impl Disk {
             unit_read_only: self.unit_read_only.clone(),
             backing: Backing::Chain { layers: layers.into(), chain },
             poisoned: Arc::clone(&self.poisoned),
+            trouble: Arc::clone(&self.trouble),
             stats: Arc::clone(&self.stats),
             notes: self.notes.clone(),
             tokens: Arc::clone(&self.tokens),

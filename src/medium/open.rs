@@ -156,6 +156,10 @@ fn finish(spec: OpenSpec, parts: Parts, poisoned: Arc<AtomicBool>) -> Result<Ope
         unit_read_only,
         backing: parts.backing,
         poisoned,
+        trouble: match &spec.predecessor {
+            Some(disk) => Arc::clone(&disk.trouble),
+            None => Arc::default(),
+        },
         stats,
         notes: parts.notes,
         tokens,

@@ -350,7 +350,9 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn send_when_drained(&mut self, task: TaskId) {
         let wants_data = self.session.connection.command(task).write;
         let incomplete = wants_data && !self.session.connection.data_out_complete(task);
-        if incomplete && self.session.connection.discard_data_out(task) {
+        // With FastAbort what is underway for a terminated command is nobody's concern.
+        let owes = !(self.task(task).terminated && self.session.connection.parameters().fast_abort);
+        if incomplete && self.session.connection.discard_data_out(task) && owes {
             return self.set_step(task, Step::Draining);
         }
         self.send(task);
@@ -359,10 +361,12 @@ impl<R: Ring> Work<'_, R> {
     /// Data that nobody wants has come in full.
     pub(crate) fn drained(&mut self, task: TaskId) {
         let entry = self.task(task);
-        if entry.step == Step::Draining {
-            self.send(task);
-        } else if std::mem::take(&mut entry.awaits_data) {
+        let is_awaited = std::mem::take(&mut entry.awaits_data);
+        if is_awaited {
+            // It was aborted, perhaps with its answer ready.
             self.release_if_aborted(task);
+        } else if entry.step == Step::Draining {
+            self.send(task);
         }
     }
 

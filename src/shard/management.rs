@@ -187,7 +187,8 @@ impl<R: Ring> Work<'_, R> {
             Some(referenced) => Tasks::collect([referenced]),
             None => Tasks::collect(self.session.connection.affected_tasks(request)),
         };
-        // Section 4.2.3.3: what R2Ts have asked for is waited for, unless FastAbort was agreed. ABORT TASK concerns one.
+        // Section 4.2.3.3: what R2Ts have asked for is waited for, unless FastAbort was agreed. ABORT TASK concerns
+        // one.
         let waits = request.referenced.is_none() && !self.session.connection.parameters().fast_abort;
         for &affected in affected.as_slice() {
             self.abort_when_drained(affected, Some(job), waits);

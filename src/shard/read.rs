@@ -9,7 +9,7 @@ use crate::blocks::{Extent, ExtentList};
 use crate::iscsi::transfer::TaskId;
 use crate::iscsi::transmit::Ending;
 use crate::limits::BURST_LENGTH_MAX;
-use crate::medium::{Backing, ReadPlan};
+use crate::medium::{Backing, Doing, ReadPlan};
 use crate::mem::{Buf, Slice};
 use crate::ring::{Completion, Errno, Fd, Op, Ring, Window};
 use crate::scsi::{ByteCheck, MediumError, Outcome, Sense, SenseCode};
@@ -121,9 +121,23 @@ impl<R: Ring> Work<'_, R> {
         }
     }
 
+    /// Write down for the operator how a change to a file has failed.
+    fn note_failure(&mut self, task: TaskId, completion: &Completion) {
+        let Err(errno) = completion.result else { return };
+        let doing = match completion.op {
+            Some(Op::Write { .. }) => Doing::WritingData,
+            Some(Op::Allocate { .. }) => Doing::ReleasingSpace,
+            _ => return,
+        };
+        if let Some(slot) = self.task(task).disk {
+            self.core.disks.of_task(slot).trouble().note(doing, errno.0);
+        }
+    }
+
     /// File I/O of a task has completed.
     pub(crate) fn file_completed(&mut self, task: TaskId, completion: Completion) {
         self.end_operation(task);
+        self.note_failure(task, &completion);
         match completion.op {
             Some(Op::Read { file, offset_bytes, into }) => {
                 self.read_completed(task, (file, offset_bytes), into, completion.result);
