@@ -154,6 +154,27 @@ impl Wire {
         self.socket.write_all(&bytes)
     }
 
+    /// Send one PDU with additional header segments, whose length is a multiple of four.
+    pub fn send_with_ahs(&mut self, header: Header, ahs: &[u8], data: &[u8]) -> io::Result<()> {
+        if ahs.is_empty() {
+            return self.send(header, data);
+        }
+        let mut head = header.with_data_len(data.len()).0.to_vec();
+        head[4] = (ahs.len() / 4) as u8;
+        head.extend_from_slice(ahs);
+        let mut bytes = head.clone();
+        if self.header_digest {
+            bytes.extend_from_slice(&pdu::digest(&[&head]));
+        }
+        let pad = &[0; 3][..pdu::pad_len(data.len())];
+        bytes.extend_from_slice(data);
+        bytes.extend_from_slice(pad);
+        if self.data_digest && !data.is_empty() {
+            bytes.extend_from_slice(&pdu::digest(&[data, pad]));
+        }
+        self.socket.write_all(&bytes)
+    }
+
     /// Receive one PDU, digests checked.
     pub fn receive(&mut self) -> io::Result<Pdu> {
         let mut bytes = [0; pdu::HEADER_LEN];

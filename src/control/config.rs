@@ -3,6 +3,10 @@
 //! The types are the file's format. [`Config::check`] holds every rule that must be true of a whole configuration,
 //! wherever it came from: a file edited by hand goes through the same gate as a command.
 
+mod entrance;
+
+pub use entrance::{AuthConfig, RedirectConfig, names as algorithm_names, parse_algorithms};
+
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::error::Refused;
-use crate::iscsi::directory::{AccessRule, ChapAccount, ChapCredentials};
+use crate::iscsi::directory::AccessRule;
 use crate::iscsi::names::IscsiName;
 use crate::limits::{
     ACCESS_RULES_PER_TARGET_MAX, DISKS_MAX, LUNS_PER_TARGET_MAX, PORTALS_MAX, SNAPSHOTS_PER_DISK_MAX, TARGETS_MAX,
@@ -33,12 +37,25 @@ pub struct Config {
     /// Addresses to listen on.
     #[serde(default)]
     pub portals: Vec<SocketAddr>,
+    /// The address that initiators are told instead of a portal's own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub advertised: BTreeMap<SocketAddr, SocketAddr>,
+    /// CHAP in discovery sessions, where it is demanded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discovery_auth: Option<AuthConfig>,
+    /// The CHAP algorithms that may be used at all; every one, while it is empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chap_algorithms: Vec<String>,
     /// Disks, by name.
     #[serde(default)]
     pub disks: BTreeMap<String, DiskConfig>,
     /// Targets, by name.
     #[serde(default)]
     pub targets: BTreeMap<String, TargetConfig>,
+    /// Initiators are told when the file system behind a thin provisioned disk has less free space than this, in bytes.
+    /// Zero: never. A disk may have a threshold of its own.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub thin_threshold_bytes: u64,
 }
 
 /// One disk.
@@ -85,6 +102,31 @@ pub struct DiskConfig {
     /// The snapshot of another disk that this one shows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub export: Option<ExportConfig>,
+    /// What is set on it.
+    #[serde(default, skip_serializing_if = "DiskSettingsConfig::is_default")]
+    pub settings: DiskSettingsConfig,
+}
+
+/// Settings of a disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskSettingsConfig {
+    /// WCE, where an initiator has saved it with MODE SELECT.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_cache: Option<bool>,
+    /// A SANITIZE has not ended well: only another one makes the disk usable, or, if this is true, also its EXIT FAILURE
+    /// MODE.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unsanitized: Option<bool>,
+    /// The disk's own threshold of free space, in bytes; zero: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thin_threshold_bytes: Option<u64>,
+}
+
+impl DiskSettingsConfig {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// One snapshot: the file that was written until it was taken, and is not written any more.
@@ -145,7 +187,7 @@ pub struct ExportConfig {
 }
 
 /// One target.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TargetConfig {
     /// Its iSCSI name.
@@ -153,12 +195,20 @@ pub struct TargetConfig {
     /// The disk behind each logical unit number.
     #[serde(default)]
     pub luns: BTreeMap<u16, LunConfig>,
-    /// Who may log in, as access rules (`any`, `iqn:NAME`, `ip:CIDR`). Nobody, while it is empty.
+    /// Logical units that only some initiators see, by the access rule that says which; a narrower rule goes before a
+    /// wider one, and all of them before the units that everybody sees.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub luns_for: BTreeMap<String, BTreeMap<u16, LunConfig>>,
+    /// Who may log in, as access rules (`any`, `iqn:NAME`, `iqn:BEGINNING*`, `ip:CIDR`, `portal:ADDR:PORT`). Nobody,
+    /// while it is empty.
     #[serde(default)]
     pub allow: Vec<String>,
     /// CHAP, where it is demanded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<AuthConfig>,
+    /// Where initiators are sent instead of being let in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub redirects: Vec<RedirectConfig>,
 }
 
 /// One logical unit.
@@ -172,20 +222,9 @@ pub struct LunConfig {
     pub read_only: bool,
 }
 
-/// CHAP names and secrets. `Debug` shows no secret.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AuthConfig {
-    /// The name that an initiator proves.
-    pub chap_user: String,
-    /// Its secret.
-    pub chap_secret: String,
-    /// The name that the target proves in return.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mutual_user: Option<String>,
-    /// Its secret.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mutual_secret: Option<String>,
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
+fn is_zero(value: &u64) -> bool {
+    *value == 0
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
@@ -193,18 +232,18 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-impl std::fmt::Debug for AuthConfig {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AuthConfig")
-            .field("chap_user", &self.chap_user)
-            .field("mutual_user", &self.mutual_user)
-            .finish_non_exhaustive()
-    }
-}
-
 impl Default for Config {
     fn default() -> Config {
-        Config { version: CONFIG_VERSION, portals: Vec::new(), disks: BTreeMap::new(), targets: BTreeMap::new() }
+        Config {
+            version: CONFIG_VERSION,
+            portals: Vec::new(),
+            advertised: BTreeMap::new(),
+            discovery_auth: None,
+            chap_algorithms: Vec::new(),
+            disks: BTreeMap::new(),
+            targets: BTreeMap::new(),
+            thin_threshold_bytes: 0,
+        }
     }
 }
 
@@ -226,7 +265,8 @@ impl Config {
         bound("portals", self.portals.len(), PORTALS_MAX)?;
         self.check_portals()?;
         self.check_disks()?;
-        self.check_targets()
+        self.check_targets()?;
+        self.check_entrance()
     }
 
     fn check_portals(&self) -> Result<(), Refused> {
@@ -289,7 +329,11 @@ impl Config {
     /// The targets and logical unit numbers that a disk is mapped to.
     pub fn mappings_of(&self, disk: &str) -> Vec<(&str, u16)> {
         let luns_of = |target: &TargetConfig| -> Vec<u16> {
-            target.luns.iter().filter(|(_, lun)| lun.disk == disk).map(|(number, _)| *number).collect()
+            let mut luns: Vec<u16> =
+                target.all_luns().filter(|(.., lun)| lun.disk == disk).map(|(_, number, _)| number).collect();
+            luns.sort_unstable();
+            luns.dedup();
+            luns
         };
         self.targets
             .iter()
@@ -374,11 +418,22 @@ impl DiskConfig {
 }
 
 impl TargetConfig {
+    /// All logical units: for whom (everybody, where no rule says it), the number, and what it is.
+    pub fn all_luns(&self) -> impl Iterator<Item = (Option<&str>, u16, &LunConfig)> {
+        let common = self.luns.iter().map(|(number, lun)| (None, *number, lun));
+        let masked = self
+            .luns_for
+            .iter()
+            .flat_map(|(rule, luns)| luns.iter().map(move |(number, lun)| (Some(rule.as_str()), *number, lun)));
+        common.chain(masked)
+    }
+
     fn check(&self, name: &str, disks: &BTreeMap<String, DiskConfig>) -> Result<(), Refused> {
-        bound(&format!("LUNs of target '{name}'"), self.luns.len(), LUNS_PER_TARGET_MAX)?;
+        bound(&format!("LUNs of target '{name}'"), self.all_luns().count(), LUNS_PER_TARGET_MAX)?;
+        bound(&format!("rules with LUNs of target '{name}'"), self.luns_for.len(), ACCESS_RULES_PER_TARGET_MAX)?;
         bound(&format!("access rules of target '{name}'"), self.allow.len(), ACCESS_RULES_PER_TARGET_MAX)?;
-        for (number, lun) in &self.luns {
-            check_lun(*number)?;
+        for (_, number, lun) in self.all_luns() {
+            check_lun(number)?;
             if !disks.contains_key(&lun.disk) {
                 return Err(Refused::not_found(format!(
                     "target '{name}', LUN {number}: there is no disk '{}'; see 'lunaring disk list'",
@@ -386,33 +441,10 @@ impl TargetConfig {
                 )));
             }
         }
-        for rule in &self.allow {
+        for rule in self.allow.iter().chain(self.luns_for.keys()) {
             rule.parse::<AccessRule>().map_err(Refused::invalid)?;
         }
-        if let Some(auth) = &self.auth {
-            auth.credentials()?;
-        }
         Ok(())
-    }
-}
-
-impl AuthConfig {
-    /// The credentials as login uses them.
-    ///
-    /// # Errors
-    /// A name or secret that CHAP cannot use.
-    pub fn credentials(&self) -> Result<ChapCredentials, Refused> {
-        let account = |user: &str, secret: &str| -> Result<ChapAccount, Refused> {
-            let secret = crate::iscsi::chap::Secret::new(secret.as_bytes()).map_err(Refused::invalid)?;
-            Ok(ChapAccount { user: user.to_owned(), secret })
-        };
-        let initiator = account(&self.chap_user, &self.chap_secret)?;
-        let target = match (&self.mutual_user, &self.mutual_secret) {
-            (Some(user), Some(secret)) => Some(account(user, secret)?),
-            (None, None) => None,
-            _ => return Err(Refused::invalid("mutual CHAP needs both a user and a secret")),
-        };
-        ChapCredentials::new(initiator, target).map_err(Refused::invalid)
     }
 }
 

@@ -71,6 +71,7 @@ impl Controller {
             snapshots: BTreeMap::new(),
             merge: None,
             export: None,
+            settings: Default::default(),
         };
         if disk.format != DiskFormat::Raw && disk.sector_size_bytes != probed.sector_size_bytes {
             return Err(Refused::invalid(format!("this image has {} byte sectors", probed.sector_size_bytes)));
@@ -237,8 +238,8 @@ impl Controller {
     /// Where a disk can be written.
     fn written_through(&self, disk: &str) -> Option<(&str, u16)> {
         self.config.targets.iter().find_map(|(target, config)| {
-            let lun = config.luns.iter().find(|(_, lun)| lun.disk == disk && !lun.read_only)?;
-            Some((target.as_str(), *lun.0))
+            let lun = config.all_luns().find(|(.., lun)| lun.disk == disk && !lun.read_only)?;
+            Some((target.as_str(), lun.1))
         })
     }
 
@@ -301,6 +302,7 @@ impl Controller {
             snapshots: BTreeMap::new(),
             merge: None,
             export: None,
+            settings: Default::default(),
         };
         Ok((disk, new.block_size_bytes))
     }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use crate::iscsi::chap::{ALGORITHMS, Algorithm};
 use crate::medium::{Disk, Health};
 use crate::observe::prometheus::{Kind, Page};
 use crate::observe::{DiskStats, DiskSummary, OpSummary, Operation, ShardSummary};
@@ -10,7 +11,7 @@ use crate::shard::message::{SessionInfo, ToShard};
 use crate::units::HumanBytes;
 
 use super::api;
-use super::config::{SnapshotConfig, TargetConfig};
+use super::config::{AuthConfig, SnapshotConfig, TargetConfig};
 use super::controller::{Handle, LiveDisk, View};
 use super::dataplane::{ask, ask_all, shards};
 use super::error::Refused;
@@ -24,9 +25,12 @@ impl View {
     pub fn api_disks(&self) -> api::Disks {
         let mut mapped = std::collections::BTreeMap::<&str, Vec<api::DiskMapping>>::new();
         for (target, config) in &self.config.targets {
-            for (lun, unit) in &config.luns {
-                let mapping = api::DiskMapping { target: target.clone(), lun: *lun };
-                mapped.entry(&unit.disk).or_default().push(mapping);
+            for (_, lun, unit) in config.all_luns() {
+                let mapping = api::DiskMapping { target: target.clone(), lun };
+                let mappings = mapped.entry(&unit.disk).or_default();
+                if !mappings.contains(&mapping) {
+                    mappings.push(mapping);
+                }
             }
         }
         let disks = self.config.disks.keys().filter_map(|name| {
@@ -198,7 +202,9 @@ impl View {
 
     /// All targets.
     pub fn api_targets(&self) -> api::Targets {
-        api::Targets { targets: self.config.targets.iter().map(|(name, target)| api_target(name, target)).collect() }
+        let algorithms = self.algorithms();
+        let targets = self.config.targets.iter().map(|(name, target)| api_target(name, target, &algorithms));
+        api::Targets { targets: targets.collect() }
     }
 
     /// One target, by name or iSCSI name.
@@ -208,15 +214,34 @@ impl View {
     pub fn api_target(&self, named: &str) -> Result<api::Target, Refused> {
         let name = target_name(&self.config, named)?;
         match self.config.targets.get(&name) {
-            Some(target) => Ok(api_target(&name, target)),
+            Some(target) => Ok(api_target(&name, target, &self.algorithms())),
             None => Err(Refused::not_found(format!("there is no target '{name}'"))),
         }
+    }
+
+    /// The CHAP algorithms that the server allows.
+    fn algorithms(&self) -> Vec<Algorithm> {
+        match self.config.server_algorithms() {
+            Ok(algorithms) if !algorithms.is_empty() => algorithms,
+            _ => ALGORITHMS.to_vec(),
+        }
+    }
+
+    /// What is demanded in discovery sessions.
+    pub fn api_discovery(&self) -> api::Discovery {
+        api::Discovery { auth: self.config.discovery_auth.as_ref().map(|auth| api_auth(auth, &self.algorithms())) }
+    }
+
+    /// The CHAP algorithms that the server allows.
+    pub fn api_chap(&self) -> api::ChapPolicy {
+        api::ChapPolicy { algorithms: self.algorithms().iter().map(ToString::to_string).collect() }
     }
 
     /// All portals.
     pub fn api_portals(&self) -> api::Portals {
         let portals = self.portals.iter().map(|portal| api::Portal {
             address: portal.address,
+            advertise: self.config.advertised.get(&portal.address).copied(),
             listening: portal.listening.is_ok(),
             reason: portal.listening.as_ref().err().cloned(),
             temporary: portal.temporary,
@@ -358,21 +383,35 @@ fn want_of_space(disk: &Disk) -> Option<String> {
     ))
 }
 
-fn api_target(name: &str, target: &TargetConfig) -> api::Target {
-    let lun = |(number, lun): (&u16, &super::config::LunConfig)| api::TargetLun {
-        lun: *number,
+fn api_target(name: &str, target: &TargetConfig, of_server: &[Algorithm]) -> api::Target {
+    let redirect = |redirect: &super::config::RedirectConfig| api::Redirect {
+        to: redirect.to.clone(),
+        permanent: redirect.permanent,
+        portal: redirect.portal,
+    };
+    let lun = |(rule, number, lun): (Option<&str>, u16, &super::config::LunConfig)| api::TargetLun {
+        lun: number,
         disk: lun.disk.clone(),
         read_only: lun.read_only,
+        only_for: rule.map(str::to_owned),
     };
     api::Target {
         name: name.to_owned(),
         iqn: target.iqn.clone(),
-        luns: target.luns.iter().map(lun).collect(),
+        luns: target.all_luns().map(lun).collect(),
         allow: target.allow.clone(),
-        auth: target
-            .auth
-            .as_ref()
-            .map(|auth| api::TargetAuth { chap_user: auth.chap_user.clone(), mutual_user: auth.mutual_user.clone() }),
+        auth: target.auth.as_ref().map(|auth| api_auth(auth, of_server)),
+        redirects: target.redirects.iter().map(redirect).collect(),
+    }
+}
+
+/// CHAP without the secrets.
+fn api_auth(auth: &AuthConfig, of_server: &[Algorithm]) -> api::TargetAuth {
+    let algorithms = auth.algorithms_left(of_server).unwrap_or_default();
+    api::TargetAuth {
+        chap_user: auth.chap_user.clone(),
+        mutual_user: auth.mutual_user.clone(),
+        algorithms: algorithms.iter().map(ToString::to_string).collect(),
     }
 }
 

@@ -18,7 +18,8 @@ pub struct TaskManagement {
     /// LUN, raw; means nothing for target resets.
     pub lun_raw: [u8; 8],
     /// For ABORT TASK, the task to abort (`None` when it has ended since the event: then the answer is that the task
-    /// does not exist); for all else `None`, and `Connection::affected_tasks` names this connection's.
+    /// does not exist), which may have been aborted already and not have ended; for all else `None`, and
+    /// `Connection::affected_tasks` names this connection's.
     pub referenced: Option<TaskId>,
     /// Initiator Task Tag of the request.
     pub initiator_task_tag: u32,
@@ -144,7 +145,8 @@ impl Connection {
     fn referenced(&self, request: &TaskManagementRequest) -> Option<TaskId> {
         let task = self.tasks.find(request.referenced_task_tag)?;
         let entry = self.tasks.entry(task);
-        let alive = matches!(entry.phase, Phase::Active | Phase::Held);
+        // One that something else has aborted is under way as long as it is here.
+        let alive = matches!(entry.phase, Phase::Active | Phase::Held | Phase::Aborted | Phase::AbortedHeld);
         let named = matches!(&entry.request, Request::Scsi(command) if command.lun_raw == request.lun);
         (alive && named).then_some(task)
     }

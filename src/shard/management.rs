@@ -2,8 +2,11 @@
 //!
 //! A function is answered only when every task that it aborts has ended, on every shard. A [`Job`] counts the tasks of
 //! this shard; functions that reach beyond the initiator's own session go to all shards by message, and each answers
-//! when its job is done.
+//! when its job is done. What an earlier function, or the end of a connection, has aborted already may still be under
+//! way: a function that covers it waits for it too, for who is told that a task has ended may count on nothing of it
+//! happening any more.
 
+use super::copy::SESSION_TASKS;
 use super::core::Core;
 use super::link::LinkState;
 use super::peer::{Asker, PeerMessage, ResetScope};
@@ -13,7 +16,7 @@ use crate::iscsi::pdu::{LogoutResponseCode, TaskManagementFunction, TaskManageme
 use crate::iscsi::task_management::TaskManagement;
 use crate::iscsi::transfer::{TASKS_MAX, TaskId};
 use crate::ring::Ring;
-use crate::scsi::{self, Attention};
+use crate::scsi::{self, Attention, Outcome};
 use crate::units::ShardId;
 
 /// Task management functions and logouts of one shard that wait for tasks.
@@ -23,6 +26,10 @@ pub(crate) const JOBS_MAX: usize = 4096;
 pub(crate) struct Job {
     asker: Asker,
     remaining: u32,
+    /// Some task is not waited for: the function has not done what it should.
+    has_failed: bool,
+    /// A later job that waits for this one, because a task of this one is also one of that.
+    then: Option<Key>,
 }
 
 /// The jobs of a shard.
@@ -59,13 +66,20 @@ impl<R: Ring> Core<R> {
     /// A job without tasks yet. It must be closed by [`Self::job_collected`]. `None`: too many.
     pub(crate) fn begin_job(&mut self, asker: Asker) -> Option<Key> {
         // One more than there are tasks, so that it does not end while they are being collected.
-        self.jobs.0.insert(Job { asker, remaining: 1 }).ok()
+        self.jobs.0.insert(Job { asker, remaining: 1, has_failed: false, then: None }).ok()
     }
 
     /// A task that the job waits for.
     pub(crate) fn job_has_task(&mut self, job: Key) {
         if let Some(job) = self.jobs.0.at_mut(job) {
             job.remaining += 1;
+        }
+    }
+
+    /// Something that the job should wait for cannot be waited for.
+    pub(crate) fn job_failed(&mut self, job: Key) {
+        if let Some(job) = self.jobs.0.at_mut(job) {
+            job.has_failed = true;
         }
     }
 
@@ -76,12 +90,33 @@ impl<R: Ring> Core<R> {
 
     /// A task of the job has ended. With the last one the asker is told.
     pub(crate) fn job_task_ended(&mut self, key: Key) {
-        let Some(job) = self.jobs.0.at_mut(key) else { return };
-        job.remaining -= 1;
-        if job.remaining == 0
-            && let Some(job) = self.jobs.0.remove(key)
-        {
-            self.mail.post_owed(job.asker.shard, PeerMessage::ResetDone { asker: job.asker, done: true });
+        let mut ended = Some(key);
+        while let Some(key) = ended.take() {
+            let Some(job) = self.jobs.0.at_mut(key) else { return };
+            job.remaining -= 1;
+            if job.remaining == 0
+                && let Some(job) = self.jobs.0.remove(key)
+            {
+                self.mail
+                    .post_owed(job.asker.shard, PeerMessage::ResetDone { asker: job.asker, done: !job.has_failed });
+                ended = job.then;
+            }
+        }
+    }
+
+    /// The later job waits for the earlier one. Jobs that wait for the same one form a chain by age, so that each needs
+    /// one place: it may wait for more than it covers, and ends all the same, since nothing waits for a later job.
+    fn job_follows(&mut self, later: Key, earlier: Key) {
+        let mut at = earlier;
+        while at != later {
+            let Some(job) = self.jobs.0.at_mut(at) else { return };
+            match job.then {
+                Some(next) => at = next,
+                None => {
+                    job.then = Some(later);
+                    return self.job_has_task(later);
+                }
+            }
         }
     }
 }
@@ -152,10 +187,46 @@ impl<R: Ring> Work<'_, R> {
             Some(referenced) => Tasks::collect([referenced]),
             None => Tasks::collect(self.session.connection.affected_tasks(request)),
         };
+        // Section 4.2.3.3: what R2Ts have asked for is waited for, unless FastAbort was agreed. ABORT TASK concerns one.
+        let waits = request.referenced.is_none() && !self.session.connection.parameters().fast_abort;
         for &affected in affected.as_slice() {
-            self.abort(affected, Some(job));
+            self.abort_when_drained(affected, Some(job), waits);
+        }
+        match request.function {
+            TaskManagementFunction::ABORT_TASK => {}
+            TaskManagementFunction::TARGET_WARM_RESET | TaskManagementFunction::TARGET_COLD_RESET => {
+                self.await_lingering(None, job);
+            }
+            _ => {
+                let lun = scsi::lun::decode(request.lun_raw);
+                if let Some(index) = lun.and_then(|lun| self.session.lun_index(lun)) {
+                    self.await_lingering(Some(self.session.luns[index].disk), job);
+                }
+            }
         }
         self.core.job_collected(job);
+    }
+
+    /// The job also waits for tasks (of this disk) that were aborted before and are still under way.
+    fn await_lingering(&mut self, disk: Option<u32>, job: Key) {
+        for index in 0..SESSION_TASKS as u16 {
+            let entry = self.task(TaskId(index));
+            let lingers = entry.aborted && entry.operations > 0;
+            if lingers && entry.disk.is_some() && (disk.is_none() || disk == entry.disk) {
+                self.join(TaskId(index), job);
+            }
+        }
+    }
+
+    /// A job waits for a task that has been aborted already.
+    pub(super) fn join(&mut self, task: TaskId, job: Key) {
+        match self.task(task).job {
+            Some(earlier) => self.core.job_follows(job, earlier),
+            None => {
+                self.task(task).job = Some(job);
+                self.core.job_has_task(job);
+            }
+        }
     }
 
     /// A shard has done its part of a function, or this session's own tasks have ended.
@@ -179,25 +250,31 @@ impl<R: Ring> Work<'_, R> {
         self.send(task);
     }
 
-    /// Abort what another initiator's function (or one's own reset) covers, on this session.
-    pub(crate) fn reset(&mut self, scope: ResetScope, attention: Attention, job: Key, is_own: bool) {
+    /// End what another initiator's function (or one's own reset) covers, on this session: with TASK ABORTED, which is
+    /// waited for until it is acknowledged. False when some of it cannot be waited for.
+    pub(crate) fn reset(&mut self, scope: ResetScope, attention: Attention, job: Key, is_own: bool) -> bool {
         let target = self.session.target.as_ref().map(|(id, _)| *id);
         let disk = match scope {
             ResetScope::Unit(disk) => match self.core.disks.find(disk) {
                 Some(slot) => Some(slot),
-                None => return,
+                None => return true,
             },
             ResetScope::Target(reset) if target == Some(reset) => None,
-            ResetScope::Target(_) => return,
+            ResetScope::Target(_) => return true,
         };
         for entry in &mut self.session.luns {
-            if disk.is_none_or(|slot| slot == entry.disk) && !(is_own && attention == Attention::CommandsCleared) {
+            // SAM-5 clause 5.6: who is told TASK ABORTED (TAS is one) is not told by unit attention that commands were
+            // cleared.
+            if disk.is_none_or(|slot| slot == entry.disk) && attention != Attention::CommandsCleared {
                 entry.nexus.raise(attention);
             }
         }
+        if attention == Attention::DeviceReset {
+            self.reset_copies(disk, job);
+        }
         if is_own {
             // Its own tasks were aborted when the function arrived; later ones are not affected.
-            return;
+            return true;
         }
         let session = &*self.session;
         let affected = Tasks::collect(session.connection.tasks().filter_map(|(task, command)| {
@@ -205,9 +282,9 @@ impl<R: Ring> Work<'_, R> {
             let slot = session.luns[session.lun_index(lun)?].disk;
             disk.is_none_or(|disk| disk == slot).then_some(task)
         }));
-        for &affected in affected.as_slice() {
-            self.abort(affected, Some(job));
-        }
+        let all = affected.as_slice().iter().all(|&affected| self.terminate(affected, job));
+        self.await_lingering(disk, job);
+        all
     }
 
     /// Log out: what is left of the session's tasks ends without an answer.
@@ -225,20 +302,42 @@ impl<R: Ring> Work<'_, R> {
             self.abort(other, job);
         }
         match job {
-            Some(job) => self.core.job_collected(job),
+            Some(job) => {
+                self.await_lingering(None, job);
+                self.core.job_collected(job);
+            }
             None => self.send(task),
         }
     }
 
     /// Abort one task: no answer will go. It ends when its operations have come back.
     pub(crate) fn abort(&mut self, task: TaskId, job: Option<Key>) {
-        self.session.connection.abort(task);
+        self.abort_when_drained(task, job, false);
+    }
+
+    /// The same; with `waits` it also ends only when data has come that R2Ts have asked for, or patience has ended.
+    fn abort_when_drained(&mut self, task: TaskId, job: Option<Key>, waits: bool) {
+        if self.task(task).aborted {
+            if let Some(job) = job {
+                self.join(task, job);
+            }
+            return;
+        }
+        let owes_data = !self.is_mover(task) && self.session.connection.abort(task);
         if let Some(job) = job {
             self.core.job_has_task(job);
+        }
+        if let Some(stalled) = self.session.stalled.as_mut().filter(|stalled| stalled.task == task) {
+            stalled.is_over = true;
         }
         let entry = self.task(task);
         entry.aborted = true;
         entry.job = job;
+        entry.awaits_data = waits && owes_data;
+        if entry.awaits_data {
+            self.be_patient();
+        }
+        self.abort_copy_of(task);
         self.release_if_aborted(task);
         let entry = self.task(task);
         if entry.aborted && !std::mem::replace(&mut entry.lingers, true) {
@@ -261,12 +360,21 @@ impl<R: Ring> Work<'_, R> {
         }
     }
 
-    /// If the task is aborted: end it once nothing of it is in flight. True when it is aborted.
+    /// If the task is aborted or terminated: end it once nothing of it is in flight. True when it is.
     pub(crate) fn release_if_aborted(&mut self, task: TaskId) -> bool {
-        if !self.task(task).aborted {
-            return false;
+        let entry = self.task(task);
+        if !entry.aborted {
+            let ends = entry.terminated && entry.step != Step::Sending && entry.step != Step::Draining;
+            if ends && entry.operations == 0 {
+                self.complete(task, Outcome::status(scsi::Status::TASK_ABORTED));
+            }
+            return ends;
         }
-        if self.task(task).operations == 0 {
+        if entry.operations == 0 && !entry.awaits_data {
+            if self.is_mover(task) {
+                self.copy_aborted(task);
+                return true;
+            }
             if *self.state != LinkState::Closing {
                 self.session.connection.release(task);
             }
@@ -279,9 +387,11 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn abort_all(&mut self) {
         self.session.stalled = None;
         self.session.ready.clear();
-        for index in 0..TASKS_MAX as u16 {
+        self.drop_fences();
+        for index in 0..SESSION_TASKS as u16 {
             let task = TaskId(index);
             self.task(task).queued = false;
+            self.task(task).awaits_data = false;
             if self.task(task).step != Step::Idle || self.task(task).operations > 0 {
                 self.task(task).aborted = true;
                 self.release_if_aborted(task);

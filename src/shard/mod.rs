@@ -11,14 +11,21 @@
 //! | `hear` | messages from other shards and from the control plane, and what they set going |
 //! | `core` | what all connections of a shard share: ring, memory, disks, mail |
 //! | `link` | one TCP connection: buffers, receive and send, teardown by join |
-//! | `login` | the connection before full feature phase |
+//! | `login`, `newcomers` | the connection before full feature phase; how many such there may be |
 //! | `session` | LUNs and tasks of a connection in full feature phase |
 //! | `input` | from received bytes to events, and their dispatch |
 //! | `command` | a SCSI command's start, and its end |
 //! | `read`, `write` | how a command's data moves between connection and medium |
 //! | `provision` | UNMAP, WRITE SAME, GET LBA STATUS |
+//! | `order` | which command may begin, by its task attribute |
+//! | `compare` | COMPARE AND WRITE and ORWRITE |
+//! | `parameters` | commands whose data is a parameter list |
+//! | `copy` | copies between disks, and tokens |
 //! | `management` | aborts, resets, logout |
+//! | `fence` | what a function waits for on other initiators' sessions |
 //! | `pause` | who is at work on a disk's files, and keeping everybody away from them for a moment |
+//! | `exclusive` | ranges of a disk that one command has to itself, on all shards |
+//! | `settings` | what a unit is set to, on all shards |
 //! | `change` | another form of a disk in its place, and what else the control plane asks of a home shard |
 //! | `home` | what a disk's home shard does for all: space, visibility, pages of maps, flushes |
 //! | `driver`, `load` | an engine's operations, and pages of maps, on the ring |
@@ -32,8 +39,12 @@
 
 mod change;
 mod command;
+mod compare;
+mod copy;
 mod core;
 mod driver;
+mod exclusive;
+mod fence;
 mod hear;
 mod home;
 mod input;
@@ -43,8 +54,11 @@ mod login;
 mod mailbox;
 mod management;
 pub mod message;
+mod newcomers;
 mod notices;
+mod order;
 mod output;
+mod parameters;
 mod pause;
 mod peer;
 pub mod placement;
@@ -53,11 +67,15 @@ mod read;
 mod registrar;
 mod run;
 mod session;
+mod settings;
 mod threads;
 mod write;
 
 pub(crate) use mailbox::{Senders, mailbox};
-pub use message::{Configuration, DetachError, EngineReport, LunMap, Mapping, PauseError, Reply, SessionInfo, ToShard};
+pub use message::{
+    Configuration, DetachError, EngineReport, LunMap, Mapping, Mask, PauseError, Reply, SessionInfo, ToShard,
+};
 pub(crate) use run::Parts;
 pub use run::Shard;
+pub use settings::{DiskSettings, Keep, Keeper, Kept};
 pub use threads::{Shards, ShardsConfig, StartError, portal_listeners};
