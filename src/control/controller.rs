@@ -12,7 +12,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_channel::{mpsc, oneshot};
-use futures_lite::StreamExt;
+use futures_lite::{StreamExt, stream};
 
 use super::attachment;
 use super::config::{AuthConfig, Config, LunConfig};
@@ -20,6 +20,7 @@ use super::dataplane::{DataPlane, ask_all, shards, tell};
 use super::error::Refused;
 use super::executor::blocking;
 use super::isns::Isns;
+use super::keeping;
 use super::state::StateDir;
 use crate::iscsi::access::AccessRule;
 use crate::iscsi::directory::{self, Authentication, Directory};
@@ -28,6 +29,7 @@ use crate::jobs::{JobId, Registry};
 use crate::limits::CONTROL_CONNECTIONS_MAX;
 use crate::medium::offline;
 use crate::medium::{self, DiskFormat};
+use crate::shard::Keeper;
 use crate::shard::message::{Configuration, LunMap, Mapping, Mask, ToShard};
 use crate::units::{DiskId, Lun, PortalId, ShardId, TargetId};
 
@@ -91,9 +93,12 @@ pub struct Controller {
     view: Arc<Mutex<Arc<View>>>,
     /// What is registered with an iSNS server.
     pub(super) isns: Isns,
+    /// Takes what shards want kept, and where it comes out.
+    keeper: Keeper,
+    kept: Option<mpsc::Receiver<Job>>,
 }
 
-type Job = Box<dyn for<'a> FnOnce(&'a mut Controller) -> Pin<Box<dyn Future<Output = ()> + 'a>> + Send>;
+pub(super) type Job = Box<dyn for<'a> FnOnce(&'a mut Controller) -> Pin<Box<dyn Future<Output = ()> + 'a>> + Send>;
 
 /// Reads the view and hands commands to the controller. Cheap to clone.
 #[derive(Clone)]
@@ -128,7 +133,10 @@ impl Controller {
             })
             .await?
         };
+        let (keeper, kept) = keeping::keeper();
         let mut controller = Controller {
+            keeper,
+            kept: Some(kept),
             state,
             plane,
             config,
@@ -151,8 +159,12 @@ impl Controller {
     }
 
     /// Carry out commands until every [`Handle`] is gone.
-    pub async fn run(mut self, mut jobs: Jobs) {
-        while let Some(job) = jobs.0.next().await {
+    pub async fn run(mut self, jobs: Jobs) {
+        let Some(kept) = self.kept.take() else { return };
+        // What shards want kept comes in between; only the end of the commands is the end.
+        let commands = jobs.0.map(Some).chain(stream::once(None));
+        let mut all = stream::or(commands, kept.map(Some));
+        while let Some(Some(job)) = all.next().await {
             job(&mut self).await;
         }
     }
@@ -246,7 +258,8 @@ impl Controller {
         });
         let discovery = demand(&self.config.discovery_auth)?;
         let directory = Directory::new(targets, portals.collect(), discovery).map_err(Refused::invalid)?;
-        Ok(Configuration { directory: Arc::new(directory), luns, masks })
+        let (disks, keeper) = (self.disk_settings(), Some(self.keeper.clone()));
+        Ok(Configuration { directory: Arc::new(directory), luns, masks, disks, keeper })
     }
 
     /// Logical units in the shards' terms; those whose disks are offline are absent.

@@ -32,6 +32,7 @@ pub mod error;
 pub mod executor;
 mod images;
 pub mod isns;
+mod keeping;
 pub mod launch;
 mod live;
 mod merges;

@@ -167,6 +167,7 @@ impl Established {
             initial_r2t: negotiated.initial_r2t,
             immediate_data: negotiated.immediate_data,
             max_outstanding_r2t: negotiated.outstanding_r2t_max,
+            fast_abort: negotiated.fast_abort,
             default_time2wait: negotiated.time2wait_s,
             default_time2retain: negotiated.time2retain_s,
             exp_cmd_sn: self.cmd_sn,

@@ -3,18 +3,22 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::copy::Secrets;
+use super::exclusive::{HeldRanges, RANGES_MAX};
 use super::home::{BARRIERS_MAX, Home, HomeDisk};
+use super::link::STREAM_RESERVE_BYTES;
 use super::mailbox::Senders;
 use super::management::{JOBS_MAX, Jobs};
 use super::message::Configuration;
 use super::notices::Notices;
 use super::pause::{AtWork, Pause};
 use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage};
+use super::settings::{CHANGES_MAX, Settings};
 use crate::bounded::Queue;
 use crate::medium::Disk;
-use crate::mem::Arena;
+use crate::mem::{Arena, Buf};
 use crate::observe::{Operation, ShardStats};
-use crate::ring::{Nanos, Op, Ring, Tag, Wake};
+use crate::ring::{Fd, Nanos, Op, Ring, Tag, Wake};
 use crate::units::{DiskId, ShardId};
 
 /// Messages that a full mailbox of another shard has refused wait here. Beyond this the shard takes no more messages
@@ -53,6 +57,10 @@ pub(crate) struct DiskSlot {
     pub(crate) home: Option<Box<HomeDisk>>,
     /// Who is at work on its files.
     pub(crate) at_work: AtWork,
+    /// Ranges of it that single commands have to themselves.
+    pub(crate) ranges: HeldRanges,
+    /// What its unit is set to.
+    pub(crate) settings: Settings,
     /// Its commands are held.
     pub(crate) pause: Option<Pause>,
     /// How often another form of it has been put in its place.
@@ -79,6 +87,8 @@ pub(crate) struct Core<R: Ring> {
     pub(crate) home: Home,
     pub(crate) jobs: Jobs,
     pub(crate) configuration: Arc<Configuration>,
+    /// What makes tokens of copies unforgeable.
+    pub(crate) secrets: Secrets,
     pub(crate) stats: Arc<ShardStats>,
     /// Bounds what peers can make the shard write to the log.
     pub(crate) notices: Notices,
@@ -96,6 +106,14 @@ pub(crate) struct Core<R: Ring> {
     pub(crate) deadline_ms: u64,
     /// How many shards the server has.
     pub(crate) shards: u16,
+    /// For the stream of one connection at a time that finds no memory; `None` while it is lent, or the arena is too
+    /// small for it.
+    pub(crate) stream_reserve: Option<Buf>,
+    /// Those that wait for memory are to be tried in the next turn, whatever happens.
+    pub(crate) feed: bool,
+    /// Connections that were turned away while the ring had no place: to be closed. No more than the process has
+    /// descriptors.
+    pub(crate) turned_away: Vec<Fd>,
     /// Disks with commands that started and ended within this turn.
     untimed: Vec<u32>,
 }
@@ -185,8 +203,10 @@ impl<R: Ring> Io<R> {
 impl<W: Wake> Mail<W> {
     pub(crate) fn new(me: ShardId, senders: Senders<W>) -> Self {
         // Answers that may be owed at once: all that every shard may have asked this one as a home shard, and every
-        // job; and barriers with their answers.
-        let owed_max = senders.0.len() * (HOME_REQUESTS_MAX + 2 * BARRIERS_MAX as usize) + JOBS_MAX;
+        // job; barriers with their answers; and four messages about every range.
+        let owed_max = senders.0.len()
+            * (HOME_REQUESTS_MAX + 2 * BARRIERS_MAX as usize + 4 * RANGES_MAX + 2 * CHANGES_MAX)
+            + JOBS_MAX;
         Self { me, senders, local: Queue::new(OUTBOX_MAX + owed_max), outbox: Queue::new(OUTBOX_MAX + owed_max) }
     }
 
@@ -295,6 +315,7 @@ impl<R: Ring> Core<R> {
         stats: Arc<ShardStats>,
     ) -> Self {
         let now = io.ring.now();
+        let stream_reserve = io.arena.take(STREAM_RESERVE_BYTES);
         Self {
             id,
             io,
@@ -304,6 +325,7 @@ impl<R: Ring> Core<R> {
             jobs: Jobs::new(),
             notices: Notices::default(),
             configuration: Arc::new(Configuration::default()),
+            secrets: Secrets::draw(),
             stats,
             now,
             // A connection that has ended may still be in a queue when its successor in the same place enters it.
@@ -314,6 +336,9 @@ impl<R: Ring> Core<R> {
             answers_in_turn: 0,
             deadline_ms: u64::MAX,
             shards,
+            stream_reserve,
+            feed: false,
+            turned_away: Vec::with_capacity(64),
             untimed: Vec::with_capacity(64),
         }
     }
@@ -366,6 +391,15 @@ impl<R: Ring> Core<R> {
         let sent = self.mail.post(home, PeerMessage::Home { disk, swaps, asker, request }).is_ok();
         self.home_requests += usize::from(sent);
         sent
+    }
+
+    /// Close the connections that were turned away, as far as the ring has places.
+    pub(crate) fn close_turned_away(&mut self) {
+        while let Some(fd) = self.turned_away.pop() {
+            if self.io.submit(Mark::Ignore, Op::Close { fd }).is_err() {
+                return self.turned_away.push(fd);
+            }
+        }
     }
 
     /// A connection wants to be looked at by this time.

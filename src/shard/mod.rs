@@ -17,8 +17,15 @@
 //! | `command` | a SCSI command's start, and its end |
 //! | `read`, `write` | how a command's data moves between connection and medium |
 //! | `provision` | UNMAP, WRITE SAME, GET LBA STATUS |
+//! | `order` | which command may begin, by its task attribute |
+//! | `compare` | COMPARE AND WRITE and ORWRITE |
+//! | `parameters` | commands whose data is a parameter list |
+//! | `copy` | copies between disks, and tokens |
 //! | `management` | aborts, resets, logout |
+//! | `fence` | what a function waits for on other initiators' sessions |
 //! | `pause` | who is at work on a disk's files, and keeping everybody away from them for a moment |
+//! | `exclusive` | ranges of a disk that one command has to itself, on all shards |
+//! | `settings` | what a unit is set to, on all shards |
 //! | `change` | another form of a disk in its place, and what else the control plane asks of a home shard |
 //! | `home` | what a disk's home shard does for all: space, visibility, pages of maps, flushes |
 //! | `driver`, `load` | an engine's operations, and pages of maps, on the ring |
@@ -32,8 +39,12 @@
 
 mod change;
 mod command;
+mod compare;
+mod copy;
 mod core;
 mod driver;
+mod exclusive;
+mod fence;
 mod hear;
 mod home;
 mod input;
@@ -45,7 +56,9 @@ mod management;
 pub mod message;
 mod newcomers;
 mod notices;
+mod order;
 mod output;
+mod parameters;
 mod pause;
 mod peer;
 pub mod placement;
@@ -54,6 +67,7 @@ mod read;
 mod registrar;
 mod run;
 mod session;
+mod settings;
 mod threads;
 mod write;
 
@@ -63,4 +77,5 @@ pub use message::{
 };
 pub(crate) use run::Parts;
 pub use run::Shard;
+pub use settings::{DiskSettings, Keep, Keeper, Kept};
 pub use threads::{Shards, ShardsConfig, StartError, portal_listeners};

@@ -137,7 +137,8 @@ impl<R: Ring> Shard<R> {
             }
         }
         self.core.time_commands();
-        if completions + messages > 0 {
+        self.core.close_turned_away();
+        if std::mem::take(&mut self.core.feed) || completions + messages > 0 {
             self.feed_starved();
         }
         self.watch_time();
@@ -171,7 +172,10 @@ impl<R: Ring> Shard<R> {
 
     /// How long the shard may wait now.
     fn wait_after(&mut self, work: usize, delivered: bool) -> Wait {
-        let pending = !self.core.runnable.is_empty() || !self.core.mail.local_is_empty() || !self.mailbox.is_empty();
+        let pending = !self.core.runnable.is_empty()
+            || self.core.feed
+            || !self.core.mail.local_is_empty()
+            || !self.mailbox.is_empty();
         if pending || self.stopped {
             return Wait::Poll;
         }
@@ -190,6 +194,7 @@ impl<R: Ring> Shard<R> {
             self.spin_until = Nanos(0);
         }
         // What a full mailbox has refused is tried again soon.
+        let delivered = delivered && self.core.turned_away.is_empty();
         let retry_ms = if delivered { u64::MAX } else { self.core.now_ms() + 1 };
         match self.core.deadline_ms.min(retry_ms) {
             u64::MAX => Wait::Forever,
@@ -270,7 +275,9 @@ impl<R: Ring> Shard<R> {
     }
 
     fn remove_link(&mut self, index: u32) {
-        let Some(link) = self.links[index as usize].take() else { return };
+        let Some(mut link) = self.links[index as usize].take() else { return };
+        link.stream.consume(link.stream.bytes().len());
+        link.stream.give_back(&mut self.core.stream_reserve);
         assert_eq!(link.operations, 0, "a connection is removed when everything has come back");
         self.core.stats.connections.subtract(1);
         if matches!(link.phase, Phase::Session(_)) {
@@ -311,8 +318,8 @@ impl<R: Ring> Shard<R> {
             if let Some(suppressed) = self.core.notices.allow(self.core.now_ms()) {
                 tracing::warn!(suppressed, "a connection was turned away: no memory or place for it");
             }
-            let _ = self.core.io.submit(Mark::Ignore, Op::Close { fd: socket });
-            return;
+            self.core.turned_away.push(socket);
+            return self.core.close_turned_away();
         };
         let key = LinkKey { index, generation: self.generations[index as usize] };
         let arrival = Arrival { portal, portal_group_tag, local: addresses.0, peer: addresses.1 };

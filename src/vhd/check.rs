@@ -3,12 +3,13 @@
 use uuid::Uuid;
 
 use super::error::OpenError;
-use super::format::{Chs, FOOTER_LEN, SECTOR, UNUSED};
+use super::format::{Chs, FOOTER_LEN, HEADER_LEN, SECTOR, UNUSED};
 use super::open::{Front, Kind, Warning, read_front};
 use super::parent::VhdParent;
 use super::spans::Span;
 use super::table::{BlockLayout, PlacedBlock, read_table};
 use crate::blocks::{Storage, StorageError};
+use crate::crc32c::crc32c;
 
 /// Findings that a report lists; more are counted.
 pub const FINDINGS_MAX: usize = 1000;
@@ -103,6 +104,32 @@ pub fn check(storage: &mut dyn Storage) -> Result<CheckReport, StorageError> {
     }
     check_blocks(storage, &front, &mut report)?;
     Ok(report)
+}
+
+/// What distinguishes two states of the structures of a file that is being served: its length, footers, header and
+/// block table. While this stays the same, a check sees one state, whatever is written to the file beside it.
+pub fn metadata_mark(storage: &mut dyn Storage) -> Result<Vec<u32>, StorageError> {
+    let len_bytes = storage.len_bytes()?;
+    let mut ranges = vec![(0, len_bytes.min(4096)), (len_bytes.saturating_sub(FOOTER_LEN), len_bytes)];
+    if let Ok(front) = read_front(storage)
+        && front.kind != Kind::Fixed
+    {
+        let (_, header) = front.header.as_ref().expect("only fixed disks have none");
+        let table = front.table();
+        ranges.push((*header, header + HEADER_LEN));
+        ranges.push((table.offset_bytes, table.entry_offset(table.blocks)));
+    }
+    let mut mark = vec![len_bytes as u32, (len_bytes >> 32) as u32];
+    let mut bytes = vec![0; 1 << 20];
+    for (mut at, end) in ranges {
+        while at < end {
+            let part = &mut bytes[..(end - at).min(1 << 20) as usize];
+            storage.read_at(at, part)?;
+            mark.push(crc32c(part));
+            at += part.len() as u64;
+        }
+    }
+    Ok(mark)
 }
 
 /// Where an error of opening points to.

@@ -54,7 +54,8 @@ pub(super) struct ReadParent {
     pub rooms: Vec<(u64, u64)>,
 }
 
-/// Read what a header says. A path that lies behind the end of the file is refused: blocks to come would take its place.
+/// Read what a header says. A path that lies behind the end of the file is refused: blocks to come would take its
+/// place.
 pub(super) fn read_parent(
     storage: &mut dyn Storage,
     header: &DynamicHeader,

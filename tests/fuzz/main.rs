@@ -2,9 +2,9 @@
 //! fields are and makes checksums right again. No file may make us panic, allocate or read without bound, contradict
 //! the reader from the specification, or be left in a state that it refuses.
 //!
-//! A case is a number: it decides the seed file and the changes. Without more words the same cases run each time; a slow
-//! machine does not get through all of them, which is no failure. `LUNARING_FUZZ_SECONDS` searches for so long instead,
-//! from a case chosen at random (or `LUNARING_FUZZ_START`); `LUNARING_FUZZ_CASE` runs one case alone.
+//! A case is a number: it decides the seed file and the changes. Without more words the same cases run each time; a
+//! slow machine does not get through all of them, which is no failure. `LUNARING_FUZZ_SECONDS` searches for so long
+//! instead, from a case chosen at random (or `LUNARING_FUZZ_START`); `LUNARING_FUZZ_CASE` runs one case alone.
 #![allow(unsafe_code, reason = "a counting global allocator is an unsafe impl by definition")]
 
 #[path = "../judges/made.rs"]

@@ -1,5 +1,5 @@
-//! The files that mutation starts from: written by our engine, made from the specification, and, where `LUNARING_IMAGES`
-//! names the collection, the small images of other people.
+//! The files that mutation starts from: written by our engine, made from the specification, and, where
+//! `LUNARING_IMAGES` names the collection, the small images of other people.
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -288,8 +288,9 @@ fn each_operational_key_is_answered_by_its_rule() {
         ("DataSequenceInOrder=No|", "DataSequenceInOrder=Yes"),
         ("ErrorRecoveryLevel=2|", "ErrorRecoveryLevel=0"),
         ("ErrorRecoveryLevel=3|", "ErrorRecoveryLevel=Reject"),
-        ("TaskReporting=FastAbort,ResponseFence,RFC3720|", "TaskReporting=RFC3720"),
-        ("TaskReporting=FastAbort|", "TaskReporting=Reject"),
+        ("TaskReporting=FastAbort,ResponseFence,RFC3720|", "TaskReporting=FastAbort"),
+        ("TaskReporting=X-new,ResponseFence|", "TaskReporting=ResponseFence"),
+        ("TaskReporting=X-new|", "TaskReporting=Reject"),
         ("iSCSIProtocolLevel=2|", "iSCSIProtocolLevel=1"),
         ("iSCSIProtocolLevel=0|", "iSCSIProtocolLevel=0"),
         ("IFMarker=Yes|OFMarker=No|", "IFMarker=No|OFMarker=No"),
@@ -315,6 +316,7 @@ fn what_is_answered_is_what_holds() {
         iSCSIProtocolLevel=2|";
     let (_, established) = Bench::open().established(&request(OPERATIONAL_TO_FULL, &format!("{WHO}{keys}")));
     let expected = Negotiated {
+        fast_abort: false,
         header_digest: true,
         data_digest: true,
         receive_segment_length_max: 262_144,

@@ -6,7 +6,7 @@ use crate::medium::{DiskFormat, DiskKind};
 use crate::ring::Nanos;
 use crate::sim::{
     Chance, End, FileFaults, Initiator, InitiatorConfig, Keeping, LunPlan, NetworkFaults, Outcome, Random, RunLimit,
-    Runnable, World, WorldConfig,
+    Runnable, SHARED_SECTORS, SHARERS_MAX, World, WorldConfig,
 };
 
 /// All scenarios.
@@ -16,7 +16,10 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "lossy", about: "connections are reset by either side at any moment", run: lossy },
     Scenario { name: "bad-disks", about: "one disk's file fails with EIO, another's has no space", run: bad_disks },
     Scenario { name: "narrow", about: "a shard with little memory and small socket buffers", run: narrow },
+    Scenario { name: "pinched", about: "far less memory than the writes that come unasked would take", run: pinched },
+    Scenario { name: "door", about: "more strangers than there is room for, and a ring that is full", run: door },
     Scenario { name: "aborts", about: "initiators abort tasks and task sets and reset logical units", run: aborts },
+    Scenario { name: "shared", about: "initiators change the same blocks, with aborts and resets", run: shared },
     Scenario { name: "crowd", about: "many sessions that each do a little", run: crowd },
     Scenario { name: "stopped", about: "the server stops in good order while sessions are busy", run: stopped },
     Scenario {
@@ -38,6 +41,10 @@ pub fn find(name: &str) -> Option<&'static Scenario> {
 
 const MIB: u64 = 1 << 20;
 
+/// Where the shared sectors of each disk begin: behind the regions of all initiators.
+const SHARED_FIRST: u64 = 6144;
+const _: () = assert!(SHARED_FIRST + SHARED_SECTORS <= 4 * MIB / 512);
+
 /// LUN numbers of the standard set of disks.
 const RAW_LUN: usize = 2;
 const VHDX_LUN: usize = 3;
@@ -58,7 +65,7 @@ fn disks() -> Vec<DiskPlan> {
 
 fn server_config(random: &mut Random) -> ServerConfig {
     let shards = 1 + random.below(3) as u16;
-    ServerConfig { shards, disks: disks(), memory_bytes: 64 << 20, ring_slots: 2048 }
+    ServerConfig { shards, disks: disks(), uncached: false, memory_bytes: 64 << 20, ring_slots: 2048 }
 }
 
 /// A scenario's settings.
@@ -74,6 +81,10 @@ struct Setting {
     region_sectors: u64,
     pipe_capacity_bytes: usize,
     transfer_bytes_max: usize,
+    /// Initiators also change some blocks together.
+    shares: bool,
+    /// Write caches are off.
+    uncached: bool,
 }
 
 impl Default for Setting {
@@ -88,6 +99,8 @@ impl Default for Setting {
             region_sectors: 768,
             pipe_capacity_bytes: 256 * 1024,
             transfer_bytes_max: 256 * 1024,
+            shares: false,
+            uncached: false,
         }
     }
 }
@@ -137,6 +150,24 @@ impl Scene {
         Ok(outcome)
     }
 
+    /// Let the server run for this long, by itself.
+    fn run_for(&mut self, time: Nanos) {
+        /// Never satisfied.
+        struct Nobody;
+        impl Runnable for Nobody {
+            fn turn(&mut self, _wait: crate::ring::Wait) {}
+            fn is_satisfied(&self) -> bool {
+                false
+            }
+        }
+        let mut nobody = Nobody;
+        // Time stops there, and does not go on to the next thing that happens.
+        self.world.alarm(time);
+        let mut runnables: Vec<&mut dyn Runnable> = self.server.shards().collect();
+        runnables.push(&mut nobody);
+        self.world.run(&mut runnables, RunLimit { time, rounds: 20_000_000 });
+    }
+
     /// Run to the end, stop the server, and report.
     fn finish(mut self) -> Result<Report, String> {
         let outcome = self.run(PATIENCE)?;
@@ -175,7 +206,10 @@ fn initiator_config(number: u64, setting: &Setting, plans: &[DiskPlan], random: 
         may_fail: false,
         thin: matches!(plan.format, DiskFormat::Raw | DiskFormat::Vhdx | DiskFormat::Vhd)
             && plan.kind != DiskKind::Fixed,
+        uncached: setting.uncached,
         layered: plan.kind == DiskKind::Differencing,
+        shared: (setting.shares && plan.kind != DiskKind::Differencing && plan.format != DiskFormat::Null)
+            .then_some((SHARED_FIRST, number as usize)),
     };
     InitiatorConfig {
         portal: Server::portal(),
@@ -236,6 +270,49 @@ fn narrow(run: Run) -> Result<Report, String> {
     Scene::new(run, &setting, |config| config.memory_bytes = 16 << 20)?.finish()
 }
 
+fn pinched(run: Run) -> Result<Report, String> {
+    let setting = Setting {
+        network: NetworkFaults::rough(),
+        transfer_bytes_max: 1 << 20,
+        region_sectors: 2048,
+        initiators_max: 2,
+        commands: 200,
+        ..Setting::default()
+    };
+    let change = |config: &mut ServerConfig| (config.memory_bytes, config.shards) = (14 << 20, 1);
+    Scene::new(run, &setting, change)?.finish()
+}
+
+/// Strangers connect and say nothing. Those for whom there is no place are sent away when the ring takes that, the others
+/// when their time is over; none may be left connected.
+fn door(run: Run) -> Result<Report, String> {
+    let setting = Setting { initiators_max: 1, commands: 0, ..Setting::default() };
+    let change = |config: &mut ServerConfig| {
+        (config.memory_bytes, config.ring_slots, config.shards) = (8 << 20, 150, 1);
+        config.disks.truncate(2);
+    };
+    let mut scene = Scene::new(run, &setting, change)?;
+    scene.initiators.clear();
+    let mut strangers = Vec::new();
+    for _ in 0..8 {
+        // A full backlog refuses some.
+        strangers.extend((0..100).filter_map(|_| scene.world.connect(Server::portal()).ok()));
+        scene.run_for(Nanos(1_000_000));
+    }
+    let mut left = |scene: &mut Scene, time: Nanos| -> Result<usize, String> {
+        scene.run_for(time);
+        strangers.retain_mut(|stream| matches!(stream.read(&mut [0; 16]), Err(crate::sim::StreamError::WouldBlock)));
+        Ok(strangers.len())
+    };
+    if left(&mut scene, Nanos(1_000_000_000))? == 0 {
+        return Err("nobody was let in".to_owned());
+    }
+    match left(&mut scene, Nanos(20_000_000_000))? {
+        0 => scene.finish(),
+        left => Err(format!("{left} connections have been forgotten")),
+    }
+}
+
 fn stopped(run: Run) -> Result<Report, String> {
     let mut scene = Scene::new(run, &Setting { commands: 2000, ..Setting::default() }, |_| {})?;
     let time = Nanos(scene.random.below(10_000_000));
@@ -254,6 +331,46 @@ fn aborts(run: Run) -> Result<Report, String> {
     let network = NetworkFaults::rough();
     let setting = Setting { network, aborts: Chance::percent(1), commands: 200, ..Setting::default() };
     Scene::new(run, &setting, |_| {})?.finish()
+}
+
+/// Every other run pauses and replaces disks, every other one loses connections.
+fn shared(run: Run) -> Result<Report, String> {
+    let is_lossy = run.seed & 2 != 0;
+    let aborts = if run.seed & 4 != 0 { Chance::percent(1) } else { Chance::NEVER };
+    let mut network = NetworkFaults::default();
+    if is_lossy {
+        network = NetworkFaults::rough();
+        network.reset = Chance::per_million(1000);
+    }
+    let resets = if is_lossy { Chance::per_million(500) } else { Chance::NEVER };
+    let setting = Setting {
+        network,
+        may_lose_connection: is_lossy,
+        resets,
+        aborts,
+        commands: 200,
+        initiators_max: SHARERS_MAX as u64,
+        region_sectors: 256,
+        shares: true,
+        ..Setting::default()
+    };
+    // Few disks, so that they meet.
+    let first = if run.seed & 8 != 0 { 0 } else { RAW_LUN };
+    let disks = vec![disks()[first], disks()[VHDX_LUN + 1]];
+    let mut scene = Scene::new(run, &setting, |config| config.disks = disks)?;
+    let delay_max = Nanos(400_000);
+    scene.world.set_file_faults(FileFaults { delay: Chance::percent(70), delay_max, ..FileFaults::default() });
+    for _ in 0..(run.seed & 1) * 8 {
+        let time = Nanos(scene.random.below(6_000_000));
+        if scene.run(time)? == Outcome::Satisfied {
+            break;
+        }
+        let change = if scene.random.below(2) == 0 { Change::Pause } else { Change::Snapshot };
+        let index = 1;
+        let Scene { server, initiators, .. } = &mut scene;
+        server.change(index, change, initiators).map_err(|why| format!("{change:?} of disk {index}: {why}"))?;
+    }
+    scene.finish()
 }
 
 fn crowd(run: Run) -> Result<Report, String> {
@@ -351,8 +468,10 @@ fn power_cut(run: Run) -> Result<Report, String> {
 }
 
 fn with_crashes(run: Run, end: End) -> Result<Report, String> {
-    let setting = Setting { may_lose_connection: true, commands: 200, ..Setting::default() };
-    let mut scene = Scene::new(run, &setting, |_| {})?;
+    // In every other run everything that is answered is durable.
+    let uncached = run.seed % 2 == 1;
+    let setting = Setting { may_lose_connection: true, commands: 200, uncached, ..Setting::default() };
+    let mut scene = Scene::new(run, &setting, |config| config.uncached = uncached)?;
     for _ in 0..1 + scene.random.below(3) {
         let time = Nanos(scene.random.below(12_000_000));
         if scene.run(time)? == Outcome::Satisfied {
