@@ -46,6 +46,9 @@ pub struct Config {
     /// The CHAP algorithms that may be used at all; every one, while it is empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chap_algorithms: Vec<String>,
+    /// The highest ErrorRecoveryLevel of sessions, 0 or 1, where a target does not say.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub error_recovery_level: u8,
     /// Disks, by name.
     #[serde(default)]
     pub disks: BTreeMap<String, DiskConfig>,
@@ -180,6 +183,9 @@ pub struct TargetConfig {
     /// Where initiators are sent instead of being let in.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub redirects: Vec<RedirectConfig>,
+    /// The highest ErrorRecoveryLevel of its sessions, 0 or 1; without it the server's holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_recovery_level: Option<u8>,
 }
 
 /// One logical unit.
@@ -198,6 +204,11 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
+fn is_zero(value: &u8) -> bool {
+    *value == 0
+}
+
 impl Default for Config {
     fn default() -> Config {
         Config {
@@ -206,6 +217,7 @@ impl Default for Config {
             advertised: BTreeMap::new(),
             discovery_auth: None,
             chap_algorithms: Vec::new(),
+            error_recovery_level: 0,
             disks: BTreeMap::new(),
             targets: BTreeMap::new(),
         }
@@ -231,7 +243,16 @@ impl Config {
         self.check_portals()?;
         self.check_disks()?;
         self.check_targets()?;
+        self.check_recovery()?;
         self.check_entrance()
+    }
+
+    fn check_recovery(&self) -> Result<(), Refused> {
+        let levels = self.targets.values().filter_map(|target| target.error_recovery_level);
+        if let Some(level) = levels.chain([self.error_recovery_level]).find(|level| *level > 1) {
+            return Err(Refused::invalid(format!("error_recovery_level is {level}; 0 and 1 are served")));
+        }
+        Ok(())
     }
 
     fn check_portals(&self) -> Result<(), Refused> {

@@ -19,6 +19,7 @@
 //! | `provision` | UNMAP, WRITE SAME, GET LBA STATUS |
 //! | `order` | which command may begin, by its task attribute |
 //! | `management` | aborts, resets, logout |
+//! | `resend` | Data-In that an initiator has missed |
 //! | `fence` | what a function waits for on other initiators' sessions |
 //! | `pause` | who is at work on a disk's files, and keeping everybody away from them for a moment |
 //! | `change` | another form of a disk in its place, and what else the control plane asks of a home shard |
@@ -56,6 +57,7 @@ pub mod placement;
 mod provision;
 mod read;
 mod registrar;
+mod resend;
 mod run;
 mod session;
 mod threads;

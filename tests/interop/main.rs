@@ -14,6 +14,7 @@ mod images;
 mod masking;
 mod ms_deviations;
 mod protocol;
+mod recovery;
 mod server;
 mod sessions;
 mod silent;
