@@ -342,6 +342,9 @@ impl<R: Ring> Work<'_, R> {
         }
         self.end_work(task);
         self.release_range(task);
+        if matches!(self.task(task).answer, Answer::Resend) {
+            return self.end_resend(task, false);
+        }
         let entry = self.task(task);
         entry.answer = Answer::Response(outcome);
         entry.buf = None;
@@ -425,6 +428,7 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn emit(&mut self, task: TaskId) -> bool {
         match self.task(task).answer {
             Answer::DataIn => self.emit_data_in(task),
+            Answer::Resend => self.emit_again(task),
             Answer::Response(outcome) => self.emit_response(task, outcome),
             _ => self.emit_other(task),
         }
@@ -454,8 +458,13 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn finish(&mut self, task: TaskId, good: bool) {
         let entry = &self.session.tasks[usize::from(task.0)];
         let (slot, operation, started) = (entry.disk, entry.operation, entry.started);
+        if self.session.connection.parameters().error_recovery_level > 0 {
+            let disk = slot.filter(|_| entry.kind == Kind::Read).and_then(|slot| self.core.disks.at(slot));
+            let origin = disk.map(|slot| (slot.disk.id(), entry.offset_bytes));
+            self.task(task).origin = origin;
+        }
         if let Some(slot) = slot {
-            let bytes = u64::from(entry.done);
+            let bytes = u64::from(self.task(task).done);
             self.core.record(slot, operation, bytes, started, good);
             match operation {
                 Operation::Read => self.session.stats.bytes_read.add(bytes),

@@ -167,6 +167,13 @@ impl<R: Ring> Work<'_, R> {
         true
     }
 
+    /// Data was lost on the way: ask for it again.
+    pub(crate) fn data_lost(&mut self, task: TaskId) {
+        if self.task(task).step == Step::Receiving && !self.send_r2ts(task) {
+            self.queue_ready(task);
+        }
+    }
+
     /// Where in the window's buffer a Data-Out goes.
     pub(crate) fn place_in_window(&mut self, task: TaskId, buffer_offset: u32) -> usize {
         let entry = self.task(task);
