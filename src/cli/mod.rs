@@ -51,6 +51,7 @@ pub fn run(command: Command) -> Result<String, ClientError> {
         Command::Portal(portal) => commands::portal(portal),
         Command::Discovery(discovery) => entrance::discovery(discovery),
         Command::Chap(chap) => entrance::chap(chap),
+        Command::Isns(isns) => entrance::isns(isns),
         Command::Session(session) => commands::session(session),
         Command::Reservation(reservation) => ports::reservation(reservation),
         Command::Stats(stats) => commands::stats(stats),

@@ -8,7 +8,7 @@ mod ports;
 mod reservations;
 mod snapshots;
 
-pub use entrance::{ChapPolicy, Discovery, NewAuth, NewRedirect, Redirect};
+pub use entrance::{ChapPolicy, Discovery, Isns, NewAuth, NewIsns, NewRedirect, Redirect};
 pub use images::{Check, Convert, Jobs, Layer, Metadata, MetadataItem, NewMetadataItem, Resize, Space};
 pub use ports::{PortChange, PortState, TargetPort, TargetPorts};
 pub use reservations::{Registration, Reservations};

@@ -12,13 +12,15 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_channel::{mpsc, oneshot};
-use futures_lite::StreamExt;
+use futures_lite::{StreamExt, stream};
 
 use super::attachment;
 use super::config::{AuthConfig, Config, LunConfig};
 use super::dataplane::{DataPlane, ask_all, shards, tell};
 use super::error::Refused;
 use super::executor::blocking;
+use super::isns::Isns;
+use super::keeping;
 use super::ledger::Ledger;
 use super::ports::ports_of_disks;
 use super::state::StateDir;
@@ -29,6 +31,7 @@ use crate::jobs::{JobId, Registry};
 use crate::limits::CONTROL_CONNECTIONS_MAX;
 use crate::medium::offline;
 use crate::medium::{self, DiskFormat};
+use crate::shard::Keeper;
 use crate::shard::message::{Configuration, LunMap, Mapping, Mask, ToShard};
 use crate::units::{DiskId, Lun, PortalId, ShardId, TargetId};
 
@@ -91,9 +94,14 @@ pub struct Controller {
     target_next: u32,
     portal_next: u32,
     view: Arc<Mutex<Arc<View>>>,
+    /// Takes what shards want kept, and where it comes out.
+    keeper: Keeper,
+    kept: Option<mpsc::Receiver<Job>>,
+    /// What is registered with an iSNS server.
+    pub(super) isns: Isns,
 }
 
-type Job = Box<dyn for<'a> FnOnce(&'a mut Controller) -> Pin<Box<dyn Future<Output = ()> + 'a>> + Send>;
+pub(super) type Job = Box<dyn for<'a> FnOnce(&'a mut Controller) -> Pin<Box<dyn Future<Output = ()> + 'a>> + Send>;
 
 /// Reads the view and hands commands to the controller. Cheap to clone.
 #[derive(Clone)]
@@ -106,6 +114,8 @@ pub struct Handle {
     pub state: PathBuf,
     /// What works in the background.
     pub registry: Registry,
+    /// What is registered with an iSNS server.
+    pub isns: Isns,
 }
 
 impl Controller {
@@ -129,7 +139,10 @@ impl Controller {
             })
             .await?
         };
+        let (keeper, kept) = keeping::keeper();
         let mut controller = Controller {
+            keeper,
+            kept: Some(kept),
             state,
             plane,
             config,
@@ -145,6 +158,7 @@ impl Controller {
             target_next: 0,
             portal_next: 0,
             view: Arc::default(),
+            isns: Isns::new(),
         };
         controller.bring_up().await?;
         controller.apply().await?;
@@ -152,8 +166,12 @@ impl Controller {
     }
 
     /// Carry out commands until every [`Handle`] is gone.
-    pub async fn run(mut self, mut jobs: Jobs) {
-        while let Some(job) = jobs.0.next().await {
+    pub async fn run(mut self, jobs: Jobs) {
+        let Some(kept) = self.kept.take() else { return };
+        // What shards want kept comes in between; only the end of the commands is the end.
+        let commands = jobs.0.map(Some).chain(stream::once(None));
+        let mut all = stream::or(commands, kept.map(Some));
+        while let Some(Some(job)) = all.next().await {
             job(&mut self).await;
         }
     }
@@ -168,8 +186,14 @@ impl Controller {
             plane: Arc::clone(&self.plane),
             state: self.state.path().to_owned(),
             registry: self.jobs.clone(),
+            isns: self.isns.clone(),
         };
         (handle, Jobs(receiver))
+    }
+
+    /// Where the view is put, for whoever only looks.
+    pub(super) fn view_place(&self) -> Arc<Mutex<Arc<View>>> {
+        Arc::clone(&self.view)
     }
 
     /// Replace `config.json`: the moment from which a command counts.
@@ -187,6 +211,7 @@ impl Controller {
     pub(super) async fn apply(&mut self) -> Result<(), Refused> {
         let configuration = Arc::new(self.configuration()?);
         self.publish();
+        self.register_with_isns();
         ask_all(&*self.plane, |reply| ToShard::Configure { configuration: Arc::clone(&configuration), reply }).await?;
         Ok(())
     }
@@ -229,6 +254,7 @@ impl Controller {
                 authentication: demand(&target.auth)?,
                 portal_groups: target.portal_groups.iter().copied().collect(),
                 redirects: target.redirects.iter().map(|redirect| redirect.redirect(&self.config)).collect(),
+                error_recovery_level: target.error_recovery_level.unwrap_or(self.config.error_recovery_level),
             });
             ports.insert(id, target.target_ports());
             luns.insert(id, self.lun_map(&target.luns));
@@ -250,7 +276,10 @@ impl Controller {
         let discovery = demand(&self.config.discovery_auth)?;
         let directory = Directory::new(targets, portals.collect(), discovery).map_err(Refused::invalid)?;
         let disk_ports = ports_of_disks(&luns, &masks, &ports);
-        Ok(Configuration { directory: Arc::new(directory), luns, ports, disk_ports, masks })
+        let (disks, keeper) = (self.disk_settings(), Some(self.keeper.clone()));
+        let io_deadline_ms = self.config.io_deadline_seconds.map(|seconds| u64::from(seconds) * 1000);
+        let directory = Arc::new(directory);
+        Ok(Configuration { directory, luns, masks, ports, disk_ports, disks, keeper, io_deadline_ms })
     }
 
     /// Logical units in the shards' terms; those whose disks are offline are absent.

@@ -12,6 +12,7 @@
 //! | `reservations`, `ledger` | reservations of disks, and the file of those that outlast the server |
 //! | `dataplane`, `attachment` | what is said to the shards |
 //! | `socket`, `routes`, `api`, `views`, `openapi` | the control socket: who may connect, what is asked and answered |
+//! | `isns` | registration with an iSNS server |
 //! | `executor` | the one thread that all of this runs on |
 //! | `demo` | what `lunaring demo` sets up |
 //!
@@ -31,6 +32,8 @@ mod entrance;
 pub mod error;
 pub mod executor;
 mod images;
+pub mod isns;
+mod keeping;
 pub mod launch;
 mod ledger;
 mod live;
@@ -49,6 +52,7 @@ pub mod state;
 mod targets;
 mod undertakings;
 mod views;
+mod watch;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

@@ -42,6 +42,8 @@ pub struct Target {
     pub portal_groups: Vec<u16>,
     /// Where initiators are sent instead of being let in.
     pub redirects: Vec<Redirect>,
+    /// ErrorRecoveryLevel that its sessions may have: 0 or 1.
+    pub error_recovery_level: u8,
 }
 
 /// Another place where a target is reached (RFC 7143 section 11.13.5).
@@ -282,6 +284,7 @@ mod tests {
             authentication: Authentication::None,
             portal_groups: Vec::new(),
             redirects: Vec::new(),
+            error_recovery_level: 0,
         }
     }
 

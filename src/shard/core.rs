@@ -4,14 +4,19 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::agreement::{Agreed, AgreementHome, NEWS_MAX};
+use super::copy::Secrets;
+use super::erase::Erasure;
+use super::exclusive::{HeldRanges, RANGES_MAX};
 use super::home::{BARRIERS_MAX, Home, HomeDisk};
 use super::link::STREAM_RESERVE_BYTES;
 use super::mailbox::Senders;
 use super::management::{JOBS_MAX, Jobs};
 use super::message::Configuration;
 use super::notices::Notices;
+use super::overdue::{IO_DEADLINE_MS, Orphans};
 use super::pause::{AtWork, Pause};
 use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage};
+use super::settings::{CHANGES_MAX, Settings};
 use crate::bounded::Queue;
 use crate::medium::Disk;
 use crate::mem::{Arena, Buf};
@@ -56,6 +61,10 @@ pub(crate) struct DiskSlot {
     pub(crate) home: Option<Box<HomeDisk>>,
     /// Who is at work on its files.
     pub(crate) at_work: AtWork,
+    /// Ranges of it that single commands have to themselves.
+    pub(crate) ranges: HeldRanges,
+    /// What its unit is set to.
+    pub(crate) settings: Settings,
     /// Its commands are held.
     pub(crate) pause: Option<Pause>,
     /// How often another form of it has been put in its place.
@@ -86,6 +95,8 @@ pub(crate) struct Core<R: Ring> {
     pub(crate) home: Home,
     pub(crate) jobs: Jobs,
     pub(crate) configuration: Arc<Configuration>,
+    /// What makes tokens of copies unforgeable.
+    pub(crate) secrets: Secrets,
     pub(crate) stats: Arc<ShardStats>,
     /// Bounds what peers can make the shard write to the log.
     pub(crate) notices: Notices,
@@ -115,6 +126,16 @@ pub(crate) struct Core<R: Ring> {
     /// Connections that were turned away while the ring had no place: to be closed. No more than the process has
     /// descriptors.
     pub(crate) turned_away: Vec<Fd>,
+    /// Operations of tasks, of all connections, and tasks that are held.
+    pub(crate) task_operations: u32,
+    /// Those that nobody waits for any more.
+    pub(crate) orphans: Orphans,
+    /// Disks of this home shard that are being emptied or overwritten.
+    pub(crate) erasures: Vec<Erasure>,
+    /// How long a command waits for a file.
+    pub(crate) io_deadline_ms: u64,
+    /// When to look again for those that have waited too long; zero while nothing is waited for.
+    pub(crate) overdue_check: Nanos,
     /// Disks with commands that started and ended within this turn.
     untimed: Vec<u32>,
 }
@@ -132,8 +153,8 @@ pub(crate) enum Mark {
     Shutdown(u32),
     /// Closing a connection.
     Close(u32),
-    /// File I/O of a task: connection, task.
-    Task(u32, u16),
+    /// File I/O of a task: connection; the connection's generation, the task's and the task.
+    Task(u32, u32),
     /// An engine's I/O: disk slot, which of the disk's engines, the engine's number.
     Engine(u32, u16, u32),
     /// A page of a block map: disk slot, place among those being read.
@@ -142,6 +163,8 @@ pub(crate) enum Mark {
     Flush(u32),
     /// Storing what is agreed on about a disk: its slot.
     Agreement(u32),
+    /// Emptying or overwriting a disk: disk slot.
+    Erase(u32),
     /// Something whose completion nobody waits for.
     Ignore,
 }
@@ -168,11 +191,12 @@ impl Mark {
             Self::Send(link) => (3, link, 0),
             Self::Shutdown(link) => (4, link, 0),
             Self::Close(link) => (5, link, 0),
-            Self::Task(link, task) => (6, link, u32::from(task)),
+            Self::Task(link, task) => (6, link, task),
             Self::Engine(disk, driver, io) => (7, engine_index(disk, driver), io),
             Self::Load(disk, place) => (9, disk, place),
             Self::Flush(disk) => (8, disk, 0),
-            Self::Agreement(disk) => (10, disk, 0),
+            Self::Erase(disk) => (10, disk, 0),
+            Self::Agreement(disk) => (11, disk, 0),
         };
         debug_assert!(index < 1 << 28);
         Tag(kind << 60 | u64::from(index) << 32 | u64::from(detail))
@@ -188,11 +212,12 @@ impl Mark {
             3 => Self::Send(index),
             4 => Self::Shutdown(index),
             5 => Self::Close(index),
-            6 => Self::Task(index, detail as u16),
+            6 => Self::Task(index, detail),
             7 => Self::Engine(index & (DISK_SLOTS_MAX - 1), (index >> DISK_SLOT_BITS) as u16, detail),
             8 => Self::Flush(index),
             9 => Self::Load(index, detail),
-            10 => Self::Agreement(index),
+            10 => Self::Erase(index),
+            11 => Self::Agreement(index),
             _ => Self::Ignore,
         }
     }
@@ -208,9 +233,14 @@ impl<R: Ring> Io<R> {
 impl<W: Wake> Mail<W> {
     pub(crate) fn new(me: ShardId, senders: Senders<W>) -> Self {
         // Answers that may be owed at once: all that every shard may have asked this one as a home shard, and every
-        // job; and barriers and news with their answers.
-        let owed_max =
-            senders.0.len() * (HOME_REQUESTS_MAX + 2 * BARRIERS_MAX as usize + 2 * NEWS_MAX as usize) + JOBS_MAX;
+        // job; barriers with their answers; and news with theirs; and four messages about every range.
+        let owed_max = senders.0.len()
+            * (HOME_REQUESTS_MAX
+                + 2 * BARRIERS_MAX as usize
+                + 2 * NEWS_MAX as usize
+                + 4 * RANGES_MAX
+                + 2 * CHANGES_MAX)
+            + JOBS_MAX;
         Self { me, senders, local: Queue::new(OUTBOX_MAX + owed_max), outbox: Queue::new(OUTBOX_MAX + owed_max) }
     }
 
@@ -336,6 +366,7 @@ impl<R: Ring> Core<R> {
             jobs: Jobs::new(),
             notices: Notices::default(),
             configuration: Arc::new(Configuration::default()),
+            secrets: Secrets::draw(),
             stats,
             now,
             // A connection that has ended may still be in a queue when its successor in the same place enters it.
@@ -351,6 +382,11 @@ impl<R: Ring> Core<R> {
             stream_reserve,
             feed: false,
             turned_away: Vec::with_capacity(64),
+            task_operations: 0,
+            orphans: Orphans::default(),
+            erasures: Vec::new(),
+            io_deadline_ms: IO_DEADLINE_MS,
+            overdue_check: Nanos(0),
             untimed: Vec::with_capacity(64),
         }
     }
@@ -433,12 +469,13 @@ mod tests {
             Mark::Send(0),
             Mark::Shutdown(7),
             Mark::Close(8),
-            Mark::Task(4095, 135),
+            Mark::Task(4095, 0xffff_0087),
             Mark::Engine(16383, 4095, u32::MAX),
             Mark::Engine(65535, 0, 1),
             Mark::Load(16383, 7),
             Mark::Flush(0x0fff_ffff),
             Mark::Agreement(16383),
+            Mark::Erase(16383),
         ];
         for mark in marks {
             assert_eq!(Mark::from_tag(mark.tag()), mark);

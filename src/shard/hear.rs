@@ -5,15 +5,18 @@ use std::sync::Arc;
 
 use super::agreement::{Agreed, AgreementHome, Change, Waiter};
 use super::core::{Core, DiskSlot};
+use super::exclusive::HeldRanges;
 use super::home::HomeDisk;
 use super::link::{LinkState, Phase};
 use super::login;
 use super::message::{Configuration, DetachError, Reply, SessionInfo, ToShard};
+use super::overdue::{IO_DEADLINE_MS, task_of};
 use super::pause::AtWork;
 use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage, ResetScope};
 use super::registrar::Decision;
 use super::run::Shard;
 use super::session::Work;
+use super::settings::Settings;
 use crate::blocks::{Done, Engine};
 use crate::iscsi::pdu::LoginStatus;
 use crate::iscsi::transfer::TaskId;
@@ -50,10 +53,32 @@ impl<R: Ring> Shard<R> {
             PeerMessage::Home { disk, swaps, asker, request } => self.home_request(disk, swaps, asker, request),
             PeerMessage::HomeDone { asker, result } => {
                 self.core.home_requests -= 1;
-                self.with_work(asker.link, |work| work.home_done(TaskId(asker.task), result));
+                if let Some(slot) = asker.link.erased_slot() {
+                    self.erasure_heard(slot, result);
+                } else if !self.core.orphan_returned(asker.link, asker.task) {
+                    self.with_work(asker.link, |work| work.home_done(task_of(asker.task), result));
+                }
             }
             PeerMessage::Barrier { disk, home } => self.barrier(disk, home),
             PeerMessage::BarrierPassed { disk } => self.barrier_passed(disk),
+            PeerMessage::Erase { disk, asker, order } => self.erase_wanted(disk, asker, *order),
+            PeerMessage::EraseOn { slot } => self.erase_on(slot),
+            PeerMessage::Set { disk, setting, asker, home, change } => self.set(disk, setting, asker, home, change),
+            PeerMessage::HasSet { change } => self.has_set(change),
+            PeerMessage::HoldRange { disk, number, range, asker, home } => {
+                self.hold_range(disk, number, range, asker, home);
+            }
+            PeerMessage::RangeHeld { disk, number } => self.range_held(disk, number),
+            PeerMessage::RangeGranted { asker, number } => {
+                self.core.home_requests -= 1;
+                if let Some(slot) = asker.link.erased_slot() {
+                    self.erasure_got_range(slot, number);
+                } else if !self.core.orphan_got_range(asker.link, asker.task, number) {
+                    self.with_work(asker.link, |work| work.range_granted(task_of(asker.task), number));
+                }
+            }
+            PeerMessage::ReleaseRange { disk, number } => self.range_released(disk, number),
+            PeerMessage::FreeRange { disk, number } => self.free_range(disk, number),
             PeerMessage::Reset { scope, attention, drop_sessions, asker } => {
                 self.reset_units(scope, attention, drop_sessions, asker);
             }
@@ -92,7 +117,12 @@ impl<R: Ring> Shard<R> {
         }
     }
 
-    fn home_request(&mut self, disk: DiskId, swaps: u32, asker: Asker, request: HomeRequest) {
+    pub(super) fn home_request(&mut self, disk: DiskId, swaps: u32, asker: Asker, request: HomeRequest) {
+        match request {
+            HomeRequest::HoldRange(range) => return self.range_wanted(disk, asker, range),
+            HomeRequest::Set(setting) => return self.setting_wanted(disk, asker, setting),
+            _ => {}
+        }
         let Core { io, mail, disks, home, .. } = &mut self.core;
         let slot = disks.find(disk).and_then(|slot| disks.at_mut(slot));
         let result = match slot.map(|slot| (slot.swaps == swaps, slot.home.as_mut())) {
@@ -193,6 +223,7 @@ impl<R: Ring> Shard<R> {
                 Some(slot) => {
                     self.resume(disk);
                     if let Some(entry) = self.core.disks.at_mut(slot) {
+                        entry.disk.tokens().revoke_all();
                         entry.detaching = Some(reply);
                     }
                     self.detaching.push(slot);
@@ -207,6 +238,8 @@ impl<R: Ring> Shard<R> {
             ToShard::Swap { disk, engine, retire, retired, attention, reply } => {
                 reply(self.swap(&disk, engine, retire.then_some(retired), attention));
             }
+            ToShard::LittleSpace { disk } => self.little_space(disk),
+            ToShard::Kept { ticket, is_kept } => self.kept(ticket, is_kept),
             ToShard::CloseEngine { disk, reply } => self.close_engine(disk, reply),
             ToShard::BeginSession { disk, reply } => self.begin_session(disk, reply),
             ToShard::Relocate { disk, reply } => match self.home_of(disk) {
@@ -240,6 +273,8 @@ impl<R: Ring> Shard<R> {
             disk: Arc::clone(&disk),
             tasks: 0,
             at_work: AtWork::default(),
+            ranges: HeldRanges::default(),
+            settings: Settings::new(&disk, self.core.now),
             pause: None,
             swaps: 0,
             home: None,
@@ -257,6 +292,13 @@ impl<R: Ring> Shard<R> {
     pub fn configure(&mut self, configuration: Arc<Configuration>) {
         let former = std::mem::replace(&mut self.core.configuration, Arc::clone(&configuration));
         self.regroup(&former);
+        self.core.io_deadline_ms = configuration.io_deadline_ms.unwrap_or(IO_DEADLINE_MS).max(1);
+        for (disk, settings) in &configuration.disks {
+            let slot = self.core.disks.find(*disk);
+            if let Some(entry) = slot.and_then(|slot| self.core.disks.at_mut(slot)) {
+                entry.settings.configure(settings);
+            }
+        }
         let Self { core, links, .. } = self;
         for link in links.iter_mut().flatten() {
             let Phase::Session(session) = &mut link.phase else { continue };

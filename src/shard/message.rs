@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::agreement::ReservationStore;
+use super::settings::{DiskSettings, Keeper};
 use crate::blocks::{Engine, SpaceReport};
 use crate::iscsi::access::{AccessRule, Caller};
 use crate::iscsi::directory::Directory;
@@ -44,6 +45,12 @@ pub struct Configuration {
     pub disk_ports: HashMap<DiskId, Vec<TargetPort>>,
     /// LUNs that only some initiators see, narrow rules first.
     pub masks: HashMap<TargetId, Vec<Mask>>,
+    /// Settings of disks. What initiators change themselves counts from here when the disk is first configured.
+    pub disks: HashMap<DiskId, DiskSettings>,
+    /// Keeps what initiators save.
+    pub keeper: Option<Keeper>,
+    /// How long a command waits for a file before it is ended, in milliseconds; 30 seconds unless it is said.
+    pub io_deadline_ms: Option<u64>,
 }
 
 /// LUNs for the initiators that a rule means.
@@ -252,6 +259,18 @@ pub enum ToShard {
         attention: Option<Attention>,
         /// Answered when the commands go on.
         reply: Reply<Result<(), DetachError>>,
+    },
+    /// The file system behind a thin provisioned disk has little space left: its initiators are told. To its home.
+    LittleSpace {
+        /// The disk.
+        disk: DiskId,
+    },
+    /// What a shard wanted kept ([`Keep`](super::Keep)) is durable, or cannot be.
+    Kept {
+        /// [`Keep::ticket`](super::Keep::ticket).
+        ticket: u64,
+        /// It is durable.
+        is_kept: bool,
     },
     /// Close the engine of a paused disk, on its home shard; its files stay open and can be read. It can be opened anew
     /// and put in its place with `Swap`.

@@ -20,9 +20,18 @@
 //! | `reserve` | reservations and target port groups |
 //! | `agreement` | what all shards must agree on about a disk beside its blocks |
 //! | `order` | which command may begin, by its task attribute |
+//! | `compare` | COMPARE AND WRITE and ORWRITE |
+//! | `log` | LOG SENSE |
+//! | `parameters` | commands whose data is a parameter list |
+//! | `copy` | copies between disks, and tokens |
 //! | `management` | aborts, resets, logout |
+//! | `resend` | Data-In that an initiator has missed |
 //! | `fence` | what a function waits for on other initiators' sessions |
+//! | `overdue` | commands that wait too long, and the operations that they leave behind |
 //! | `pause` | who is at work on a disk's files, and keeping everybody away from them for a moment |
+//! | `exclusive` | ranges of a disk that one command has to itself, on all shards |
+//! | `erase` | FORMAT UNIT and SANITIZE |
+//! | `settings` | what a unit is set to, on all shards |
 //! | `change` | another form of a disk in its place, and what else the control plane asks of a home shard |
 //! | `home` | what a disk's home shard does for all: space, visibility, pages of maps, flushes |
 //! | `driver`, `load` | an engine's operations, and pages of maps, on the ring |
@@ -37,14 +46,19 @@
 mod agreement;
 mod change;
 mod command;
+mod compare;
+mod copy;
 mod core;
 mod driver;
+mod erase;
+mod exclusive;
 mod fence;
 mod hear;
 mod home;
 mod input;
 mod link;
 mod load;
+mod log;
 mod login;
 mod mailbox;
 mod management;
@@ -53,15 +67,19 @@ mod newcomers;
 mod notices;
 mod order;
 mod output;
+mod overdue;
+mod parameters;
 mod pause;
 mod peer;
 pub mod placement;
 mod provision;
 mod read;
 mod registrar;
+mod resend;
 mod reserve;
 mod run;
 mod session;
+mod settings;
 mod threads;
 mod write;
 
@@ -73,4 +91,5 @@ pub use message::{
 };
 pub(crate) use run::Parts;
 pub use run::Shard;
+pub use settings::{DiskSettings, Keep, Keeper, Kept};
 pub use threads::{Shards, ShardsConfig, StartError, portal_listeners};

@@ -2,14 +2,13 @@
 //!
 //! A command is worked off in windows of at most 1 MiB: a window is read, sent (or compared), and then the next one is.
 
-use super::core::Mark;
 use super::peer::HomeRequest;
 use super::session::{Answer, Kind, Resume, Step, Task, Work};
 use crate::blocks::{Extent, ExtentList};
 use crate::iscsi::transfer::TaskId;
 use crate::iscsi::transmit::Ending;
 use crate::limits::BURST_LENGTH_MAX;
-use crate::medium::{Backing, ReadPlan};
+use crate::medium::{Backing, Doing, ReadPlan};
 use crate::mem::{Buf, Slice};
 use crate::ring::{Completion, Errno, Fd, Op, Ring, Window};
 use crate::scsi::{ByteCheck, MediumError, Outcome, Sense, SenseCode};
@@ -52,6 +51,9 @@ impl<R: Ring> Work<'_, R> {
         if self.is_held(task, Resume::ReadIn) {
             return;
         }
+        if self.is_stuck(task) {
+            return self.fail(task, MediumError::Timeout);
+        }
         let slot = self.task(task).disk.expect("a read has a unit");
         let disk = self.core.disks.of_task(slot);
         match disk.plan_read(offset_bytes, len_bytes) {
@@ -60,11 +62,11 @@ impl<R: Ring> Work<'_, R> {
                 self.part_read(task, zeros);
             }
             ReadPlan::Memory => {
-                let Some(mut buf) = self.core.io.arena.take(len_bytes as usize) else {
+                let Some(mut buf) = self.buffer_to_read(task, len_bytes) else {
                     return self.starve(task, Resume::ReadIn);
                 };
                 buf.truncate(len_bytes as usize);
-                if let Backing::Memory(memory) = disk.backing() {
+                if let Backing::Memory(memory) = self.core.disks.of_task(slot).backing() {
                     memory.read(offset_bytes, &mut buf);
                 }
                 self.part_read(task, buf.freeze());
@@ -88,7 +90,7 @@ impl<R: Ring> Work<'_, R> {
     /// it whole again.
     fn read_extents(&mut self, task: TaskId, slot: u32, extents: &ExtentList) {
         let covered = extents.covered_bytes();
-        let Some(mut rest) = self.core.io.arena.take(covered as usize) else {
+        let Some(mut rest) = self.buffer_to_read(task, covered) else {
             return self.starve(task, Resume::ReadIn);
         };
         let entry = self.task(task);
@@ -114,16 +116,30 @@ impl<R: Ring> Work<'_, R> {
     }
 
     fn submit_read(&mut self, task: TaskId, op: Op) {
-        let mark = Mark::Task(self.key.index, task.0);
+        let mark = self.mark(task);
         match self.core.io.submit(mark, op) {
             Ok(()) => self.begin_operation(task),
             Err(_) => self.task(task).error = Some(MediumError::Busy),
         }
     }
 
+    /// Write down for the operator how a change to a file has failed.
+    fn note_failure(&mut self, task: TaskId, completion: &Completion) {
+        let Err(errno) = completion.result else { return };
+        let doing = match completion.op {
+            Some(Op::Write { .. }) => Doing::WritingData,
+            Some(Op::Allocate { .. }) => Doing::ReleasingSpace,
+            _ => return,
+        };
+        if let Some(slot) = self.task(task).disk {
+            self.core.disks.of_task(slot).trouble().note(doing, errno.0);
+        }
+    }
+
     /// File I/O of a task has completed.
     pub(crate) fn file_completed(&mut self, task: TaskId, completion: Completion) {
         self.end_operation(task);
+        self.note_failure(task, &completion);
         match completion.op {
             Some(Op::Read { file, offset_bytes, into }) => {
                 self.read_completed(task, (file, offset_bytes), into, completion.result);
@@ -211,8 +227,14 @@ impl<R: Ring> Work<'_, R> {
         let entry = self.task(task);
         let len = bytes.len() as u32;
         if entry.compares_data() {
+            if entry.kind == Kind::OrWrite {
+                self.merge(task, &bytes);
+            }
+            let entry = self.task(task);
             let difference = entry.first_difference(&bytes);
             entry.through += len;
+            self.keep_buffer(task, bytes);
+            let entry = self.task(task);
             return match difference {
                 Some(offset) => self.fail(task, MediumError::Miscompare { offset }),
                 None if entry.through < entry.window => self.read_in(task),
@@ -234,6 +256,8 @@ impl<R: Ring> Work<'_, R> {
     fn window_read(&mut self, task: TaskId) {
         match self.task(task).kind {
             Kind::Read => self.send(task),
+            Kind::Copy => self.copy_read(task),
+            Kind::CompareAndWrite | Kind::OrWrite => self.write_exclusively(task),
             _ => self.window_done(task),
         }
     }
@@ -296,15 +320,16 @@ impl<R: Ring> Work<'_, R> {
 }
 
 impl Task {
-    /// The window is compared with data of its own length.
+    /// The window is compared (or merged) with data of its own length.
     fn compares_data(&self) -> bool {
-        matches!(self.kind, Kind::Verify(ByteCheck::DataOut) | Kind::WriteAndVerify { .. })
+        let exclusive = matches!(self.kind, Kind::CompareAndWrite | Kind::OrWrite);
+        exclusive || matches!(self.kind, Kind::Verify(ByteCheck::DataOut) | Kind::WriteAndVerify { .. })
     }
 
     /// Where bytes of the window, read from `through` on, differ from the initiator's data, counted from the start of
     /// that data.
     fn first_difference(&self, bytes: &[u8]) -> Option<u64> {
-        if self.kind == (Kind::WriteAndVerify { compare: false }) {
+        if matches!(self.kind, Kind::WriteAndVerify { compare: false } | Kind::OrWrite) {
             return None;
         }
         let data = self.data.as_ref()?;

@@ -3,12 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::copy::{Copies, SESSION_TASKS};
 use super::core::{Core, DiskTable};
 use super::fence::Fence;
 use super::link::LinkState;
 use super::message::Configuration;
 use super::order::{Begun, Share};
 use super::output::Tx;
+use super::parameters::List;
 use super::peer::LinkKey;
 use super::provision::Provision;
 use crate::bounded::{Key, Queue};
@@ -17,13 +19,13 @@ use crate::iscsi::connection::{Connection, Counters};
 use crate::iscsi::discovery::TextExchange;
 use crate::iscsi::names::IscsiName;
 use crate::iscsi::pdu::{LogoutResponseCode, TaskManagementResponseCode};
-use crate::iscsi::transfer::{TASKS_MAX, TaskId};
+use crate::iscsi::transfer::TaskId;
 use crate::mem::{Buf, Slice};
 use crate::observe::{Operation, SessionStats, ShardStats};
 use crate::ring::{Nanos, Ring};
 use crate::scsi::reservations::{Nexus, ReserveOut};
-use crate::scsi::{ByteCheck, MediumError, NexusUnit, Outcome};
-use crate::units::{Lun, ShardId, TargetId};
+use crate::scsi::{ByteCheck, CopyOut, MediumError, NexusUnit, Outcome};
+use crate::units::{DiskId, Lun, ShardId, TargetId};
 
 /// One LUN as one session sees it.
 pub(crate) struct LunEntry {
@@ -72,6 +74,8 @@ pub(crate) struct Session {
     pub(crate) starved: u32,
     /// Tasks in [`Step::Paused`].
     pub(crate) held: u32,
+    /// Tasks that are at work on a disk's files.
+    pub(crate) at_work: u32,
     /// Tasks that were aborted and of which operations are still in flight.
     pub(crate) lingering: u32,
     /// Bytes of R2Ts that have not come yet: large ones are received straight into place.
@@ -79,6 +83,7 @@ pub(crate) struct Session {
     /// For replies of commands that move no blocks.
     pub(crate) scratch: Option<Buf>,
     pub(crate) stats: Arc<SessionStats>,
+    pub(crate) copies: Copies,
     /// What of the engine's counters the shard's have taken over.
     pub(crate) counted: Counters,
     pub(crate) since_ms: u64,
@@ -148,6 +153,8 @@ pub(crate) enum Step {
     Draining,
     /// A task management function or logout that waits for tasks to end.
     Managing,
+    /// A copy that waits for its connection's turn, or a command that waits for a copy to end.
+    Copying,
 }
 
 /// What a task does next that is starved or paused.
@@ -160,8 +167,13 @@ pub(crate) enum Resume {
     Flush,
     Provision,
     FillSame,
+    Exclude,
+    AskRange,
     LbaStatus,
     Agreement,
+    SettingChanged,
+    Copy,
+    Erased,
     Answer,
 }
 
@@ -172,6 +184,8 @@ pub(crate) enum Answer {
     None,
     /// What was read is payload; when the command is through, GOOD.
     DataIn,
+    /// What was read is part of what is sent again.
+    Resend,
     /// A SCSI Response.
     Response(Outcome),
     /// Text Response with what is in `read`.
@@ -195,11 +209,23 @@ pub(crate) enum Kind {
     WriteAndVerify {
         compare: bool,
     },
+    /// One half of the data is compared, the other written.
+    CompareAndWrite,
+    OrWrite,
     Flush,
     /// Ranges of a list are to read as zeros.
     Unmap,
     /// One range is to read as zeros.
     Zero,
+    /// Something is done with a parameter list.
+    List(List),
+    /// A parameter list of copy offload.
+    CopyCommand {
+        what: CopyOut,
+        list_identifier: u32,
+    },
+    /// A copy reads its source, or writes its destination.
+    Copy,
     /// One block is written over and over.
     WriteSame {
         unmap: bool,
@@ -248,6 +274,12 @@ pub(crate) struct Task {
     pub(crate) buf: Option<Buf>,
     /// The window's Data-Out, complete; for VERIFY with a single block, that block.
     pub(crate) data: Option<Slice>,
+    /// What COMPARE AND WRITE writes, while `data` is what it compares with.
+    pub(crate) second: Option<Slice>,
+    /// The range of the disk that the command has to itself.
+    pub(crate) range: Option<u8>,
+    /// Ranges, by the bits of their numbers, that are granted when this command's window has ended.
+    pub(crate) impedes: u8,
     /// Bytes of the window that the medium has, or that have been compared with it.
     pub(crate) through: u32,
     /// Bytes behind those that are being read or written now.
@@ -260,6 +292,10 @@ pub(crate) struct Task {
     pub(crate) sent: u32,
     /// Operations of this task that are with the ring, the home shard or the receiver.
     pub(crate) operations: u16,
+    /// When the present ones began, or when the task was held.
+    pub(crate) waits_since: Nanos,
+    /// How often this place has left operations behind.
+    pub(crate) generation: u8,
     pub(crate) error: Option<MediumError>,
     /// Counted as at work on the disk's files.
     pub(crate) at_work: bool,
@@ -273,6 +309,8 @@ pub(crate) struct Task {
     pub(crate) awaits_data: bool,
     /// Its place among the commands of its unit.
     pub(crate) share: Option<Share>,
+    /// Where the last read here began, by disk and byte: it may have to be sent again.
+    pub(crate) origin: Option<(DiskId, u64)>,
     /// Which of the session's dormant commands it was.
     pub(crate) dormancy: u64,
     /// Counted as lingering: aborted, with operations in flight.
@@ -322,12 +360,17 @@ impl Task {
             epoch: 0,
             buf: None,
             data: None,
+            second: None,
+            range: None,
+            impedes: 0,
             through: 0,
             planned: 0,
             provision: Provision::default(),
             read: None,
             sent: 0,
             operations: 0,
+            waits_since: Nanos(0),
+            generation: 0,
             error: None,
             at_work: false,
             plan: None,
@@ -335,6 +378,7 @@ impl Task {
             terminated: false,
             awaits_data: false,
             share: None,
+            origin: None,
             dormancy: 0,
             lingers: false,
             ends_session: false,
@@ -383,8 +427,12 @@ impl<R: Ring> Work<'_, R> {
 
     /// An operation of a task has been handed on.
     pub(crate) fn begin_operation(&mut self, task: TaskId) {
-        self.task(task).operations += 1;
+        let now = self.core.now;
+        let entry = self.task(task);
+        entry.operations += 1;
+        entry.waits_since = now;
         *self.operations += 1;
+        self.core.task_operations += 1;
     }
 
     /// An operation of a task has come back.
@@ -393,6 +441,7 @@ impl<R: Ring> Work<'_, R> {
         assert!(entry.operations > 0, "an operation ends once");
         entry.operations -= 1;
         *self.operations -= 1;
+        self.core.task_operations -= 1;
     }
 
     /// The task cannot go on now; it is tried again when something has been freed.
@@ -409,7 +458,10 @@ impl<R: Ring> Work<'_, R> {
         let former = std::mem::replace(&mut self.task(task).step, step);
         match former {
             Step::Starved(_) => self.session.starved -= 1,
-            Step::Paused(_) => self.session.held -= 1,
+            Step::Paused(_) => {
+                self.session.held -= 1;
+                self.core.task_operations -= 1;
+            }
             Step::Dormant => {
                 self.session.dormant.retain(|&other| other != task);
                 self.session.rouse = true;
@@ -418,7 +470,10 @@ impl<R: Ring> Work<'_, R> {
         }
         match step {
             Step::Starved(_) => self.session.starved += 1,
-            Step::Paused(_) => self.session.held += 1,
+            Step::Paused(_) => {
+                self.session.held += 1;
+                self.core.task_operations += 1;
+            }
             _ => {}
         }
     }
@@ -428,7 +483,7 @@ impl<R: Ring> Work<'_, R> {
         if self.session.starved == 0 {
             return;
         }
-        for index in 0..TASKS_MAX as u16 {
+        for index in 0..SESSION_TASKS as u16 {
             let task = TaskId(index);
             let Step::Starved(resume) = self.task(task).step else { continue };
             self.set_step(task, Step::Idle);
@@ -446,8 +501,13 @@ impl<R: Ring> Work<'_, R> {
             Resume::Flush => self.ask_flush(task),
             Resume::Provision => self.provision(task),
             Resume::FillSame => self.fill_same_again(task),
+            Resume::Exclude => self.exclude(task),
+            Resume::AskRange => self.ask_range(task),
             Resume::LbaStatus => self.lba_status_again(task),
             Resume::Agreement => self.ask_agreement(task),
+            Resume::SettingChanged => self.setting_changed(task),
+            Resume::Copy => self.copy_go_on(task),
+            Resume::Erased => self.complete(task, Outcome::GOOD),
             Resume::Answer => self.send_when_drained(task),
         }
     }

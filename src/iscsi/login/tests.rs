@@ -50,6 +50,7 @@ fn target(id: u32, name: &str, access: &str, authentication: Authentication) -> 
         authentication,
         portal_groups: Vec::new(),
         redirects: vec![],
+        error_recovery_level: 0,
     }
 }
 

@@ -21,7 +21,9 @@ use crate::observe::ShardStats;
 use crate::ring::{Fd, Ring, Wait};
 use crate::scsi::reservations::Reservations;
 use crate::scsi::reservations::place::{self, Owner};
-use crate::shard::{Configuration, LunMap, Mapping, Parts, ReservationStore, Senders, Shard, ToShard, mailbox};
+use crate::shard::{
+    Configuration, DiskSettings, Kept, LunMap, Mapping, Parts, ReservationStore, Senders, Shard, ToShard, mailbox,
+};
 use crate::sim::{FileOptions, Initiator, Random, Runnable, SimRing, SimWaker, World};
 use crate::units::{DiskId, Lun, PortalId, ShardId, TargetId};
 
@@ -45,6 +47,8 @@ pub struct ServerConfig {
     pub shards: u16,
     /// The disks; LUN n is the n-th.
     pub disks: Vec<DiskPlan>,
+    /// Their write caches have been turned off.
+    pub uncached: bool,
     /// Memory of each shard's buffers.
     pub memory_bytes: usize,
     /// Operations that each shard's ring takes.
@@ -219,7 +223,7 @@ impl Server {
             self.remember(index, ledger);
             luns.insert(Lun(index as u16), Mapping { disk: id, read_only: false });
         }
-        let configuration = Arc::new(configuration(luns)?);
+        let configuration = Arc::new(configuration(luns, self.config.uncached)?);
         let listeners: Vec<Fd> = (0..self.config.shards).map(|_| self.world.listen(Server::portal())).collect();
         let process = self.process.as_mut().expect("it has just been made");
         for (Turns(shard), listener) in process.shards.iter_mut().zip(listeners) {
@@ -431,7 +435,7 @@ impl Drop for Server {
 }
 
 /// One target, open to all, with these LUNs.
-fn configuration(luns: LunMap) -> Result<Configuration, String> {
+fn configuration(luns: LunMap, uncached: bool) -> Result<Configuration, String> {
     let target = Target {
         id: TARGET,
         name: IscsiName::new(Server::target_name()).map_err(|error| error.to_string())?,
@@ -440,10 +444,14 @@ fn configuration(luns: LunMap) -> Result<Configuration, String> {
         authentication: Authentication::None,
         portal_groups: Vec::new(),
         redirects: Vec::new(),
+        error_recovery_level: 0,
     };
     let portal = Portal { id: PORTAL, listen: Server::portal(), portal_group_tag: 1, advertise: None };
     let directory =
         Directory::new(vec![target], vec![portal], Authentication::None).map_err(|error| error.to_string())?;
     let luns: HashMap<TargetId, LunMap> = BTreeMap::from([(TARGET, luns)]).into_iter().collect();
-    Ok(Configuration { directory: Arc::new(directory), luns, ..Configuration::default() })
+    let kept = Kept { write_cache: uncached.then_some(false), ..Kept::default() };
+    let settings = DiskSettings { kept };
+    let disks = luns.values().flat_map(LunMap::values).map(|mapping| (mapping.disk, settings)).collect();
+    Ok(Configuration { directory: Arc::new(directory), luns, disks, ..Configuration::default() })
 }
