@@ -497,6 +497,12 @@ impl<R: Ring> Shard<R> {
         }
     }
 
+    /// A disk's reservations; `None`: it is not attached.
+    pub(super) fn reservations_of(&self, disk: DiskId) -> Option<Arc<Reservations>> {
+        let slot = self.core.disks.find(disk)?;
+        Some(Arc::clone(&self.core.disks.at(slot)?.agreed.reservations))
+    }
+
     /// What outlasted the last end of the server.
     pub fn remember(&mut self, disk: DiskId, reservations: Arc<Reservations>, store: Option<ReservationStore>) {
         let slot = self.core.disks.find(disk);

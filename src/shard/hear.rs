@@ -212,10 +212,7 @@ impl<R: Ring> Shard<R> {
                 self.remember(disk, reservations, store);
                 reply(());
             }
-            ToShard::ReportReservations { disk, reply } => {
-                let slot = self.core.disks.find(disk).and_then(|slot| self.core.disks.at(slot));
-                reply(slot.map(|entry| Arc::clone(&entry.agreed.reservations)));
-            }
+            ToShard::ReportReservations { disk, reply } => reply(self.reservations_of(disk)),
             ToShard::ClearReservations { disk, reply } => {
                 self.core.agree(disk, Change::Clear, Waiter::Operator(reply));
             }
