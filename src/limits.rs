@@ -22,8 +22,12 @@ pub const FIRST_BURST_LENGTH_MAX: u32 = 256 * 1024;
 /// R2Ts outstanding for one task that we accept (MaxOutstandingR2T).
 pub const OUTSTANDING_R2T_MAX: u16 = 4;
 
-/// Sessions of one shard, and so connections (one connection a session); login connections share the number.
+/// Sessions of one shard, and so connections in full feature phase (one connection a session).
 pub const SESSIONS_PER_SHARD_MAX: u32 = 4096;
+
+/// Connections of one shard that have not logged in. When one more comes, the oldest of them is turned away: a login
+/// takes milliseconds, so the oldest of so many is one that does not log in. Some 20 MiB of buffers.
+pub const LOGINS_PER_SHARD_MAX: usize = 512;
 
 /// A connection that has not finished its login after this long is closed.
 pub const LOGIN_TIMEOUT_MS: u64 = 15_000;
@@ -51,6 +55,54 @@ pub const WRITE_SAME_BYTES_MAX: u32 = 256 * 1024 * 1024;
 /// Blocks of one COMPARE AND WRITE (MAXIMUM COMPARE AND WRITE LENGTH): all that its one-byte field can name. Twice as
 /// many come as Data-Out, 2 MiB of the longest blocks.
 pub const COMPARE_AND_WRITE_BLOCKS_MAX: u8 = u8::MAX;
+
+/// CSCD descriptors of one EXTENDED COPY (MAXIMUM CSCD DESCRIPTOR COUNT): no initiator that we know uses more than two.
+pub const COPY_CSCDS_MAX: u16 = 64;
+
+/// Segment descriptors of one EXTENDED COPY (MAXIMUM SEGMENT DESCRIPTOR COUNT).
+pub const COPY_SEGMENTS_MAX: u16 = 256;
+
+/// Bytes of both descriptor lists together (MAXIMUM DESCRIPTOR LIST LENGTH): all of the longest there are.
+pub const COPY_DESCRIPTORS_BYTES_MAX: u32 = 32 * (COPY_CSCDS_MAX as u32 + COPY_SEGMENTS_MAX as u32);
+
+/// Bytes that one segment may write (MAXIMUM SEGMENT LENGTH): all that the two-byte block count can name.
+pub const COPY_SEGMENT_BYTES_MAX: u32 = 256 * 1024 * 1024;
+
+/// Bytes of a parameter list of EXTENDED COPY, POPULATE TOKEN or WRITE USING TOKEN that are taken at all: one descriptor
+/// too many is still told from a list that is too long.
+pub const COPY_LIST_BYTES_MAX: u32 = 16 * 1024;
+
+/// Copies that one session may have underway. Each has a task of its own and at most one burst of memory.
+pub const COPIES_PER_SESSION_MAX: usize = 8;
+
+/// Results of copies that a session keeps until they are asked for; the oldest goes first.
+pub const COPY_RESULTS_MAX: usize = 32;
+
+/// Ranges of one token, and of one WRITE USING TOKEN (MAXIMUM RANGE DESCRIPTORS).
+pub const TOKEN_RANGES_MAX: usize = 64;
+
+/// Tokens of one disk that are valid at once; a further one cancels the one that was idle longest. A host that copies
+/// many small files leaves one behind for each, until it expires.
+pub const TOKENS_PER_DISK_MAX: usize = 256;
+
+/// Bytes that one token stands for, and that one WRITE USING TOKEN writes (MAXIMUM TOKEN TRANSFER SIZE).
+pub const TOKEN_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+
+/// Bytes that one WRITE USING TOKEN best writes (OPTIMAL TRANSFER COUNT): Windows' own default, which is through well
+/// within the four seconds that it is content with.
+pub const TOKEN_BYTES_OPTIMAL: u64 = 64 * 1024 * 1024;
+
+/// A token that nobody has used for this long expires, unless its creator asked for another time-out...
+pub const TOKEN_TIMEOUT_DEFAULT_S: u32 = 60;
+
+/// ... of at most this.
+pub const TOKEN_TIMEOUT_MAX_S: u32 = 900;
+
+/// A token expires after this however often it is used (MAXIMUM TOKEN LIFETIME).
+pub const TOKEN_LIFETIME_MAX_S: u32 = 24 * 60 * 60;
+
+const _: () = assert!(COPY_SEGMENT_BYTES_MAX as u64 >= 65_535 * 4096);
+const _: () = assert!(COPY_LIST_BYTES_MAX >= 48 + COPY_DESCRIPTORS_BYTES_MAX + 32);
 
 /// OPTIMAL TRANSFER LENGTH of a unit: one burst.
 pub const TRANSFER_BYTES_OPTIMAL: u32 = BURST_LENGTH_MAX;
@@ -90,8 +142,12 @@ pub const ACCESS_RULES_PER_TARGET_MAX: usize = 4096;
 /// Bytes of one request's body on the control socket: names, a path and two secrets fit many times over.
 pub const CONTROL_BODY_BYTES_MAX: usize = 64 * 1024;
 
-/// Connections to the control socket that are served at once; more wait in its backlog.
-pub const CONTROL_CONNECTIONS_MAX: usize = 64;
+/// Connections to the control socket that are served at once. When one more comes, the one that has been silent longest
+/// is closed; where all are busy it waits in the backlog.
+pub const CONTROL_CONNECTIONS_MAX: usize = 256;
+
+/// A connection to the control socket that has not sent a whole request head after this long is closed.
+pub const CONTROL_HEAD_TIMEOUT_MS: u64 = 10_000;
 
 const _: () = assert!(FIRST_BURST_LENGTH_MAX <= BURST_LENGTH_MAX);
 const _: () = assert!(RECEIVE_SEGMENT_LENGTH_MAX <= BURST_LENGTH_MAX);
@@ -106,6 +162,14 @@ pub const PING_INTERVAL_MS: u64 = 30_000;
 
 /// A session whose initiator does not answer a ping within this is dropped.
 pub const PING_TIMEOUT_MS: u64 = 30_000;
+
+/// A request for which there is no memory holds up its connection at most this long; then it is turned away, and its
+/// initiator sends it again.
+pub const STALL_TIMEOUT_MS: u64 = 1_000;
+
+/// A task management function waits at most this long for what initiators owe it: data that R2Ts have asked for, and
+/// the acknowledgement of TASK ABORTED (RFC 7143 section 4.2.3.3). Widely used initiators do not send the former.
+pub const MANAGEMENT_PATIENCE_MS: u64 = 1_000;
 
 /// A connection whose last answer (to a logout or a refused login) is not taken within this is closed.
 pub const FINISH_TIMEOUT_MS: u64 = 10_000;

@@ -155,7 +155,7 @@ fn identity_pages() {
 fn limits_and_provisioning_pages() {
     assert_lines(
         &vpd_page(0x86),
-        &["UASK_SUP=0 GROUP_SUP=0 PRIOR_SUP=0 HEADSUP=0 ORDSUP=0 SIMPSUP=1", "WU_SUP=0 [CRD_SUP=0] NV_SUP=0 V_SUP=1"],
+        &["UASK_SUP=0 GROUP_SUP=0 PRIOR_SUP=0 HEADSUP=1 ORDSUP=1 SIMPSUP=1", "WU_SUP=0 [CRD_SUP=0] NV_SUP=0 V_SUP=1"],
     );
     assert_lines(
         &vpd_page(0xb0),

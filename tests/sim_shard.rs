@@ -56,6 +56,19 @@ fn little_memory_and_small_socket_buffers_only_slow_things_down() {
 }
 
 #[test]
+fn writes_that_come_unasked_never_wait_for_memory_behind_themselves() {
+    let reports = run_all("pinched", 8);
+    assert_eq!(total(&reports, |r| r.failed + r.lost), 0);
+    assert!(total(&reports, |r| r.retried) > 50, "commands were to be turned away");
+    assert_prompt(&reports, Nanos(1_500_000_000));
+}
+
+#[test]
+fn who_is_turned_away_at_the_door_is_not_forgotten() {
+    run_all("door", 4);
+}
+
+#[test]
 fn a_reset_connection_loses_nothing_that_was_answered_and_leaves_no_ghost_writes() {
     let reports = run_all("lossy", 10);
     let lost = total(&reports, |r| r.lost);

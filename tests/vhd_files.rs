@@ -277,6 +277,49 @@ fn growing_shows_zeros_only() {
     }
 }
 
+/// A path to the parent has its place to itself, and that is inside the file: what is written there later would change
+/// the path, or make the file one that is refused.
+#[test]
+fn a_path_to_the_parent_shares_its_place_with_nothing() {
+    let parent = NewKind::Differencing(parent_named(Uuid::max()));
+    let file = new_disk(&options(8 * BLOCK, parent, BLOCK));
+    let below = SparseFile { len: 8 * BLOCK, ..SparseFile::default() };
+    let mut host = Host::open(RecordedFile::new(file), Some(below), 1);
+    host.write(0, &[7; 4096]).expect("writes");
+    let file = host.close().0.now;
+    let mut header = [0; HEADER_LEN as usize];
+    file.read(FOOTER_LEN, &mut header);
+    let header = DynamicHeader::read_from_bytes(&header).expect("a header's length");
+    let table = header.table_offset.get();
+    let mut entry = [0; 4];
+    file.read(table, &mut entry);
+    let block = u64::from(u32::from_be_bytes(entry)) * SECTOR;
+    let end = file.len - FOOTER_LEN;
+    for (offset, other) in [
+        (0, "the copy of the footer"),
+        (FOOTER_LEN, "the dynamic header"),
+        (table, "the block allocation table"),
+        (block, "block 0"),
+        (block + SECTOR + BLOCK - 30, "block 0"),
+        (end, "the footer"),
+        (end + 500, "the footer"),
+        (file.len - 1, "behind the end"),
+        (u64::MAX, "behind the end"),
+    ] {
+        let mut file = file.clone();
+        change_header(&mut file, |header| {
+            header.locators[1].offset = offset.into();
+            header.locators[1].length = if offset < end { 20.into() } else { 4.into() };
+        });
+        let refusal = refusal(&file).to_string();
+        assert!(refusal.contains("parent locator 1") && refusal.contains(other), "{offset}: {refusal}");
+        let report = check(&mut file).expect("readable");
+        assert_eq!(report.worst, Some(Severity::Corrupt), "{offset}");
+        let named = |text: &str| text.contains("parent locator 1") && text.contains(other);
+        assert!(report.findings.iter().any(|finding| named(&finding.text)), "{offset}: {:?}", report.findings);
+    }
+}
+
 /// Windows keeps room behind the paths to the parent, in which it lets them grow: nothing of ours goes there.
 #[test]
 fn room_for_paths_stays_free() {

@@ -1,12 +1,14 @@
 //! The command line: a contract that scripts rely on.
 
+mod entrance;
 mod images;
 
+pub use entrance::{ChapArguments, ChapVerb, Demand, DiscoveryArguments, DiscoveryVerb, TargetRedirect};
 pub use images::{DiskCheck, DiskConvert, JobArguments, JobVerb, MetaVerb, SnapshotArguments, SnapshotVerb};
 
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::units::parse_size;
 
@@ -36,6 +38,10 @@ pub enum Command {
     Target(TargetArguments),
     /// Add, remove and list the addresses that are listened on
     Portal(PortalArguments),
+    /// Say what is demanded in discovery sessions
+    Discovery(DiscoveryArguments),
+    /// Say which CHAP algorithms are allowed
+    Chap(ChapArguments),
     /// List and drop sessions
     Session(SessionArguments),
     /// Show counters and latencies
@@ -302,6 +308,10 @@ pub enum TargetVerb {
         /// Refuse writes through this logical unit
         #[arg(long)]
         read_only: bool,
+        /// Only these initiators see it, in place of what others see under its number: iqn:NAME, iqn:BEGINNING*,
+        /// ip:CIDR or portal:ADDR:PORT
+        #[arg(long = "for", value_name = "RULE")]
+        only_for: Option<String>,
     },
     /// Take a logical unit away
     Unmap {
@@ -310,12 +320,15 @@ pub enum TargetVerb {
         /// The number
         #[arg(long, value_name = "N")]
         lun: u16,
+        /// The one that was mapped for this rule
+        #[arg(long = "for", value_name = "RULE")]
+        only_for: Option<String>,
     },
     /// Let somebody log in
     Allow {
         /// The target, by name or iSCSI name
         target: String,
-        /// iqn:NAME, ip:CIDR or any
+        /// any, iqn:NAME, iqn:BEGINNING*, ip:CIDR or portal:ADDR:PORT
         rule: String,
     },
     /// Take an access rule back
@@ -327,29 +340,18 @@ pub enum TargetVerb {
     },
     /// Demand CHAP, or nothing
     Auth(TargetAuth),
+    /// Send initiators to another portal or server instead of letting them in
+    Redirect(TargetRedirect),
 }
 
 /// `lunaring target auth`
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("how").required(true).args(["chap_user", "none"]))]
 pub struct TargetAuth {
     /// The target, by name or iSCSI name
     pub target: String,
-    /// The name that initiators prove
-    #[arg(long, value_name = "U", requires = "chap_secret_file")]
-    pub chap_user: Option<String>,
-    /// A file with the initiators' secret: 12 to 255 bytes; one newline at its end is left out
-    #[arg(long, value_name = "F", requires = "chap_user")]
-    pub chap_secret_file: Option<PathBuf>,
-    /// The name that the target proves in return
-    #[arg(long, value_name = "U", requires = "chap_user", requires = "mutual_secret_file")]
-    pub mutual_user: Option<String>,
-    /// A file with the target's secret, another one
-    #[arg(long, value_name = "F", requires = "mutual_user")]
-    pub mutual_secret_file: Option<PathBuf>,
-    /// Demand no authentication
-    #[arg(long)]
-    pub none: bool,
+    /// What is demanded.
+    #[command(flatten)]
+    pub demand: Demand,
 }
 
 /// `lunaring portal`
@@ -370,6 +372,10 @@ pub enum PortalVerb {
     Add {
         /// ADDR:PORT, an IPv6 address in brackets
         address: String,
+        /// Tell initiators this address instead, where they reach the portal by another; a portal that is there
+        /// already is changed
+        #[arg(long, value_name = "ADDR:PORT")]
+        advertise: Option<String>,
     },
     /// Stop listening on an address; its sessions stay
     Remove {

@@ -1,6 +1,5 @@
 //! Each client command: one request, and what is printed of its answer.
 
-use std::fs;
 use std::path::Path;
 
 use clap::ValueEnum;
@@ -9,10 +8,10 @@ use serde_json::{Map, Value, json};
 
 use super::arguments::{
     ClientOptions, DiskAdd, DiskArguments, DiskCreate, DiskVerb, PortalArguments, PortalVerb, SessionArguments,
-    SessionVerb, StatsArguments, TargetArguments, TargetAuth, TargetVerb,
+    SessionVerb, StatsArguments, TargetArguments, TargetVerb,
 };
 use super::client::{Client, ClientError, segment};
-use super::{images, show, socket};
+use super::{entrance, images, show, socket};
 
 pub(super) type Printed = Result<String, ClientError>;
 
@@ -152,18 +151,25 @@ pub fn target(arguments: TargetArguments) -> Printed {
         TargetVerb::Delete { name } => {
             asker.ask(Method::DELETE, &path(&name, ""), None, |_| format!("target '{name}' deleted"))
         }
-        TargetVerb::Map { target, disk, lun, read_only } => {
+        TargetVerb::Map { target, disk, lun, read_only, only_for } => {
             let mut body = json!({ "disk": disk, "read_only": read_only });
+            let mut whom = String::new();
+            if let Some(rule) = only_for {
+                whom = format!(" for {rule}");
+                body["for"] = json!(rule);
+            }
             if let Some(lun) = lun {
                 body["lun"] = json!(lun);
             }
             asker.ask(Method::POST, &path(&target, "/luns"), Some(body), |lun| {
-                format!("disk '{disk}' is LUN {} of target '{target}'", lun["lun"])
+                format!("disk '{disk}' is LUN {} of target '{target}'{whom}", lun["lun"])
             })
         }
-        TargetVerb::Unmap { target, lun } => {
-            let words = |_: &Value| format!("target '{target}' has no LUN {lun} any more");
-            asker.ask(Method::DELETE, &path(&target, &format!("/luns/{lun}")), None, words)
+        TargetVerb::Unmap { target, lun, only_for } => {
+            let whom = only_for.as_ref().map_or(String::new(), |rule| format!(" for {rule}"));
+            let query = only_for.map_or(String::new(), |rule| format!("?for={}", segment(&rule)));
+            let words = |_: &Value| format!("target '{target}' has no LUN {lun}{whom} any more");
+            asker.ask(Method::DELETE, &path(&target, &format!("/luns/{lun}{query}")), None, words)
         }
         TargetVerb::Allow { target, rule } => {
             let words = |_: &Value| format!("{rule} may log in to target '{target}'");
@@ -173,31 +179,12 @@ pub fn target(arguments: TargetArguments) -> Printed {
             let words = |_: &Value| format!("target '{target}' has no rule {rule} any more");
             asker.ask(Method::DELETE, &path(&target, &format!("/access?rule={}", segment(&rule))), None, words)
         }
-        TargetVerb::Auth(auth) => set_auth(&asker, &path(&auth.target, "/auth"), &auth),
+        TargetVerb::Auth(auth) => {
+            let what = format!("target '{}'", auth.target);
+            entrance::set_demand(&asker, &path(&auth.target, "/auth"), &what, &auth.demand)
+        }
+        TargetVerb::Redirect(redirect) => entrance::redirect(&asker, &redirect),
     }
-}
-
-fn set_auth(asker: &Asker, path: &str, auth: &TargetAuth) -> Printed {
-    let target = &auth.target;
-    let (Some(user), Some(file)) = (&auth.chap_user, &auth.chap_secret_file) else {
-        return asker.ask(Method::DELETE, path, None, |_| format!("target '{target}' demands no authentication"));
-    };
-    let mut body = json!({ "chap_user": user, "chap_secret": secret(file)? });
-    if let (Some(user), Some(file)) = (&auth.mutual_user, &auth.mutual_secret_file) {
-        body["mutual_user"] = json!(user);
-        body["mutual_secret"] = json!(secret(file)?);
-    }
-    asker.ask(Method::PUT, path, Some(body), |_| format!("target '{target}' demands CHAP of '{user}'"))
-}
-
-/// A secret from its file, without one newline at the end.
-fn secret(file: &Path) -> Result<String, ClientError> {
-    let shown = file.display();
-    let bytes = fs::read(file).map_err(|e| ClientError::new(format!("cannot read the secret file {shown}: {e}")))?;
-    let text = String::from_utf8(bytes)
-        .map_err(|_| ClientError::new(format!("the secret in {shown} is not text (UTF-8); choose another secret")))?;
-    let secret = text.strip_suffix('\n').unwrap_or(&text);
-    Ok(secret.strip_suffix('\r').unwrap_or(secret).to_owned())
 }
 
 /// `lunaring portal`
@@ -205,9 +192,14 @@ pub fn portal(arguments: PortalArguments) -> Printed {
     let asker = Asker::new(arguments.client);
     match arguments.verb {
         PortalVerb::List => asker.get("/v1/portals", show::portals),
-        PortalVerb::Add { address } => {
-            let body = json!({ "address": address });
-            asker.ask(Method::POST, "/v1/portals", Some(body), |_| format!("listening on {address}"))
+        PortalVerb::Add { address, advertise } => {
+            let mut body = json!({ "address": address });
+            let mut told = String::new();
+            if let Some(advertise) = advertise {
+                told = format!(", advertised as {advertise}");
+                body["advertise"] = json!(advertise);
+            }
+            asker.ask(Method::POST, "/v1/portals", Some(body), |_| format!("listening on {address}{told}"))
         }
         PortalVerb::Remove { address } => {
             let path = format!("/v1/portals/{}", segment(&address));
@@ -233,24 +225,5 @@ pub fn stats(arguments: StatsArguments) -> Printed {
     match arguments.disk {
         Some(disk) => asker.get(&format!("/v1/stats?disk={}", segment(&disk)), show::stats),
         None => asker.get("/v1/stats", show::stats),
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_secret_loses_one_newline_and_nothing_else() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("secret");
-        for (content, wanted) in [("abc\n", "abc"), ("abc\r\n", "abc"), ("abc\n\n", "abc\n"), (" a b ", " a b ")] {
-            fs::write(&file, content).unwrap();
-            assert_eq!(secret(&file).unwrap(), wanted);
-        }
-        fs::write(&file, [0xff, 0xfe]).unwrap();
-        assert!(secret(&file).unwrap_err().message.contains("not text"));
-        assert!(secret(&dir.path().join("missing")).unwrap_err().message.contains("cannot read the secret file"));
     }
 }

@@ -7,6 +7,7 @@ pub mod arguments;
 pub mod banner;
 mod client;
 mod commands;
+mod entrance;
 mod images;
 mod progress;
 mod show;
@@ -47,6 +48,8 @@ pub fn run(command: Command) -> Result<String, ClientError> {
         Command::Disk(disk) => commands::disk(disk),
         Command::Target(target) => commands::target(target),
         Command::Portal(portal) => commands::portal(portal),
+        Command::Discovery(discovery) => entrance::discovery(discovery),
+        Command::Chap(chap) => entrance::chap(chap),
         Command::Session(session) => commands::session(session),
         Command::Stats(stats) => commands::stats(stats),
         Command::Snapshot(snapshot) => images::snapshot(snapshot),

@@ -64,6 +64,7 @@ pub fn disk(disk: &Value) -> String {
     if disk["file"].is_string() {
         optional("file", text(disk, "file"));
         optional("on file", bytes(disk, "allocated_bytes"));
+        optional("space", images::space(disk));
         optional("cache", text(disk, "cache"));
     }
     optional("parent", text(disk, "parent"));
@@ -111,16 +112,25 @@ pub fn targets(answer: &Value) -> String {
 
 /// `target show`
 pub fn target(target: &Value) -> String {
-    let rows = [
+    let mut rows = vec![
         ("name", text(target, "name")),
         ("iqn", text(target, "iqn")),
         ("allowed", allowed(target)),
         ("auth", auth(target)),
     ];
-    let mut luns = Table::new(&[">LUN", "DISK", "ACCESS"]);
+    rows.extend(list(target, "redirects").iter().map(|redirect| ("sent to", sent_to(redirect))));
+    let masked = list(target, "luns").iter().any(|lun| lun["for"].is_string());
+    let mut luns = match masked {
+        true => Table::new(&[">LUN", "DISK", "ACCESS", "SEEN BY"]),
+        false => Table::new(&[">LUN", "DISK", "ACCESS"]),
+    };
     for lun in list(target, "luns") {
         let access = if yes(&lun, "read_only") { "read-only" } else { "read-write" };
-        luns.row(vec![text(&lun, "lun"), text(&lun, "disk"), access.to_owned()]);
+        let mut row = vec![text(&lun, "lun"), text(&lun, "disk"), access.to_owned()];
+        if masked {
+            row.push(lun["for"].as_str().unwrap_or("all others").to_owned());
+        }
+        luns.row(row);
     }
     let none = format!("no LUNs; map a disk with 'lunaring target map {} DISK'", text(target, "name"));
     format!("{}\n\n{}", properties(&rows), luns.show(&none))
@@ -134,11 +144,42 @@ fn allowed(target: &Value) -> String {
 
 fn auth(target: &Value) -> String {
     let auth = &target["auth"];
-    match (auth["chap_user"].as_str(), auth["mutual_user"].as_str()) {
-        (None, _) => "none".to_owned(),
+    let mut shown = match (auth["chap_user"].as_str(), auth["mutual_user"].as_str()) {
+        (None, _) => return "none".to_owned(),
         (Some(user), None) => format!("chap {user}"),
         (Some(user), Some(mutual)) => format!("chap {user}, mutual {mutual}"),
+    };
+    let algorithms = words(auth, "algorithms");
+    // Where all may be used, nobody has chosen.
+    if !(algorithms.is_empty() || algorithms.contains("md5")) {
+        shown.push_str(&format!(" ({algorithms})"));
     }
+    shown
+}
+
+fn words(value: &Value, field: &str) -> String {
+    list(value, field).iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ")
+}
+
+fn sent_to(redirect: &Value) -> String {
+    let mut shown = text(redirect, "to");
+    if yes(redirect, "permanent") {
+        shown.push_str(", permanently");
+    }
+    if let Some(portal) = redirect["portal"].as_str() {
+        shown.push_str(&format!(", from portal {portal}"));
+    }
+    shown
+}
+
+/// `discovery show`
+pub fn discovery(answer: &Value) -> String {
+    properties(&[("auth", auth(answer))])
+}
+
+/// `chap show`
+pub fn chap(answer: &Value) -> String {
+    properties(&[("algorithms", words(answer, "algorithms"))])
 }
 
 /// `portal list`
@@ -151,6 +192,9 @@ pub fn portals(answer: &Value) -> String {
         };
         if yes(&portal, "temporary") {
             state.push_str(" (for this run)");
+        }
+        if let Some(told) = portal["advertise"].as_str() {
+            state.push_str(&format!(", advertised as {told}"));
         }
         table.row(vec![text(&portal, "address"), state]);
     }

@@ -2,10 +2,12 @@
 //!
 //! A contract: fields are added, never changed or taken away.
 
+mod entrance;
 mod images;
 mod snapshots;
 
-pub use images::{Check, Convert, Jobs, Layer, Metadata, MetadataItem, NewMetadataItem, Resize};
+pub use entrance::{ChapPolicy, Discovery, NewAuth, NewRedirect, Redirect};
+pub use images::{Check, Convert, Jobs, Layer, Metadata, MetadataItem, NewMetadataItem, Resize, Space};
 pub use snapshots::{
     DeletedSnapshot, ExportSnapshot, NewSnapshot, NewSnapshotGroup, Snapshot, Snapshots, TakenSnapshots,
 };
@@ -83,6 +85,9 @@ pub struct Disk {
     /// Its files, the one that is written first, then that one's parent, and so on; left out in lists.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chain: Vec<Layer>,
+    /// Where the space of its files is; left out in lists and while it is offline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub space: Option<Space>,
     /// Disks whose parent it is: while there are any, it refuses writes.
     pub children: Vec<String>,
     /// How many snapshots it has.
@@ -186,6 +191,9 @@ pub struct Target {
     pub allow: Vec<String>,
     /// CHAP, where it is demanded; without the secrets.
     pub auth: Option<TargetAuth>,
+    /// Where initiators are sent instead of being let in.
+    #[serde(default)]
+    pub redirects: Vec<Redirect>,
 }
 
 /// A logical unit.
@@ -197,6 +205,9 @@ pub struct TargetLun {
     pub disk: String,
     /// Refuses writes.
     pub read_only: bool,
+    /// The access rule that says who sees it; everybody, when there is none.
+    #[serde(rename = "for", default, skip_serializing_if = "Option::is_none")]
+    pub only_for: Option<String>,
 }
 
 /// CHAP of a target, without secrets.
@@ -206,6 +217,9 @@ pub struct TargetAuth {
     pub chap_user: String,
     /// The name that the target proves in return.
     pub mutual_user: Option<String>,
+    /// The algorithms that may be used, strong first.
+    #[serde(default)]
+    pub algorithms: Vec<String>,
 }
 
 /// `GET /v1/targets`
@@ -238,30 +252,17 @@ pub struct NewLun {
     /// Refuse writes through this logical unit.
     #[serde(default)]
     pub read_only: bool,
+    /// An access rule: only those that it means see this logical unit, in place of what others see under its number.
+    #[serde(rename = "for", default, skip_serializing_if = "Option::is_none")]
+    pub only_for: Option<String>,
 }
 
 /// `POST /v1/targets/{target}/access`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AccessChange {
-    /// `any`, `iqn:NAME` or `ip:CIDR`.
+    /// `any`, `iqn:NAME`, `iqn:BEGINNING*`, `ip:CIDR` or `portal:ADDR:PORT`.
     pub rule: String,
-}
-
-/// `PUT /v1/targets/{target}/auth`
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NewAuth {
-    /// The name that an initiator proves.
-    pub chap_user: String,
-    /// Its secret, 12 to 255 bytes.
-    pub chap_secret: String,
-    /// The name that the target proves in return.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mutual_user: Option<String>,
-    /// Its secret, another one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mutual_secret: Option<String>,
 }
 
 /// A portal.
@@ -269,6 +270,9 @@ pub struct NewAuth {
 pub struct Portal {
     /// Where it listens.
     pub address: SocketAddr,
+    /// The address that initiators are told instead.
+    #[serde(default)]
+    pub advertise: Option<SocketAddr>,
     /// Whether it does.
     pub listening: bool,
     /// Why it does not, and what to do.
@@ -290,6 +294,10 @@ pub struct Portals {
 pub struct NewPortal {
     /// `ADDRESS:PORT`.
     pub address: String,
+    /// The address that initiators are told instead, where they reach the portal by another (NAT). Of a portal that is
+    /// there already, this alone is changed; its own address stands for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<String>,
 }
 
 /// A session.

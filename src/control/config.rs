@@ -3,6 +3,10 @@
 //! The types are the file's format. [`Config::check`] holds every rule that must be true of a whole configuration,
 //! wherever it came from: a file edited by hand goes through the same gate as a command.
 
+mod entrance;
+
+pub use entrance::{AuthConfig, RedirectConfig, names as algorithm_names, parse_algorithms};
+
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::error::Refused;
-use crate::iscsi::directory::{AccessRule, ChapAccount, ChapCredentials};
+use crate::iscsi::directory::AccessRule;
 use crate::iscsi::names::IscsiName;
 use crate::limits::{
     ACCESS_RULES_PER_TARGET_MAX, DISKS_MAX, LUNS_PER_TARGET_MAX, PORTALS_MAX, SNAPSHOTS_PER_DISK_MAX, TARGETS_MAX,
@@ -33,6 +37,15 @@ pub struct Config {
     /// Addresses to listen on.
     #[serde(default)]
     pub portals: Vec<SocketAddr>,
+    /// The address that initiators are told instead of a portal's own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub advertised: BTreeMap<SocketAddr, SocketAddr>,
+    /// CHAP in discovery sessions, where it is demanded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discovery_auth: Option<AuthConfig>,
+    /// The CHAP algorithms that may be used at all; every one, while it is empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chap_algorithms: Vec<String>,
     /// Disks, by name.
     #[serde(default)]
     pub disks: BTreeMap<String, DiskConfig>,
@@ -178,7 +191,7 @@ pub struct ExportConfig {
 }
 
 /// One target.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TargetConfig {
     /// Its iSCSI name.
@@ -186,12 +199,20 @@ pub struct TargetConfig {
     /// The disk behind each logical unit number.
     #[serde(default)]
     pub luns: BTreeMap<u16, LunConfig>,
-    /// Who may log in, as access rules (`any`, `iqn:NAME`, `ip:CIDR`). Nobody, while it is empty.
+    /// Logical units that only some initiators see, by the access rule that says which; a narrower rule goes before a
+    /// wider one, and all of them before the units that everybody sees.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub luns_for: BTreeMap<String, BTreeMap<u16, LunConfig>>,
+    /// Who may log in, as access rules (`any`, `iqn:NAME`, `iqn:BEGINNING*`, `ip:CIDR`, `portal:ADDR:PORT`). Nobody,
+    /// while it is empty.
     #[serde(default)]
     pub allow: Vec<String>,
     /// CHAP, where it is demanded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<AuthConfig>,
+    /// Where initiators are sent instead of being let in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub redirects: Vec<RedirectConfig>,
 }
 
 /// One logical unit.
@@ -205,38 +226,14 @@ pub struct LunConfig {
     pub read_only: bool,
 }
 
-/// CHAP names and secrets. `Debug` shows no secret.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AuthConfig {
-    /// The name that an initiator proves.
-    pub chap_user: String,
-    /// Its secret.
-    pub chap_secret: String,
-    /// The name that the target proves in return.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mutual_user: Option<String>,
-    /// Its secret.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mutual_secret: Option<String>,
-}
-
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
 fn is_zero(value: &u64) -> bool {
     *value == 0
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
 fn is_false(value: &bool) -> bool {
     !value
-}
-
-impl std::fmt::Debug for AuthConfig {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AuthConfig")
-            .field("chap_user", &self.chap_user)
-            .field("mutual_user", &self.mutual_user)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Default for Config {
@@ -244,6 +241,9 @@ impl Default for Config {
         Config {
             version: CONFIG_VERSION,
             portals: Vec::new(),
+            advertised: BTreeMap::new(),
+            discovery_auth: None,
+            chap_algorithms: Vec::new(),
             disks: BTreeMap::new(),
             targets: BTreeMap::new(),
             thin_threshold_bytes: 0,
@@ -270,7 +270,8 @@ impl Config {
         bound("portals", self.portals.len(), PORTALS_MAX)?;
         self.check_portals()?;
         self.check_disks()?;
-        self.check_targets()
+        self.check_targets()?;
+        self.check_entrance()
     }
 
     fn check_portals(&self) -> Result<(), Refused> {
@@ -333,7 +334,11 @@ impl Config {
     /// The targets and logical unit numbers that a disk is mapped to.
     pub fn mappings_of(&self, disk: &str) -> Vec<(&str, u16)> {
         let luns_of = |target: &TargetConfig| -> Vec<u16> {
-            target.luns.iter().filter(|(_, lun)| lun.disk == disk).map(|(number, _)| *number).collect()
+            let mut luns: Vec<u16> =
+                target.all_luns().filter(|(.., lun)| lun.disk == disk).map(|(_, number, _)| number).collect();
+            luns.sort_unstable();
+            luns.dedup();
+            luns
         };
         self.targets
             .iter()
@@ -418,11 +423,22 @@ impl DiskConfig {
 }
 
 impl TargetConfig {
+    /// All logical units: for whom (everybody, where no rule says it), the number, and what it is.
+    pub fn all_luns(&self) -> impl Iterator<Item = (Option<&str>, u16, &LunConfig)> {
+        let common = self.luns.iter().map(|(number, lun)| (None, *number, lun));
+        let masked = self
+            .luns_for
+            .iter()
+            .flat_map(|(rule, luns)| luns.iter().map(move |(number, lun)| (Some(rule.as_str()), *number, lun)));
+        common.chain(masked)
+    }
+
     fn check(&self, name: &str, disks: &BTreeMap<String, DiskConfig>) -> Result<(), Refused> {
-        bound(&format!("LUNs of target '{name}'"), self.luns.len(), LUNS_PER_TARGET_MAX)?;
+        bound(&format!("LUNs of target '{name}'"), self.all_luns().count(), LUNS_PER_TARGET_MAX)?;
+        bound(&format!("rules with LUNs of target '{name}'"), self.luns_for.len(), ACCESS_RULES_PER_TARGET_MAX)?;
         bound(&format!("access rules of target '{name}'"), self.allow.len(), ACCESS_RULES_PER_TARGET_MAX)?;
-        for (number, lun) in &self.luns {
-            check_lun(*number)?;
+        for (_, number, lun) in self.all_luns() {
+            check_lun(number)?;
             if !disks.contains_key(&lun.disk) {
                 return Err(Refused::not_found(format!(
                     "target '{name}', LUN {number}: there is no disk '{}'; see 'lunaring disk list'",
@@ -430,33 +446,10 @@ impl TargetConfig {
                 )));
             }
         }
-        for rule in &self.allow {
+        for rule in self.allow.iter().chain(self.luns_for.keys()) {
             rule.parse::<AccessRule>().map_err(Refused::invalid)?;
         }
-        if let Some(auth) = &self.auth {
-            auth.credentials()?;
-        }
         Ok(())
-    }
-}
-
-impl AuthConfig {
-    /// The credentials as login uses them.
-    ///
-    /// # Errors
-    /// A name or secret that CHAP cannot use.
-    pub fn credentials(&self) -> Result<ChapCredentials, Refused> {
-        let account = |user: &str, secret: &str| -> Result<ChapAccount, Refused> {
-            let secret = crate::iscsi::chap::Secret::new(secret.as_bytes()).map_err(Refused::invalid)?;
-            Ok(ChapAccount { user: user.to_owned(), secret })
-        };
-        let initiator = account(&self.chap_user, &self.chap_secret)?;
-        let target = match (&self.mutual_user, &self.mutual_secret) {
-            (Some(user), Some(secret)) => Some(account(user, secret)?),
-            (None, None) => None,
-            _ => return Err(Refused::invalid("mutual CHAP needs both a user and a secret")),
-        };
-        ChapCredentials::new(initiator, target).map_err(Refused::invalid)
     }
 }
 

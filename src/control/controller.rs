@@ -15,12 +15,13 @@ use futures_channel::{mpsc, oneshot};
 use futures_lite::{StreamExt, stream};
 
 use super::attachment;
-use super::config::Config;
+use super::config::{AuthConfig, Config, LunConfig};
 use super::dataplane::{DataPlane, ask_all, shards, tell};
 use super::error::Refused;
 use super::executor::blocking;
 use super::keeping;
 use super::state::StateDir;
+use crate::iscsi::access::AccessRule;
 use crate::iscsi::directory::{self, Authentication, Directory};
 use crate::iscsi::names::IscsiName;
 use crate::jobs::{JobId, Registry};
@@ -28,7 +29,7 @@ use crate::limits::CONTROL_CONNECTIONS_MAX;
 use crate::medium::offline;
 use crate::medium::{self, DiskFormat};
 use crate::shard::Keeper;
-use crate::shard::message::{Configuration, LunMap, Mapping, ToShard};
+use crate::shard::message::{Configuration, LunMap, Mapping, Mask, ToShard};
 use crate::units::{DiskId, Lun, PortalId, ShardId, TargetId};
 
 /// The portal group of every portal: all reach all targets.
@@ -216,43 +217,56 @@ impl Controller {
         self.targets.retain(|name, _| self.config.targets.contains_key(name));
         let mut targets = Vec::with_capacity(self.config.targets.len());
         let mut luns = HashMap::with_capacity(self.config.targets.len());
+        let mut masks = HashMap::new();
+        let algorithms = self.config.server_algorithms()?;
+        let demand = |auth: &Option<AuthConfig>| match auth {
+            None => Ok(Authentication::None),
+            Some(auth) => auth.credentials(&algorithms).map(Authentication::Chap),
+        };
         for (name, target) in &self.config.targets {
             let id = *self.targets.entry(name.clone()).or_insert_with(|| {
                 self.target_next += 1;
                 TargetId(self.target_next)
             });
             let access = target.allow.iter().map(|rule| rule.parse()).collect::<Result<_, _>>();
-            let authentication = match &target.auth {
-                None => Authentication::None,
-                Some(auth) => Authentication::Chap(auth.credentials()?),
-            };
             targets.push(directory::Target {
                 id,
                 name: IscsiName::new(&target.iqn).map_err(Refused::invalid)?,
                 alias: Some(name.clone()),
                 access: access.map_err(Refused::invalid)?,
-                authentication,
+                authentication: demand(&target.auth)?,
+                redirects: target.redirects.iter().map(|redirect| redirect.redirect(&self.config)).collect(),
             });
-            let map: LunMap = target
-                .luns
-                .iter()
-                .filter_map(|(number, lun)| match self.disks.get(&lun.disk) {
-                    Some(LiveDisk::Online(disk)) => {
-                        Some((Lun(*number), Mapping { disk: disk.id(), read_only: lun.read_only }))
-                    }
-                    _ => None,
-                })
-                .collect();
-            luns.insert(id, map);
+            luns.insert(id, self.lun_map(&target.luns));
+            let mut narrow_first = Vec::with_capacity(target.luns_for.len());
+            for (rule, luns) in &target.luns_for {
+                let rule: AccessRule = rule.parse().map_err(Refused::invalid)?;
+                narrow_first.push(Mask { rule, luns: self.lun_map(luns) });
+            }
+            narrow_first.sort_by_key(|mask| std::cmp::Reverse(mask.rule.rank()));
+            if !narrow_first.is_empty() {
+                masks.insert(id, narrow_first);
+            }
         }
         let portals = self.portals.iter().filter_map(|portal| {
             let id = *portal.listening.as_ref().ok()?;
-            Some(directory::Portal { id, listen: portal.address, portal_group_tag: PORTAL_GROUP_TAG })
+            let advertise = self.config.advertised.get(&portal.address).copied();
+            Some(directory::Portal { id, listen: portal.address, portal_group_tag: PORTAL_GROUP_TAG, advertise })
         });
-        let directory = Directory::new(targets, portals.collect(), Authentication::None).map_err(Refused::invalid)?;
+        let discovery = demand(&self.config.discovery_auth)?;
+        let directory = Directory::new(targets, portals.collect(), discovery).map_err(Refused::invalid)?;
         let (disks, keeper) = (self.disk_settings(), Some(self.keeper.clone()));
         let io_deadline_ms = self.config.io_deadline_seconds.map(|seconds| u64::from(seconds) * 1000);
-        Ok(Configuration { directory: Arc::new(directory), luns, disks, keeper, io_deadline_ms })
+        Ok(Configuration { directory: Arc::new(directory), luns, masks, disks, keeper, io_deadline_ms })
+    }
+
+    /// Logical units in the shards' terms; those whose disks are offline are absent.
+    fn lun_map(&self, luns: &BTreeMap<u16, LunConfig>) -> LunMap {
+        let mapping = |(number, lun): (&u16, &LunConfig)| match self.disks.get(&lun.disk) {
+            Some(LiveDisk::Online(disk)) => Some((Lun(*number), Mapping { disk: disk.id(), read_only: lun.read_only })),
+            _ => None,
+        };
+        luns.iter().filter_map(mapping).collect()
     }
 
     /// A number for a disk about to be opened, and the shard that will be its home.

@@ -49,7 +49,7 @@ pub async fn prepare(controller: &mut Controller) -> Result<(), Refused> {
     }
     let target = controller.config.targets.get(NAME);
     if target.is_some_and(|target| target.luns.is_empty()) {
-        let lun = NewLun { disk: NAME.to_owned(), lun: Some(0), read_only: false };
+        let lun = NewLun { disk: NAME.to_owned(), lun: Some(0), read_only: false, only_for: None };
         controller.target_map(NAME, lun).await?;
     }
     controller.target_allow(NAME, "any").await

@@ -238,8 +238,8 @@ impl Controller {
     /// Where a disk can be written.
     fn written_through(&self, disk: &str) -> Option<(&str, u16)> {
         self.config.targets.iter().find_map(|(target, config)| {
-            let lun = config.luns.iter().find(|(_, lun)| lun.disk == disk && !lun.read_only)?;
-            Some((target.as_str(), *lun.0))
+            let lun = config.all_luns().find(|(.., lun)| lun.disk == disk && !lun.read_only)?;
+            Some((target.as_str(), lun.1))
         })
     }
 

@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use futures_lite::io::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
@@ -47,6 +48,33 @@ pub fn run<T>(cpu: Option<usize>, future: impl Future<Output = T>) -> Result<T, 
 /// Start a task on the running executor; it lives until it ends or the executor does.
 pub fn spawn(future: impl Future<Output = ()> + 'static) {
     glommio::spawn_local(future).detach();
+}
+
+/// Time, for what waits on the running executor.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock;
+
+/// Ends at its time.
+struct Sleep(async_io::Timer);
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        Pin::new(&mut self.0).poll(context).map(drop)
+    }
+}
+
+impl hyper::rt::Sleep for Sleep {}
+
+impl hyper::rt::Timer for Clock {
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
+        Box::pin(Sleep(async_io::Timer::after(duration)))
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
+        Box::pin(Sleep(async_io::Timer::at(deadline)))
+    }
 }
 
 /// A connected unix socket on the running executor.
@@ -121,7 +149,6 @@ fn carry_out<T, W: FnOnce() -> T>(job: &Mutex<Option<(W, futures_channel::onesho
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use std::time::{Duration, Instant};
 
     /// CPU time of this thread so far.
     fn thread_cpu() -> Duration {

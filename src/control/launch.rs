@@ -51,6 +51,7 @@ pub fn launch(
     prepare: impl AsyncFnOnce(&mut Controller) -> Result<(), Refused>,
     ready: impl FnOnce(&Ready),
 ) -> Result<Vec<String>, Refused> {
+    raise_descriptor_limit();
     let portals = launch.portals.iter().map(|portal| parse_portal(portal)).collect::<Result<Vec<_>, _>>()?;
     let usable = allowed_cpus();
     let wanted = launch.cores.as_deref().map(|list| parse_cores(list, &usable)).transpose();
@@ -96,6 +97,14 @@ impl DataPlane for Shards {
     fn listeners(&self, portal: SocketAddr) -> io::Result<Vec<OwnedFd>> {
         portal_listeners(portal, self)
     }
+}
+
+/// Use as many descriptors as the system lets us: the limit that a shell hands down is for programs that use select(2).
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Fewer will do until there are many sessions.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
 fn memory_per_shard(shards: usize) -> u64 {

@@ -17,16 +17,16 @@ use super::config::{Config, DiskConfig, MergeConfig, SnapshotConfig};
 use super::controller::{Controller, LiveDisk};
 use super::crash::step;
 use super::dataplane::ask;
-use super::disks::{about, open};
+use super::disks::{about, open, refusal};
 use super::error::Refused;
 use super::executor::blocking;
 use super::live::Swap;
 use super::snapshots::{above, now};
 use super::state::{FileChange, RecordedFile};
 use crate::jobs::Progress;
-use crate::jobs::merge::Merge;
+use crate::jobs::merge::{Lower, Merge};
 use crate::medium::offline::{self, Hold};
-use crate::medium::{self, Disk, DiskKind};
+use crate::medium::{self, Disk, DiskKind, LayerFile};
 use crate::shard::message::ToShard;
 use crate::vhdx::Guid;
 
@@ -249,7 +249,7 @@ impl Controller {
                     continue;
                 }
                 if merge.child.is_some() {
-                    return Ok(self.merge_work(&disk, merge));
+                    return Ok(self.merge_work(name, &disk, merge));
                 }
             }
             let lost = |snapshot: &&String| {
@@ -298,16 +298,24 @@ impl Controller {
         Ok(())
     }
 
-    fn merge_work(&self, disk: &DiskConfig, merge: &MergeConfig) -> Option<Merge> {
+    fn merge_work(&self, name: &str, disk: &DiskConfig, merge: &MergeConfig) -> Option<Merge> {
         let layer = match &merge.child {
             Some(child) => &disk.snapshots.get(child)?.file,
             None => disk.file.as_ref()?,
         };
+        let into = self.state.absolute(&disk.snapshots.get(&merge.snapshot)?.file);
         Some(Merge {
             layer: self.state.absolute(layer),
-            into: self.state.absolute(&disk.snapshots.get(&merge.snapshot)?.file),
+            lower: self.layer_of(name, &into).map_or(Lower::Closed, Lower::Open),
+            into,
             identifier: Guid(merge.identifier.to_bytes_le()),
         })
+    }
+
+    /// The layer of an open disk that is this file.
+    fn layer_of(&self, name: &str, file: &Path) -> Option<Arc<LayerFile>> {
+        let Some(LiveDisk::Online(live)) = self.disks.get(name) else { return None };
+        live.layers().iter().find(|layer| layer.path() == file).cloned()
     }
 
     /// The copy of what [`Controller::merge_next`] gave is complete and durable.
@@ -439,15 +447,30 @@ impl Controller {
         let old = self.online(name)?;
         self.merge_record(name, snapshot.to_owned(), None).await?;
         let Some(disk) = self.config.disks.get(name).cloned() else { return Ok(()) };
-        let work = disk.merge.as_ref().and_then(|merge| self.merge_work(&disk, merge));
-        let (Some(work), Some(lower), Some(leaf)) = (work, disk.snapshots.get(snapshot).cloned(), disk.file.clone())
+        let work = disk.merge.as_ref().and_then(|merge| self.merge_work(name, &disk, merge));
+        let (Some(mut work), Some(lower), Some(leaf)) =
+            (work, disk.snapshots.get(snapshot).cloned(), disk.file.clone())
         else {
             return Err(Refused::failed(format!("disk '{name}' has no files to merge")));
         };
         let mut config = self.config.clone();
         config.disks.insert(name.to_owned(), with_lower_as_leaf(&disk, snapshot, lower));
         let gone = self.settling(&leaf, disk.added).await?;
-        self.pause(std::slice::from_ref(&old)).await.inspect_err(|_| self.end_change())?;
+        // Nobody else may read what is going to be written; the lock is the layer's, which the leaf takes over.
+        let layer = match &work.lower {
+            Lower::Open(layer) => Some(Arc::clone(layer)),
+            Lower::Locked | Lower::Closed => None,
+        };
+        if let Some(layer) = layer.clone() {
+            blocking(move || layer.lock_alone().map_err(|e| refusal(&e))).await.inspect_err(|_| self.end_change())?;
+            work.lower = Lower::Locked;
+        }
+        let share = || layer.as_ref().map_or(Ok(()), |layer| layer.share_lock().map_err(|e| refusal(&e)));
+        if let Err(refused) = self.pause(std::slice::from_ref(&old)).await {
+            self.end_change();
+            share()?;
+            return Err(refused);
+        }
         let merged = match self.close_engine(&old).await {
             Ok(()) => {
                 let merged = blocking(move || work.run(&Progress::default()).map_err(Refused::failed)).await;
@@ -461,12 +484,10 @@ impl Controller {
         };
         step("merge: leaf replaced");
         self.forget_layers(name);
-        if merged.is_ok() {
-            let into = old.layers().get(1).cloned();
-            // Nobody else may read what is going to be written; the lock is the layer's, which the leaf takes over.
-            if let Some(Err(error)) = into.map(|layer| layer.open_for_merge()) {
-                tracing::warn!("disk '{name}': {error}");
-            }
+        if merged.is_err()
+            && let Err(refused) = share()
+        {
+            tracing::warn!("disk '{name}': {refused}");
         }
         match self.open_again(name, &old).await {
             Ok(opened) => self.swap(vec![Swap { opened, retire: false, attention: None }]).await.map(drop)?,

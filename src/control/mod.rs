@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `launch`, `server` | a server from its start to its end |
 //! | `controller` | the one place where commands change anything, one after another |
-//! | `disks`, `targets`, `portals` | the commands |
+//! | `disks`, `targets`, `portals`, `entrance` | the commands |
 //! | `images`, `live` | new files of disks; other files below disks that are being served |
 //! | `snapshots`, `merges`, `resizing` | the commands on what is in those files |
 //! | `undertakings` | commands that take long: each is a job |
@@ -26,6 +26,7 @@ mod crash;
 pub mod dataplane;
 pub mod demo;
 mod disks;
+mod entrance;
 pub mod error;
 pub mod executor;
 mod images;

@@ -10,12 +10,25 @@ use crate::jobs::check::{self, Report};
 
 pub use super::api::Convert;
 
+/// How often a file that somebody writes is looked at for a state that stays.
+const CHECK_TRIES: u32 = 20;
+
 /// Check an image file; with `repair` put right what can be without guessing. Blocking.
 ///
 /// # Errors
 /// It cannot be read, or a server uses it and it is to be repaired.
 pub fn check_file(file: &Path, parent: Option<&Path>, repair: bool) -> Result<Report, Refused> {
-    check::check(file, check::Options { repair, held: false, parent }).map_err(|e| refusal(&e))
+    let options = check::Options { repair, parent, ..check::Options::default() };
+    if repair {
+        return check::check(file, options).map_err(|e| refusal(&e));
+    }
+    let looked = check::check_steady(file, options, CHECK_TRIES).map_err(|e| refusal(&e))?;
+    looked.ok_or_else(|| {
+        Refused::conflict(format!(
+            "{} is being written by another program all the time; ask the server for a check of the disk by its name",
+            file.display()
+        ))
+    })
 }
 
 /// Copy an image into a new one. Blocking; `look` is told how far it is, in bytes done and in all.

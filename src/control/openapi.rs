@@ -1,5 +1,6 @@
 //! The OpenAPI document of the control socket.
 
+mod entrance;
 mod images;
 
 use serde_json::{Value, json};
@@ -28,6 +29,7 @@ fn paths() -> Value {
         images::image_paths(),
         images::snapshot_and_job_paths(),
         target_paths(),
+        entrance::paths(),
         portal_and_session_paths(),
     ];
     for part in parts {
@@ -78,7 +80,8 @@ fn disk_paths() -> Value {
 fn target_paths() -> Value {
     let target = || in_path("target", "The target's name or iSCSI name", "string");
     let lun = || in_path("lun", "The logical unit number", "integer");
-    let rule = || in_query("rule", "any, iqn:NAME or ip:CIDR", "string", true);
+    let rule = || in_query("rule", "any, iqn:NAME, iqn:BEGINNING*, ip:CIDR or portal:ADDR:PORT", "string", true);
+    let only_for = || in_query("for", "The unit of this access rule, and not everybody's", "string", false);
     json!({
         "/v1/targets": {
             "get": operation("All targets", &[], None, ("200", Some("Targets"))),
@@ -94,7 +97,9 @@ fn target_paths() -> Value {
             ),
         },
         "/v1/targets/{target}/luns/{lun}": {
-            "delete": operation("Take a logical unit away", &[target(), lun()], None, ("204", None)),
+            "delete": operation(
+                "Take a logical unit away", &[target(), lun(), only_for()], None, ("204", None),
+            ),
         },
         "/v1/targets/{target}/access": {
             "post": operation("Let somebody log in", &[target()], Some("AccessChange"), ("200", Some("Target"))),
@@ -178,8 +183,10 @@ fn object(fields: &str) -> Value {
 
 fn schemas() -> Value {
     let mut schemas = resource_schemas();
-    if let (Value::Object(all), Value::Object(more)) = (&mut schemas, images::schemas()) {
-        all.extend(more);
+    for more in [images::schemas(), entrance::schemas()] {
+        if let (Value::Object(all), Value::Object(more)) = (&mut schemas, more) {
+            all.extend(more);
+        }
     }
     schemas
 }
@@ -196,8 +203,8 @@ fn resource_schemas() -> Value {
         "Disk": object(
             "name string, format vhdx|vhd|raw|memory|null, kind? dynamic|fixed|differencing, size_bytes integer, \
              allocated_bytes integer, sector_size_bytes integer, block_size_bytes? integer, file? string, \
-             parent? string, chain? Layer[], children string[], snapshots integer, job? integer, uuid string, \
-             cache direct|buffered, read_only boolean, added boolean, state online|offline|failed, \
+             parent? string, chain? Layer[], space? Space, children string[], snapshots integer, job? integer, \
+             uuid string, cache direct|buffered, read_only boolean, added boolean, state online|offline|failed, \
              reason? string, notes string[], \
              mapped DiskMapping[]",
         ),
@@ -209,17 +216,20 @@ fn resource_schemas() -> Value {
              sector_size_bytes? integer, file? string, cache? direct|buffered, read_only? boolean",
         ),
         "DeletedDisk": object("name string, kept_file? string, warning? string"),
-        "Target": object("name string, iqn string, luns TargetLun[], allow string[], auth? TargetAuth"),
-        "TargetLun": object("lun integer, disk string, read_only boolean"),
-        "TargetAuth": object("chap_user string, mutual_user? string"),
+        "Target": object(
+            "name string, iqn string, luns TargetLun[], allow string[], auth? TargetAuth, redirects Redirect[]",
+        ),
+        "TargetLun": object("lun integer, disk string, read_only boolean, for? string"),
+        "TargetAuth": object("chap_user string, mutual_user? string, algorithms string[]"),
         "Targets": object("targets Target[]"),
         "NewTarget": object("name string, iqn? string"),
-        "NewLun": object("disk string, lun? integer, read_only? boolean"),
+        "NewLun": object("disk string, lun? integer, read_only? boolean, for? string"),
         "AccessChange": object("rule string"),
-        "NewAuth": object("chap_user string, chap_secret string, mutual_user? string, mutual_secret? string"),
-        "Portal": object("address string, listening boolean, reason? string, temporary boolean"),
+        "Portal": object(
+            "address string, advertise? string, listening boolean, reason? string, temporary boolean",
+        ),
         "Portals": object("portals Portal[]"),
-        "NewPortal": object("address string"),
+        "NewPortal": object("address string, advertise? string"),
         "Session": object(
             "id integer, tsih integer, initiator string, target? string, peer string, portal string, shard integer, \
              header_digest boolean, data_digest boolean, age_seconds integer, commands integer, bytes_read integer, \

@@ -8,6 +8,7 @@ use super::config::parse_portal;
 use super::controller::{Controller, LivePortal};
 use super::crash::step;
 use super::dataplane::{ask_all, shards, tell};
+use super::entrance::parse_advertised;
 use super::error::Refused;
 use crate::shard::message::ToShard;
 use crate::units::PortalId;
@@ -16,17 +17,23 @@ impl Controller {
     /// Listen on another portal.
     pub async fn portal_add(&mut self, new: api::NewPortal) -> Result<(), Refused> {
         let address = parse_portal(&new.address)?;
+        let told = parse_advertised(new.advertise.as_deref())?;
+        let mut config = self.config.clone();
+        match told {
+            Some(told) if told != address => drop(config.advertised.insert(address, told)),
+            _ => drop(config.advertised.remove(&address)),
+        }
         if let Some(portal) = self.portals.iter_mut().find(|portal| portal.address == address) {
-            if !portal.temporary {
+            if !portal.temporary && told.is_none() {
                 return Err(Refused::conflict(format!("portal {address} is there already")));
             }
-            // It listens for this run; from now on it belongs to the configuration.
-            portal.temporary = false;
-            let mut config = self.config.clone();
-            config.portals.push(address);
-            return self.persist(config).await.inspect(|()| self.publish());
+            // What listens for this run belongs to the configuration from now on.
+            if std::mem::take(&mut portal.temporary) {
+                config.portals.push(address);
+            }
+            self.persist(config).await?;
+            return self.apply().await;
         }
-        let mut config = self.config.clone();
         config.portals.push(address);
         config.check()?;
         let listeners = self.plane.listeners(address).map_err(|e| cannot_listen(address, &e))?;
@@ -45,6 +52,7 @@ impl Controller {
         };
         let mut config = self.config.clone();
         config.portals.retain(|portal| *portal != address);
+        config.advertised.remove(&address);
         if config != self.config {
             self.persist(config).await?;
         }

@@ -19,6 +19,10 @@ use crate::medium::{Disk, DiskKind};
 use crate::scsi::Attention;
 use crate::units::HumanBytes;
 
+/// How often the file of a disk that is written is looked at for a state that stays, and how often when nobody writes.
+const CHECK_TRIES: u32 = 8;
+const CHECK_TRIES_HELD: u32 = 40;
+
 impl Controller {
     /// A disk whose file may be changed for a moment.
     fn changeable(&self, name: &str, what: &str) -> Result<(Arc<Disk>, DiskConfig, PathBuf), Refused> {
@@ -152,7 +156,9 @@ impl Controller {
         })
     }
 
-    /// Check a disk's image. While the disk can be written, its commands are held so that the file is at rest.
+    /// Check a disk's image. A disk that is being written is not disturbed: its file is looked at until its metadata
+    /// stays the same meanwhile. Only when they never do are its commands held for the time of one look. A repair closes
+    /// the file, and is refused while the disk is mapped.
     ///
     /// # Errors
     /// The file cannot be read, or a repair is wanted of a disk that is mapped.
@@ -164,20 +170,54 @@ impl Controller {
             )));
         }
         let parent = disk.parent.as_deref().filter(|_| disk.parent_given).map(|parent| self.state.absolute(parent));
+        let written = self.online(name).ok().filter(|live| !live.read_only());
+        if let Some(live) = written.filter(|_| !repair) {
+            return self.check_served(live, file, parent).await;
+        }
         let look = move || {
-            let options = check::Options { repair, held: true, parent: parent.as_deref() };
+            let options = check::Options { repair, held: true, served: false, parent: parent.as_deref() };
             check::check(&file, options).map_err(|e| about(&file, &e))
         };
-        let served = self.online(name).is_ok_and(|live| !live.read_only());
-        if !served {
-            if repair && self.online(name).is_ok() {
-                return Err(Refused::conflict(format!("disk '{name}' is read-only, so its file is not repaired")));
+        match self.online(name) {
+            Err(_) => blocking(look).await,
+            Ok(live) if !live.read_only() => {
+                self.refuse_busy(name)?;
+                self.with_file_closed(name, None, look).await
             }
-            return blocking(look).await;
+            Ok(_) if repair => {
+                Err(Refused::conflict(format!("disk '{name}' is read-only, so its file is not repaired")))
+            }
+            Ok(_) => blocking(look).await,
         }
-        self.refuse_busy(name)?;
-        let mut report = self.with_file_closed(name, None, look).await?;
-        report.notes.push("the disk is being served: its commands were held while its file was looked at".to_owned());
+    }
+
+    /// Check the image of a disk that is being written.
+    async fn check_served(&self, live: Arc<Disk>, file: PathBuf, parent: Option<PathBuf>) -> Result<Report, Refused> {
+        let look = move |tries| {
+            let (file, parent) = (file.clone(), parent.clone());
+            blocking(move || {
+                let options = check::Options { repair: false, held: true, served: true, parent: parent.as_deref() };
+                check::check_steady(&file, options, tries).map_err(|e| about(&file, &e))
+            })
+        };
+        const SERVED: &str = "the disk is being served; space that is ready for its next blocks counts as lost";
+        if let Some(mut report) = look(CHECK_TRIES).await? {
+            report.notes.push(SERVED.to_owned());
+            return Ok(report);
+        }
+        let disks = [live];
+        let since = self.pause(&disks).await?;
+        let looked = look(CHECK_TRIES_HELD).await;
+        self.resume(&disks).await?;
+        let held_ms = since.elapsed().as_millis();
+        let Some(mut report) = looked? else {
+            return Err(Refused::conflict(format!(
+                "the file of disk '{}' changes all the time, so what it holds cannot be checked; try again later",
+                disks[0].name()
+            )));
+        };
+        let why = "its metadata changed all the time";
+        report.notes.push(format!("{SERVED}; {why}, so its commands were held for {held_ms} ms"));
         Ok(report)
     }
 }

@@ -25,6 +25,7 @@ pub struct Server {
     pub started: std::time::Instant,
 }
 
+mod entrance;
 mod images;
 
 type Answer<T> = Result<T, Refused>;
@@ -57,6 +58,10 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/targets/{target}/luns/{lun}", &["delete"]),
     ("/v1/targets/{target}/access", &["post", "delete"]),
     ("/v1/targets/{target}/auth", &["put", "delete"]),
+    ("/v1/targets/{target}/redirect", &["put", "delete"]),
+    ("/v1/discovery", &["get"]),
+    ("/v1/discovery/auth", &["put", "delete"]),
+    ("/v1/chap", &["get", "put"]),
     ("/v1/portals", &["get", "post"]),
     ("/v1/portals/{portal}", &["delete"]),
     ("/v1/sessions", &["get"]),
@@ -73,6 +78,7 @@ pub fn router(server: Server) -> Router {
         .route("/v1/disks", get(disks).post(disk_new))
         .route("/v1/disks/{disk}", get(disk).delete(disk_delete))
         .merge(images::routes())
+        .merge(entrance::routes())
         .route("/v1/targets", get(targets).post(target_new))
         .route("/v1/targets/{target}", get(target).delete(target_delete))
         .route("/v1/targets/{target}/luns", post(lun_new))
@@ -150,7 +156,7 @@ async fn disks(State(server): State<Server>) -> Json<api::Disks> {
 }
 
 async fn disk(State(server): State<Server>, name: InPath<String>) -> Answer<Json<api::Disk>> {
-    server.handle.view().api_disk_mapped(&path(name)?).map(Json)
+    server.handle.api_disk(&path(name)?).await.map(Json)
 }
 
 async fn disk_new(State(server): State<Server>, new: InBody<api::NewDisk>) -> Answer<(StatusCode, Json<api::Disk>)> {
@@ -208,17 +214,28 @@ async fn lun_new(
     new: InBody<api::NewLun>,
 ) -> Answer<(StatusCode, Json<api::TargetLun>)> {
     let (target, new) = (path(target)?, body(new)?);
-    let (disk, read_only) = (new.disk.clone(), new.read_only);
+    let (disk, read_only, only_for) = (new.disk.clone(), new.read_only, new.only_for.clone());
     let change =
         server.handle.change(move |controller| Box::pin(async move { controller.target_map(&target, new).await }));
     let lun = change.await?;
-    Ok((StatusCode::CREATED, Json(api::TargetLun { lun, disk, read_only })))
+    Ok((StatusCode::CREATED, Json(api::TargetLun { lun, disk, read_only, only_for })))
 }
 
-async fn lun_delete(State(server): State<Server>, named: InPath<(String, u16)>) -> Answer<StatusCode> {
-    let (target, lun) = path(named)?;
-    let change =
-        server.handle.change(move |controller| Box::pin(async move { controller.target_unmap(&target, lun).await }));
+#[derive(Deserialize)]
+struct UnmapQuery {
+    #[serde(rename = "for")]
+    only_for: Option<String>,
+}
+
+async fn lun_delete(
+    State(server): State<Server>,
+    named: InPath<(String, u16)>,
+    asked: InQuery<UnmapQuery>,
+) -> Answer<StatusCode> {
+    let ((target, lun), asked) = (path(named)?, query(asked)?);
+    let change = server.handle.change(move |controller| {
+        Box::pin(async move { controller.target_unmap(&target, lun, asked.only_for.as_deref()).await })
+    });
     change.await.map(|()| StatusCode::NO_CONTENT)
 }
 

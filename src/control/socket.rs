@@ -3,17 +3,18 @@
 //! A thread waits in `accept`, asks the kernel who the peer is (which glommio's sockets cannot), and hands the
 //! connection to the executor. Idle costs nothing.
 
+use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{fs, thread};
 
 use axum::Router;
 use axum::body::Body;
-use futures_channel::mpsc;
+use futures_channel::{mpsc, oneshot};
 use futures_lite::StreamExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -22,7 +23,7 @@ use tower_service::Service;
 use super::api::ErrorBody;
 use super::error::Refused;
 use super::executor::{self, Stream};
-use crate::limits::CONTROL_CONNECTIONS_MAX;
+use crate::limits::{CONTROL_CONNECTIONS_MAX, CONTROL_HEAD_TIMEOUT_MS};
 
 /// The longest path that fits a socket address, with its final NUL (unix(7)).
 const PATH_BYTES_MAX: usize = 107;
@@ -70,21 +71,16 @@ impl ControlSocket {
     /// # Errors
     /// The system gives no thread.
     pub fn serve(&self, router: Router) -> Result<(), Refused> {
-        let (sender, mut connections) = mpsc::channel::<UnixStream>(CONTROL_CONNECTIONS_MAX);
+        let (sender, mut connections) = mpsc::channel::<(UnixStream, Place)>(CONTROL_CONNECTIONS_MAX);
         let listener = Arc::clone(&self.listener);
-        let places = Arc::new(Places::new());
-        let of_thread = Arc::clone(&places);
         thread::Builder::new()
             .name("control-accept".to_owned())
-            .spawn(move || accept(&listener, &of_thread, sender))
+            .spawn(move || accept(&listener, &Guests::new(), sender))
             .map_err(|e| Refused::failed(format!("cannot start a thread: {e}")))?;
         executor::spawn(async move {
-            while let Some(connection) = connections.next().await {
-                let (router, place) = (router.clone(), Place(Arc::clone(&places)));
-                executor::spawn(async move {
-                    converse(connection, router).await;
-                    drop(place);
-                });
+            while let Some((connection, place)) = connections.next().await {
+                let router = router.clone();
+                executor::spawn(converse(connection, router, place));
             }
         });
         Ok(())
@@ -118,41 +114,111 @@ fn clear(path: &Path) -> Result<(), Refused> {
     }
 }
 
-/// How many connections may still be accepted.
-struct Places {
-    free: Mutex<usize>,
+/// The connections that are being served. A thread accepts them, the executor serves them.
+struct Guests {
+    table: Mutex<Table>,
     freed: Condvar,
 }
 
-impl Places {
-    fn new() -> Places {
-        Places { free: Mutex::new(CONTROL_CONNECTIONS_MAX), freed: Condvar::new() }
+#[derive(Default)]
+struct Table {
+    guests: HashMap<u64, Guest>,
+    /// Counts arrivals and answers, so that one can be told to be longer ago than another.
+    moment: u64,
+}
+
+/// One connection.
+struct Guest {
+    /// When it became silent; `None` while a request of it is at work.
+    silent_since: Option<u64>,
+    /// Ends it, once.
+    leave: Option<oneshot::Sender<()>>,
+}
+
+impl Table {
+    fn now(&mut self) -> u64 {
+        self.moment += 1;
+        self.moment
     }
 
-    fn take(&self) {
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut free = self.freed.wait_while(free, |free| *free == 0).unwrap_or_else(PoisonError::into_inner);
-        *free -= 1;
+    /// End the connection that has been silent longest.
+    fn turn_out(&mut self) {
+        let silent = self.guests.values_mut().filter(|guest| guest.silent_since.is_some() && guest.leave.is_some());
+        if let Some(leave) = silent.min_by_key(|guest| guest.silent_since).and_then(|guest| guest.leave.take()) {
+            let _ = leave.send(());
+        }
+    }
+}
+
+impl Guests {
+    fn new() -> Arc<Guests> {
+        Arc::new(Guests { table: Mutex::default(), freed: Condvar::new() })
     }
 
-    fn give_back(&self) {
-        *self.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        self.freed.notify_one();
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for one more connection; waits while all are taken by connections that are at work.
+    fn take(self: &Arc<Guests>) -> Place {
+        let mut table = self.table();
+        while table.guests.len() >= CONTROL_CONNECTIONS_MAX {
+            table.turn_out();
+            table = self.freed.wait(table).unwrap_or_else(PoisonError::into_inner);
+        }
+        let (leave, left) = oneshot::channel();
+        let id = table.now();
+        table.guests.insert(id, Guest { silent_since: Some(id), leave: Some(leave) });
+        Place { guests: Arc::clone(self), id, left }
     }
 }
 
 /// A connection's place; free again when dropped.
-struct Place(Arc<Places>);
+struct Place {
+    guests: Arc<Guests>,
+    id: u64,
+    /// Says that the place is wanted for another.
+    left: oneshot::Receiver<()>,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.give_back();
+        self.guests.table().guests.remove(&self.id);
+        self.guests.freed.notify_one();
     }
 }
 
-fn accept(listener: &UnixListener, places: &Places, mut connections: mpsc::Sender<UnixStream>) {
+/// A request that is at work: its connection is not silent as long as this lives.
+struct Working {
+    guests: Arc<Guests>,
+    id: u64,
+}
+
+impl Working {
+    fn new(guests: &Arc<Guests>, id: u64) -> Working {
+        if let Some(guest) = guests.table().guests.get_mut(&id) {
+            guest.silent_since = None;
+        }
+        Working { guests: Arc::clone(guests), id }
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        let mut table = self.guests.table();
+        let now = table.now();
+        if let Some(guest) = table.guests.get_mut(&self.id) {
+            guest.silent_since = Some(now);
+        }
+        drop(table);
+        // Whoever waits for a place looks again for one that is silent.
+        self.guests.freed.notify_one();
+    }
+}
+
+fn accept(listener: &UnixListener, guests: &Arc<Guests>, mut connections: mpsc::Sender<(UnixStream, Place)>) {
     loop {
-        places.take();
+        let place = guests.take();
         let connection = match listener.accept() {
             Ok((connection, _)) => connection,
             // EINVAL: the socket was shut down.
@@ -160,17 +226,15 @@ fn accept(listener: &UnixListener, places: &Places, mut connections: mpsc::Sende
             Err(_) => {
                 // Out of descriptors, for example: give the server a moment to close some.
                 thread::sleep(Duration::from_millis(100));
-                places.give_back();
                 continue;
             }
         };
         if let Err(refused) = check_peer(&connection) {
             turn_away(&connection, &refused);
-            places.give_back();
             continue;
         }
         // There are as many slots as places, so a full channel is impossible; closed, the server is ending.
-        if connections.try_send(connection).is_err() {
+        if connections.try_send((connection, place)).is_err() {
             return;
         }
     }
@@ -208,16 +272,25 @@ fn turn_away(mut connection: &UnixStream, refused: &Refused) {
     let _ = write!(connection, "{head} {}\r\n\r\n{body}", body.len());
 }
 
-async fn converse(connection: UnixStream, router: Router) {
+async fn converse(connection: UnixStream, router: Router, mut place: Place) {
+    let (guests, id) = (Arc::clone(&place.guests), place.id);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let mut router = router.clone();
-        async move { router.call(request.map(Body::new)).await }
+        let working = Working::new(&guests, id);
+        async move {
+            let answer = router.call(request.map(Body::new)).await;
+            drop(working);
+            answer
+        }
     });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(executor::Clock)
+        .header_read_timeout(Duration::from_millis(CONTROL_HEAD_TIMEOUT_MS))
+        .serve_connection(Stream::new(connection), service);
     // A client that goes away in the middle is its own affair.
-    let _ = hyper::server::conn::http1::Builder::new()
-        .header_read_timeout(None)
-        .serve_connection(Stream::new(connection), service)
-        .await;
+    let served = async { drop(served.await) };
+    let left = async { (&mut place.left).await.unwrap_or_default() };
+    futures_lite::future::or(served, left).await;
 }
 
 #[cfg(test)]
@@ -249,6 +322,25 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
         let long = dir.path().join("x".repeat(120));
         assert!(ControlSocket::bind(&long).err().unwrap().message.contains("too long"));
+    }
+
+    #[test]
+    fn the_longest_silent_connection_makes_way_and_a_busy_one_does_not() {
+        let guests = Guests::new();
+        let mut places: Vec<Place> = (0..CONTROL_CONNECTIONS_MAX).map(|_| guests.take()).collect();
+        let at_work = Working::new(&guests, places[0].id);
+        let of_thread = Arc::clone(&guests);
+        let newcomer = thread::spawn(move || of_thread.take().id);
+        let oldest_silent = futures_lite::future::block_on(async { (&mut places[1].left).await });
+        assert_eq!(oldest_silent, Ok(()));
+        assert_eq!(places[0].left.try_recv(), Ok(None), "a request is at work on it");
+        drop(places.remove(1));
+        newcomer.join().unwrap();
+        // It has been answered just now: others have been silent for longer.
+        drop(at_work);
+        guests.table().turn_out();
+        assert_eq!(places[0].left.try_recv(), Ok(None));
+        assert_eq!(places[1].left.try_recv(), Ok(Some(())));
     }
 
     #[test]

@@ -375,7 +375,7 @@ mod tests {
         let mut config = Config::default();
         config.portals.push("127.0.0.1:3260".parse().unwrap());
         let target =
-            TargetConfig { iqn: "iqn.2026-11.io.x:a".into(), luns: [].into(), allow: vec!["any".into()], auth: None };
+            TargetConfig { iqn: "iqn.2026-11.io.x:a".into(), allow: vec!["any".into()], ..TargetConfig::default() };
         config.targets.insert("a".into(), target);
         config
     }

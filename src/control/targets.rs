@@ -1,5 +1,7 @@
 //! Commands on targets: their logical units, access rules and authentication.
 
+use std::collections::BTreeMap;
+
 use super::api;
 use super::config::{AuthConfig, Config, LunConfig, TargetConfig, check_lun, check_name};
 use super::controller::Controller;
@@ -21,7 +23,7 @@ impl Controller {
         }
         let iqn = new.iqn.unwrap_or_else(|| format!("{IQN_PREFIX}{}", new.name.replace('_', "-")));
         let iqn = IscsiName::new(&iqn).map_err(Refused::invalid)?.as_str().to_owned();
-        let target = TargetConfig { iqn, luns: [].into(), allow: Vec::new(), auth: None };
+        let target = TargetConfig { iqn, ..TargetConfig::default() };
         let mut config = self.config.clone();
         config.targets.insert(new.name, target);
         self.commit(config).await
@@ -42,19 +44,29 @@ impl Controller {
             return Err(Refused::not_found(format!("there is no disk '{}'; see 'lunaring disk list'", new.disk)));
         }
         let (name, target) = target_of(&mut config, target)?;
+        let rule = new.only_for.as_deref().map(canonical).transpose()?;
+        let seen_by = rule.as_ref().map_or(String::new(), |rule| format!(" for {rule}"));
+        let luns = match rule {
+            Some(rule) => target.luns_for.entry(rule).or_default(),
+            None => &mut target.luns,
+        };
         let lun = match new.lun {
             Some(lun) => lun,
-            None => first_free(target)?,
+            None => first_free(luns)?,
         };
         check_lun(lun)?;
-        if let Some(taken) = target.luns.get(&lun) {
+        if let Some(taken) = luns.get(&lun) {
             return Err(Refused::conflict(format!(
-                "LUN {lun} of target '{name}' is disk '{}' already; choose another with --lun, or unmap that one first",
+                "LUN {lun} of target '{name}'{seen_by} is disk '{}' already; choose another with --lun, or unmap that \
+                 one first",
                 taken.disk
             )));
         }
-        if let Some((lun, _)) = target.luns.iter().find(|(_, lun)| lun.disk == new.disk) {
-            return Err(Refused::conflict(format!("disk '{}' is LUN {lun} of target '{name}' already", new.disk)));
+        if let Some((lun, _)) = luns.iter().find(|(_, lun)| lun.disk == new.disk) {
+            return Err(Refused::conflict(format!(
+                "disk '{}' is LUN {lun} of target '{name}'{seen_by} already",
+                new.disk
+            )));
         }
         let written = self.config.disks.get(&new.disk).filter(|disk| !disk.read_only);
         let children = written.and_then(|disk| disk.file.as_deref());
@@ -66,20 +78,30 @@ impl Controller {
                 children.join(", ")
             )));
         }
-        target.luns.insert(lun, LunConfig { disk: new.disk, read_only: new.read_only });
+        luns.insert(lun, LunConfig { disk: new.disk, read_only: new.read_only });
         self.commit(config).await?;
         Ok(lun)
     }
 
-    /// Take a logical unit away.
-    pub async fn target_unmap(&mut self, target: &str, lun: u16) -> Result<(), Refused> {
+    /// Take a logical unit away: the one that everybody sees, or the one of a rule.
+    pub async fn target_unmap(&mut self, target: &str, lun: u16, only_for: Option<&str>) -> Result<(), Refused> {
         let mut config = self.config.clone();
         let (name, target) = target_of(&mut config, target)?;
-        if target.luns.remove(&lun).is_none() {
+        let rule = only_for.map(canonical).transpose()?;
+        let luns = match &rule {
+            Some(rule) => target.luns_for.get_mut(rule),
+            None => Some(&mut target.luns),
+        };
+        if luns.and_then(|luns| luns.remove(&lun)).is_none() {
+            let seen_by = rule.map_or(String::new(), |rule| format!(" for {rule}"));
+            let others = target.all_luns().filter(|(_, number, _)| *number == lun).filter_map(|(rule, ..)| rule);
+            let others: Vec<String> = others.map(|rule| format!("--for {rule}")).collect();
+            let hint = if others.is_empty() { String::new() } else { format!(" (there is one {})", others.join(", ")) };
             return Err(Refused::not_found(format!(
-                "target '{name}' has no LUN {lun}; see 'lunaring target show {name}'"
+                "target '{name}' has no LUN {lun}{seen_by}{hint}; see 'lunaring target show {name}'"
             )));
         }
+        target.luns_for.retain(|_, luns| !luns.is_empty());
         self.commit(config).await
     }
 
@@ -113,17 +135,12 @@ impl Controller {
     pub async fn target_auth(&mut self, target: &str, new: Option<api::NewAuth>) -> Result<(), Refused> {
         let mut config = self.config.clone();
         let (_, target) = target_of(&mut config, target)?;
-        target.auth = new.map(|new| AuthConfig {
-            chap_user: new.chap_user,
-            chap_secret: new.chap_secret,
-            mutual_user: new.mutual_user,
-            mutual_secret: new.mutual_secret,
-        });
+        target.auth = new.map(AuthConfig::from_command).transpose()?;
         self.commit(config).await
     }
 
     /// Persist, then apply.
-    async fn commit(&mut self, config: Config) -> Result<(), Refused> {
+    pub(super) async fn commit(&mut self, config: Config) -> Result<(), Refused> {
         step("target: checked");
         self.persist(config).await?;
         step("target: persisted");
@@ -145,7 +162,7 @@ pub fn target_name(config: &Config, named: &str) -> Result<String, Refused> {
     })
 }
 
-fn target_of<'a>(config: &'a mut Config, named: &str) -> Result<(String, &'a mut TargetConfig), Refused> {
+pub(super) fn target_of<'a>(config: &'a mut Config, named: &str) -> Result<(String, &'a mut TargetConfig), Refused> {
     let name = target_name(config, named)?;
     match config.targets.get_mut(&name) {
         Some(target) => Ok((name, target)),
@@ -153,9 +170,9 @@ fn target_of<'a>(config: &'a mut Config, named: &str) -> Result<(String, &'a mut
     }
 }
 
-fn first_free(target: &TargetConfig) -> Result<u16, Refused> {
-    let free = (0u16..).zip(target.luns.keys()).find(|(number, used)| number != *used).map(|(number, _)| number);
-    let free = free.unwrap_or(u16::try_from(target.luns.len()).unwrap_or(u16::MAX));
+fn first_free(luns: &BTreeMap<u16, LunConfig>) -> Result<u16, Refused> {
+    let free = (0u16..).zip(luns.keys()).find(|(number, used)| number != *used).map(|(number, _)| number);
+    let free = free.unwrap_or(u16::try_from(luns.len()).unwrap_or(u16::MAX));
     if usize::from(free) >= LUNS_PER_TARGET_MAX {
         return Err(Refused::conflict(format!("all {LUNS_PER_TARGET_MAX} LUNs of this target are in use")));
     }

@@ -3,15 +3,16 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use crate::iscsi::chap::{ALGORITHMS, Algorithm};
 use crate::medium::Health;
 use crate::observe::prometheus::{Kind, Page};
 use crate::observe::{DiskStats, DiskSummary, OpSummary, Operation, ShardSummary};
 use crate::shard::message::{SessionInfo, ToShard};
 
 use super::api;
-use super::config::{SnapshotConfig, TargetConfig};
+use super::config::{AuthConfig, SnapshotConfig, TargetConfig};
 use super::controller::{Handle, LiveDisk, View};
-use super::dataplane::{ask_all, shards};
+use super::dataplane::{ask, ask_all, shards};
 use super::error::Refused;
 use super::images::children_of;
 use super::merges::exports_of;
@@ -22,9 +23,12 @@ impl View {
     pub fn api_disks(&self) -> api::Disks {
         let mut mapped = std::collections::BTreeMap::<&str, Vec<api::DiskMapping>>::new();
         for (target, config) in &self.config.targets {
-            for (lun, unit) in &config.luns {
-                let mapping = api::DiskMapping { target: target.clone(), lun: *lun };
-                mapped.entry(&unit.disk).or_default().push(mapping);
+            for (_, lun, unit) in config.all_luns() {
+                let mapping = api::DiskMapping { target: target.clone(), lun };
+                let mappings = mapped.entry(&unit.disk).or_default();
+                if !mappings.contains(&mapping) {
+                    mappings.push(mapping);
+                }
             }
         }
         let disks = self.config.disks.keys().filter_map(|name| {
@@ -51,6 +55,7 @@ impl View {
             file: config.file.clone(),
             parent: config.parent.as_deref().map(|file| self.state.join(file)),
             chain: Vec::new(),
+            space: None,
             children: Vec::new(),
             snapshots: config.listed_snapshots().count(),
             job: self.busy.get(name).copied(),
@@ -131,6 +136,7 @@ impl View {
             format: layer.format(),
             size_bytes: layer.size_bytes(),
             allocated_bytes: layer.allocated_bytes(),
+            file_bytes: layer.file_len_bytes(),
             identifier: Some(layer.identity().to_string()),
             snapshot: snapshots.get(layer.path()).map(|name| (*name).to_owned()),
             disk: owners.get(layer.path()).map(|name| (*name).to_owned()),
@@ -185,7 +191,9 @@ impl View {
 
     /// All targets.
     pub fn api_targets(&self) -> api::Targets {
-        api::Targets { targets: self.config.targets.iter().map(|(name, target)| api_target(name, target)).collect() }
+        let algorithms = self.algorithms();
+        let targets = self.config.targets.iter().map(|(name, target)| api_target(name, target, &algorithms));
+        api::Targets { targets: targets.collect() }
     }
 
     /// One target, by name or iSCSI name.
@@ -195,15 +203,34 @@ impl View {
     pub fn api_target(&self, named: &str) -> Result<api::Target, Refused> {
         let name = target_name(&self.config, named)?;
         match self.config.targets.get(&name) {
-            Some(target) => Ok(api_target(&name, target)),
+            Some(target) => Ok(api_target(&name, target, &self.algorithms())),
             None => Err(Refused::not_found(format!("there is no target '{name}'"))),
         }
+    }
+
+    /// The CHAP algorithms that the server allows.
+    fn algorithms(&self) -> Vec<Algorithm> {
+        match self.config.server_algorithms() {
+            Ok(algorithms) if !algorithms.is_empty() => algorithms,
+            _ => ALGORITHMS.to_vec(),
+        }
+    }
+
+    /// What is demanded in discovery sessions.
+    pub fn api_discovery(&self) -> api::Discovery {
+        api::Discovery { auth: self.config.discovery_auth.as_ref().map(|auth| api_auth(auth, &self.algorithms())) }
+    }
+
+    /// The CHAP algorithms that the server allows.
+    pub fn api_chap(&self) -> api::ChapPolicy {
+        api::ChapPolicy { algorithms: self.algorithms().iter().map(ToString::to_string).collect() }
     }
 
     /// All portals.
     pub fn api_portals(&self) -> api::Portals {
         let portals = self.portals.iter().map(|portal| api::Portal {
             address: portal.address,
+            advertise: self.config.advertised.get(&portal.address).copied(),
             listening: portal.listening.is_ok(),
             reason: portal.listening.as_ref().err().cloned(),
             temporary: portal.temporary,
@@ -221,6 +248,32 @@ impl View {
 }
 
 impl Handle {
+    /// One disk, with what its home shard knows of its space.
+    ///
+    /// # Errors
+    /// There is none of this name, or the shard does not answer.
+    pub async fn api_disk(&self, name: &str) -> Result<api::Disk, Refused> {
+        let view = self.view();
+        let mut disk = view.api_disk_mapped(name)?;
+        let Some(LiveDisk::Online(live)) = view.disks.get(name) else { return Ok(disk) };
+        if disk.chain.is_empty() {
+            return Ok(disk);
+        }
+        let id = live.id();
+        let report = ask(&*self.plane, live.home(), |reply| ToShard::ReportEngine { disk: id, reply }).await;
+        // A disk that has just been taken away from its shard has nobody who knows.
+        let report = report.wait().await?.unwrap_or_default();
+        disk.space = Some(api::Space {
+            file_bytes: disk.chain[0].file_bytes,
+            chain_allocated_bytes: disk.chain.iter().map(|layer| layer.allocated_bytes).sum(),
+            block_bytes: report.space.map(|space| space.allocated_bytes),
+            free_inside_bytes: report.space.map(|space| space.free_inside_bytes),
+            given_up_bytes: report.space.map(|space| space.condemned_bytes),
+            files_closing: report.space.map(|_| report.retiring),
+        });
+        Ok(disk)
+    }
+
     /// All sessions, by id.
     ///
     /// # Errors
@@ -298,21 +351,35 @@ impl Handle {
     }
 }
 
-fn api_target(name: &str, target: &TargetConfig) -> api::Target {
-    let lun = |(number, lun): (&u16, &super::config::LunConfig)| api::TargetLun {
-        lun: *number,
+fn api_target(name: &str, target: &TargetConfig, of_server: &[Algorithm]) -> api::Target {
+    let redirect = |redirect: &super::config::RedirectConfig| api::Redirect {
+        to: redirect.to.clone(),
+        permanent: redirect.permanent,
+        portal: redirect.portal,
+    };
+    let lun = |(rule, number, lun): (Option<&str>, u16, &super::config::LunConfig)| api::TargetLun {
+        lun: number,
         disk: lun.disk.clone(),
         read_only: lun.read_only,
+        only_for: rule.map(str::to_owned),
     };
     api::Target {
         name: name.to_owned(),
         iqn: target.iqn.clone(),
-        luns: target.luns.iter().map(lun).collect(),
+        luns: target.all_luns().map(lun).collect(),
         allow: target.allow.clone(),
-        auth: target
-            .auth
-            .as_ref()
-            .map(|auth| api::TargetAuth { chap_user: auth.chap_user.clone(), mutual_user: auth.mutual_user.clone() }),
+        auth: target.auth.as_ref().map(|auth| api_auth(auth, of_server)),
+        redirects: target.redirects.iter().map(redirect).collect(),
+    }
+}
+
+/// CHAP without the secrets.
+fn api_auth(auth: &AuthConfig, of_server: &[Algorithm]) -> api::TargetAuth {
+    let algorithms = auth.algorithms_left(of_server).unwrap_or_default();
+    api::TargetAuth {
+        chap_user: auth.chap_user.clone(),
+        mutual_user: auth.mutual_user.clone(),
+        algorithms: algorithms.iter().map(ToString::to_string).collect(),
     }
 }
 

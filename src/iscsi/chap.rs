@@ -112,6 +112,31 @@ impl Response {
     }
 }
 
+/// An algorithm that this server does not have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is not a CHAP algorithm; there are sha3-256, sha256, sha1 and md5")]
+pub struct AlgorithmError(pub String);
+
+impl std::str::FromStr for Algorithm {
+    type Err = AlgorithmError;
+
+    fn from_str(text: &str) -> Result<Algorithm, AlgorithmError> {
+        let named = ALGORITHMS.into_iter().find(|algorithm| algorithm.to_string().eq_ignore_ascii_case(text));
+        named.ok_or_else(|| AlgorithmError(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Algorithm::Md5 => "md5",
+            Algorithm::Sha1 => "sha1",
+            Algorithm::Sha256 => "sha256",
+            Algorithm::Sha3_256 => "sha3-256",
+        })
+    }
+}
+
 impl Algorithm {
     /// The registered number.
     #[must_use]
@@ -377,6 +402,16 @@ mod tests {
             assert_eq!(response.as_bytes(), bytes(digest), "{algorithm:?}");
             assert_eq!(response.as_bytes().len(), algorithm.response_bytes());
         }
+    }
+
+    #[test]
+    fn algorithms_have_names_and_the_numbers_of_the_registry() {
+        let of = |name: &str| name.parse::<Algorithm>().unwrap();
+        assert_eq!(["md5", "sha1", "sha256", "sha3-256"].map(|name| of(name).number()), [5, 6, 7, 8]);
+        for algorithm in ALGORITHMS {
+            assert_eq!(of(&algorithm.to_string()), algorithm);
+        }
+        assert!("sha-1".parse::<Algorithm>().is_err() && "".parse::<Algorithm>().is_err());
     }
 
     #[test]

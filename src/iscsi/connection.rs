@@ -85,6 +85,8 @@ pub struct Connection {
     pub(super) answers: AnswerQueue,
     pub(super) rejects: RejectQueue,
     pub(super) waiting: Waiting,
+    /// LUNs, raw, whose tasks were terminated, and of which the initiator is to be told.
+    pub(super) terminations: Vec<[u8; 8]>,
     pub(super) counters: Counters,
 }
 
@@ -111,6 +113,7 @@ impl Connection {
             answers: AnswerQueue::new(),
             rejects: RejectQueue::new(),
             waiting: Waiting::default(),
+            terminations: Vec::with_capacity(TASKS_MAX),
             counters: Counters::default(),
         }
     }
@@ -135,6 +138,32 @@ impl Connection {
     /// The highest StatSN that the initiator has acknowledged, plus one: its ExpStatSN (section 4.2.2.2).
     pub fn acknowledged_stat_sn(&self) -> u32 {
         self.acknowledged_stat_sn
+    }
+
+    /// The StatSN of the next status.
+    pub fn stat_sn(&self) -> u32 {
+        self.stat_sn
+    }
+
+    /// Whether the initiator has acknowledged every status before `stat_sn`.
+    pub fn has_acknowledged(&self, stat_sn: u32) -> bool {
+        !super::command_window::before(self.acknowledged_stat_sn, stat_sn)
+    }
+
+    /// Ask the initiator for its ExpStatSN, by a ping.
+    pub fn solicit_acknowledgement(&mut self, now_ms: u64) {
+        if self.ping == Ping::Quiet {
+            self.ping = Ping::Due { since_ms: now_ms };
+        }
+    }
+
+    /// With TaskReporting=FastAbort: tell the initiator by Asynchronous Message that the tasks of a LUN are terminated
+    /// (section 4.2.3.4). `poll_transmit` emits it.
+    pub fn announce_termination(&mut self, lun_raw: [u8; 8]) {
+        // One message for each LUN with tasks; a peer that takes none has enough waiting.
+        if !self.terminations.contains(&lun_raw) && self.terminations.len() < TASKS_MAX {
+            self.terminations.push(lun_raw);
+        }
     }
 
     // --- What requests say

@@ -4,13 +4,14 @@
 
 #![forbid(unsafe_code)]
 
-use super::chap::Secret;
-use super::names::{IscsiName, NameError};
+use super::access::{Caller, RuleIndex, is_reached_as};
+use super::chap::{Algorithm, Secret};
+use super::names::IscsiName;
 use crate::units::{PortalId, TargetId};
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use core::net::{IpAddr, SocketAddr};
 use std::collections::HashMap;
-use std::fmt;
-use std::str::FromStr;
+
+pub use super::access::{AccessRule, AccessRuleError, Network};
 
 /// Everything that login and discovery need to know, at one moment.
 #[derive(Debug, Default)]
@@ -19,7 +20,7 @@ pub struct Directory {
     targets: Vec<Target>,
     by_name: HashMap<IscsiName, usize>,
     /// The targets that each rule opens, so that a listing costs what it lists and not what it hides.
-    by_rule: HashMap<AccessRule, Vec<usize>>,
+    by_rule: RuleIndex,
     portals: Vec<Portal>,
     discovery: Authentication,
 }
@@ -37,24 +38,19 @@ pub struct Target {
     pub access: Vec<AccessRule>,
     /// How initiators prove who they are.
     pub authentication: Authentication,
+    /// Where initiators are sent instead of being let in.
+    pub redirects: Vec<Redirect>,
 }
 
-/// Who may see and use a target.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum AccessRule {
-    /// The initiator with this name.
-    InitiatorName(IscsiName),
-    /// Initiators at these addresses.
-    Network(Network),
-    /// Everyone.
-    Any,
-}
-
-/// A range of IP addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Network {
-    address: IpAddr,
-    prefix_bits: u8,
+/// Another place where a target is reached (RFC 7143 section 11.13.5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    /// Only initiators that come in at this address of ours; the unspecified address means all of its family.
+    pub portal: Option<SocketAddr>,
+    /// Where to go: an address or a domain name, with a port.
+    pub address: String,
+    /// The initiator may remember it.
+    pub permanent: bool,
 }
 
 /// How an initiator proves who it is (RFC 7143 section 12.1).
@@ -72,6 +68,8 @@ pub enum Authentication {
 pub struct ChapCredentials {
     initiator: ChapAccount,
     target: Option<ChapAccount>,
+    /// Those that may be used; all of the server's, when there are none.
+    algorithms: Vec<Algorithm>,
 }
 
 /// One name and its secret.
@@ -92,6 +90,8 @@ pub struct Portal {
     pub listen: SocketAddr,
     /// Its portal group tag.
     pub portal_group_tag: u16,
+    /// The address that initiators are told instead.
+    pub advertise: Option<SocketAddr>,
 }
 
 /// Why data from the control plane cannot be a directory.
@@ -111,20 +111,6 @@ pub enum DirectoryError {
     SameSecret,
 }
 
-/// Why an access rule was not understood.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AccessRuleError {
-    /// No known form.
-    #[error("'{0}' is not an access rule; write iqn:INITIATOR-NAME, ip:ADDRESS/BITS or any")]
-    Form(String),
-    /// The initiator name is wrong.
-    #[error(transparent)]
-    Name(#[from] NameError),
-    /// The address is wrong.
-    #[error("'{0}' is not a range of addresses; write for example ip:10.0.0.0/24, ip:10.0.0.7 or ip:fd00::/64")]
-    Network(String),
-}
-
 impl Directory {
     /// A directory of these targets, reached at these portals; `discovery` is asked of initiators in discovery
     /// sessions.
@@ -138,7 +124,7 @@ impl Directory {
     ) -> Result<Directory, DirectoryError> {
         targets.sort_by(|a, b| a.name.cmp(&b.name));
         let mut by_name = HashMap::with_capacity(targets.len());
-        let mut by_rule: HashMap<AccessRule, Vec<usize>> = HashMap::new();
+        let mut by_rule = RuleIndex::default();
         for (index, target) in targets.iter().enumerate() {
             if target.alias.as_ref().is_some_and(|alias| alias.len() > 255 || alias.chars().any(char::is_control)) {
                 return Err(DirectoryError::Alias(target.name.clone()));
@@ -147,7 +133,7 @@ impl Directory {
                 return Err(DirectoryError::DuplicateTarget(target.name.clone()));
             }
             for rule in &target.access {
-                by_rule.entry(rule.without_host_bits()).or_default().push(index);
+                by_rule.add(rule, index);
             }
         }
         Ok(Directory { targets, by_name, by_rule, portals, discovery })
@@ -169,20 +155,10 @@ impl Directory {
         &self.targets
     }
 
-    /// The places in [`Self::targets`] of those that an initiator of this name at this address may see, rising.
+    /// The places in [`Self::targets`] of those that this initiator may see, rising.
     #[must_use]
-    pub fn visible(&self, initiator: &IscsiName, address: IpAddr) -> Vec<usize> {
-        let mut places = Vec::new();
-        let mut open = |rule: &AccessRule| places.extend(self.by_rule.get(rule).into_iter().flatten());
-        open(&AccessRule::Any);
-        open(&AccessRule::InitiatorName(initiator.clone()));
-        let address = address.to_canonical();
-        for prefix_bits in 0..=address_bits(address) {
-            open(&AccessRule::Network(Network { address, prefix_bits }.without_host_bits()));
-        }
-        places.sort_unstable();
-        places.dedup();
-        places
+    pub fn visible(&self, caller: &Caller<'_>) -> Vec<usize> {
+        self.by_rule.fitting(caller)
     }
 
     /// All portals.
@@ -199,22 +175,38 @@ impl Directory {
 }
 
 impl Target {
-    /// Whether an initiator of this name at this address may see and use the target.
+    /// Whether this initiator may see and use the target.
     #[must_use]
-    pub fn allows(&self, initiator: &IscsiName, address: IpAddr) -> bool {
-        self.access.iter().any(|rule| match rule {
-            AccessRule::InitiatorName(name) => name == initiator,
-            AccessRule::Network(network) => network.contains(address),
-            AccessRule::Any => true,
-        })
+    pub fn allows(&self, caller: &Caller<'_>) -> bool {
+        self.access.iter().any(|rule| rule.fits(caller))
+    }
+
+    /// Where an initiator that came in at `local` is sent. What is said for a portal goes before what is said for all.
+    #[must_use]
+    pub fn redirect(&self, local: SocketAddr) -> Option<&Redirect> {
+        let fits = |redirect: &&Redirect| redirect.applies_at(local);
+        let narrowness = |redirect: &&Redirect| redirect.portal.map(|portal| !portal.ip().is_unspecified());
+        self.redirects.iter().filter(fits).max_by_key(narrowness)
+    }
+}
+
+impl Redirect {
+    /// Whether it is meant for initiators that came in at this address of ours.
+    #[must_use]
+    pub fn applies_at(&self, local: SocketAddr) -> bool {
+        self.portal.is_none_or(|portal| is_reached_as(local, portal))
     }
 }
 
 impl Portal {
-    /// The address to tell an initiator that came in at `local`: a wildcard stands for the address that it already
-    /// reaches. `None` when the portal cannot be reached by that address family.
+    /// The address to tell an initiator that came in at `local`: the one that is to be told, or where the portal
+    /// listens; a wildcard stands for the address that it already reaches. `None` when the portal cannot be reached by
+    /// that address family.
     #[must_use]
     pub fn advertised(&self, local: IpAddr) -> Option<SocketAddr> {
+        if self.advertise.is_some() {
+            return self.advertise;
+        }
         let listen = self.listen.ip().to_canonical();
         let local = local.to_canonical();
         if !listen.is_unspecified() {
@@ -222,112 +214,6 @@ impl Portal {
         }
         // A socket on [::] takes IPv4 too; one on 0.0.0.0 does not take IPv6.
         (listen.is_ipv6() || local.is_ipv4()).then(|| SocketAddr::new(local, self.listen.port()))
-    }
-}
-
-impl Network {
-    /// The addresses that agree with `address` in their first `prefix_bits` bits; `None` when there are not so many
-    /// bits.
-    #[must_use]
-    pub fn new(address: IpAddr, prefix_bits: u8) -> Option<Network> {
-        (prefix_bits <= address_bits(address)).then_some(Network { address, prefix_bits })
-    }
-
-    fn without_host_bits(self) -> Network {
-        let host_bits = u32::from(address_bits(self.address) - self.prefix_bits);
-        let address = match self.address {
-            IpAddr::V4(address) => {
-                let mask = u32::MAX.checked_shl(host_bits).unwrap_or(0);
-                IpAddr::V4(Ipv4Addr::from_bits(address.to_bits() & mask))
-            }
-            IpAddr::V6(address) => {
-                let mask = u128::MAX.checked_shl(host_bits).unwrap_or(0);
-                IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & mask))
-            }
-        };
-        Network { address, ..self }
-    }
-
-    /// Whether the address is in the range. An IPv4 address that arrives as IPv4-mapped IPv6 counts as IPv4.
-    #[must_use]
-    pub fn contains(&self, address: IpAddr) -> bool {
-        let (ours, theirs, unused_bits) = match (self.address, address.to_canonical()) {
-            (IpAddr::V4(ours), IpAddr::V4(theirs)) => {
-                (u128::from(ours.to_bits()), u128::from(theirs.to_bits()), 32 - u32::from(self.prefix_bits))
-            }
-            (IpAddr::V6(ours), IpAddr::V6(theirs)) => {
-                (ours.to_bits(), theirs.to_bits(), 128 - u32::from(self.prefix_bits))
-            }
-            _ => return false,
-        };
-        (ours ^ theirs).checked_shr(unused_bits).unwrap_or(0) == 0
-    }
-}
-
-fn address_bits(address: IpAddr) -> u8 {
-    if address.is_ipv4() { 32 } else { 128 }
-}
-
-impl FromStr for Network {
-    type Err = AccessRuleError;
-
-    fn from_str(text: &str) -> Result<Network, AccessRuleError> {
-        let wrong = || AccessRuleError::Network(text.to_owned());
-        let (address, bits) = match text.split_once('/') {
-            Some((address, bits)) => (address, Some(bits)),
-            None => (text, None),
-        };
-        let address: IpAddr = address.parse().map_err(|_| wrong())?;
-        let prefix_bits = match bits {
-            Some(bits) if bits.bytes().all(|b| b.is_ascii_digit()) => bits.parse().map_err(|_| wrong())?,
-            Some(_) => return Err(wrong()),
-            None if address.is_ipv4() => 32,
-            None => 128,
-        };
-        Network::new(address, prefix_bits).ok_or_else(wrong)
-    }
-}
-
-impl fmt::Display for Network {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.prefix_bits)
-    }
-}
-
-impl AccessRule {
-    /// The one writing of rules that open the same.
-    fn without_host_bits(&self) -> AccessRule {
-        match self {
-            AccessRule::Network(network) => AccessRule::Network(network.without_host_bits()),
-            AccessRule::InitiatorName(_) | AccessRule::Any => self.clone(),
-        }
-    }
-}
-
-impl FromStr for AccessRule {
-    type Err = AccessRuleError;
-
-    /// `iqn:NAME`, `ip:CIDR` or `any`.
-    fn from_str(text: &str) -> Result<AccessRule, AccessRuleError> {
-        if text == "any" {
-            Ok(AccessRule::Any)
-        } else if let Some(name) = text.strip_prefix("iqn:") {
-            Ok(AccessRule::InitiatorName(IscsiName::foreign(name)?))
-        } else if let Some(network) = text.strip_prefix("ip:") {
-            Ok(AccessRule::Network(network.parse()?))
-        } else {
-            Err(AccessRuleError::Form(text.to_owned()))
-        }
-    }
-}
-
-impl fmt::Display for AccessRule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            AccessRule::InitiatorName(name) => write!(f, "iqn:{name}"),
-            AccessRule::Network(network) => write!(f, "ip:{network}"),
-            AccessRule::Any => f.write_str("any"),
-        }
     }
 }
 
@@ -346,7 +232,19 @@ impl ChapCredentials {
         if target.as_ref().is_some_and(|target| target.secret == initiator.secret) {
             return Err(DirectoryError::SameSecret);
         }
-        Ok(ChapCredentials { initiator, target })
+        Ok(ChapCredentials { initiator, target, algorithms: Vec::new() })
+    }
+
+    /// The same with only these algorithms; with none, all that the server has.
+    #[must_use]
+    pub fn with_algorithms(self, algorithms: Vec<Algorithm>) -> ChapCredentials {
+        ChapCredentials { algorithms, ..self }
+    }
+
+    /// Whether an algorithm may be used with these credentials.
+    #[must_use]
+    pub fn allows(&self, algorithm: Algorithm) -> bool {
+        self.algorithms.is_empty() || self.algorithms.contains(&algorithm)
     }
 
     /// What the initiator must prove.
@@ -374,33 +272,12 @@ mod tests {
             alias: None,
             access: access.iter().map(|rule| rule.parse().unwrap()).collect(),
             authentication: Authentication::None,
+            redirects: Vec::new(),
         }
     }
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
-    }
-
-    #[test]
-    fn nobody_is_allowed_until_someone_is() {
-        let initiator = IscsiName::foreign("iqn.1991-05.com.microsoft:host").unwrap();
-        let allows =
-            |access: &[&str], address: &str| target("iqn.2026-11.io.x:a", access).allows(&initiator, ip(address));
-        assert!(!allows(&[], "10.0.0.1"));
-        assert!(allows(&["any"], "10.0.0.1"));
-        assert!(allows(&["iqn:IQN.1991-05.com.Microsoft:HOST"], "10.0.0.1"));
-        assert!(!allows(&["iqn:iqn.1991-05.com.microsoft:host2"], "10.0.0.1"));
-        assert!(allows(&["ip:10.0.0.0/24"], "10.0.0.255"));
-        assert!(!allows(&["ip:10.0.0.0/24"], "10.0.1.0"));
-        assert!(allows(&["ip:10.0.0.0/24"], "::ffff:10.0.0.3"));
-        assert!(allows(&["ip:10.0.0.7"], "10.0.0.7"));
-        assert!(!allows(&["ip:10.0.0.7"], "10.0.0.6"));
-        assert!(allows(&["ip:0.0.0.0/0"], "203.0.113.9"));
-        assert!(!allows(&["ip:0.0.0.0/0"], "2001:db8::1"));
-        assert!(allows(&["ip:2001:db8::/32"], "2001:db8:ffff::1"));
-        assert!(!allows(&["ip:2001:db8::/32"], "2001:db9::1"));
-        assert!(allows(&["ip:::/0"], "2001:db9::1"));
-        assert!(allows(&["iqn:iqn.other", "ip:10.0.0.1"], "10.0.0.1"));
     }
 
     #[test]
@@ -416,9 +293,14 @@ mod tests {
             "ip:::/0",
             "ip:2001:db8::5/64 any",
             "iqn:iqn.other ip:10.0.0.1/32 ip:10.0.0.1",
+            "iqn:iqn.* iqn:iqn.h*",
+            "iqn:iqn.othe*",
+            "portal:10.0.0.9:3260",
+            "portal:0.0.0.0:3260",
+            "portal:[::]:3261",
         ];
         let named = |(n, rules): (usize, &&str)| {
-            target(&format!("iqn.2026-11.io.x:t{n}"), &rules.split_whitespace().collect::<Vec<_>>())
+            target(&format!("iqn.2026-11.io.x:t{n:02}"), &rules.split_whitespace().collect::<Vec<_>>())
         };
         let targets: Vec<Target> = rules.iter().enumerate().map(named).collect();
         let directory = Directory::new(targets, vec![], Authentication::None).unwrap();
@@ -427,32 +309,13 @@ mod tests {
             for address in
                 ["10.0.0.1", "10.0.0.2", "10.1.0.1", "192.0.2.1", "::ffff:10.0.0.1", "2001:db8::1", "fe80::1"]
             {
-                let allowed = |place: &usize| directory.targets()[*place].allows(&name, ip(address));
-                let expected: Vec<usize> = (0..rules.len()).filter(allowed).collect();
-                assert_eq!(directory.visible(&name, ip(address)), expected, "{name} at {address}");
+                for local in ["10.0.0.9:3260", "10.0.0.9:3261", "[::ffff:10.0.0.9]:3260", "[fd00::9]:3261"] {
+                    let caller = Caller { name: &name, peer: ip(address), local: local.parse().unwrap() };
+                    let allowed = |place: &usize| directory.targets()[*place].allows(&caller);
+                    let expected: Vec<usize> = (0..rules.len()).filter(allowed).collect();
+                    assert_eq!(directory.visible(&caller), expected, "{name} at {address} through {local}");
+                }
             }
-        }
-    }
-
-    #[test]
-    fn access_rules_print_as_they_are_written_and_bad_ones_are_named() {
-        for rule in ["any", "ip:10.0.0.0/24", "ip:2001:db8::/32", "iqn:iqn.1991-05.com.microsoft:host"] {
-            assert_eq!(rule.parse::<AccessRule>().unwrap().to_string(), rule);
-        }
-        for rule in [
-            "",
-            "ANY",
-            "10.0.0.1",
-            "ip:",
-            "ip:10.0.0.0/33",
-            "ip:10.0.0/8",
-            "ip:::/129",
-            "ip:10.0.0.0/+8",
-            "ip:10.0.0.0/",
-            "iqn:",
-            "iqn:host",
-        ] {
-            assert!(rule.parse::<AccessRule>().is_err(), "{rule}");
         }
     }
 
@@ -480,13 +343,38 @@ mod tests {
     }
 
     #[test]
+    fn a_redirect_of_a_portal_goes_before_one_of_all() {
+        let redirect = |portal: Option<&str>, address: &str| Redirect {
+            portal: portal.map(|portal| portal.parse().unwrap()),
+            address: address.into(),
+            permanent: false,
+        };
+        let mut target = target("iqn.2026-11.io.x:a", &["any"]);
+        let sent = |target: &Target, local: &str| target.redirect(local.parse().unwrap()).map(|r| r.address.clone());
+        target.redirects = vec![redirect(Some("10.0.0.1:3260"), "one:1"), redirect(Some("0.0.0.0:3260"), "four:1")];
+        assert_eq!(sent(&target, "10.0.0.1:3260").as_deref(), Some("one:1"));
+        assert_eq!(sent(&target, "10.0.0.2:3260").as_deref(), Some("four:1"));
+        assert_eq!(sent(&target, "[fd00::1]:3260"), None);
+        target.redirects.insert(0, redirect(None, "all:1"));
+        assert_eq!(sent(&target, "10.0.0.2:3260").as_deref(), Some("four:1"));
+        assert_eq!(sent(&target, "[fd00::1]:3260").as_deref(), Some("all:1"));
+    }
+
+    #[test]
     fn a_wildcard_portal_is_advertised_as_the_address_that_was_reached() {
-        let portal = |listen: &str| Portal { id: PortalId(0), listen: listen.parse().unwrap(), portal_group_tag: 1 };
+        let portal = |listen: &str| Portal {
+            id: PortalId(0),
+            listen: listen.parse().unwrap(),
+            portal_group_tag: 1,
+            advertise: None,
+        };
         let advertised = |listen: &str, local: &str| portal(listen).advertised(ip(local)).map(|a| a.to_string());
         assert_eq!(advertised("10.0.0.1:3260", "10.9.9.9").as_deref(), Some("10.0.0.1:3260"));
         assert_eq!(advertised("0.0.0.0:3261", "10.9.9.9").as_deref(), Some("10.9.9.9:3261"));
         assert_eq!(advertised("[::]:3260", "::ffff:10.9.9.9").as_deref(), Some("10.9.9.9:3260"));
         assert_eq!(advertised("[::]:3260", "2001:db8::5").as_deref(), Some("[2001:db8::5]:3260"));
         assert_eq!(advertised("0.0.0.0:3260", "2001:db8::5"), None);
+        let told = Portal { advertise: Some("203.0.113.5:860".parse().unwrap()), ..portal("10.0.0.1:3260") };
+        assert_eq!(told.advertised(ip("10.9.9.9")).map(|a| a.to_string()).as_deref(), Some("203.0.113.5:860"));
     }
 }

@@ -9,6 +9,7 @@
 #[allow(clippy::unwrap_used)]
 mod tests;
 
+use super::access::Caller;
 use super::directory::Directory;
 use super::keys::{self, Key, KeyRow, Kind, Sender, Usage};
 use super::names::IscsiName;
@@ -33,13 +34,19 @@ pub struct TextContext<'a> {
     /// From where.
     pub peer: IpAddr,
     /// At which address of ours.
-    pub local: IpAddr,
+    pub local: SocketAddr,
     /// The target of the session; `None` in a discovery session.
     pub target: Option<&'a IscsiName>,
     /// The longest data segment that the initiator takes, in bytes.
     pub transmit_segment_length_max: u32,
     /// MaxRecvDataSegmentLength to declare when the initiator declares its own anew, in bytes.
     pub receive_segment_length_max: u32,
+}
+
+impl TextContext<'_> {
+    fn caller(&self) -> Caller<'_> {
+        Caller { name: self.initiator_name, peer: self.peer, local: self.local }
+    }
 }
 
 /// The answer to a Text Request.
@@ -229,8 +236,8 @@ impl Underway {
             ("All", None) => {
                 self.outgoing.listing = Some(Listing {
                     directory: Arc::clone(context.directory),
-                    places: context.directory.visible(context.initiator_name, context.peer).into_iter(),
-                    addresses: addresses(context.directory, context.local),
+                    places: context.directory.visible(&context.caller()).into_iter(),
+                    addresses: addresses(context.directory, context.local.ip()),
                 });
                 return;
             }
@@ -244,13 +251,13 @@ impl Underway {
             ("", Some(own)) => context.directory.target(own.as_str()),
             (name, None) => {
                 let target = context.directory.target(name);
-                target.filter(|target| target.allows(context.initiator_name, context.peer))
+                target.filter(|target| target.allows(&context.caller()))
             }
             (name, Some(own)) => context.directory.target(name).filter(|target| target.name == *own),
         };
         if let Some(target) = named {
             answer.pair("TargetName", target.name.as_str());
-            answer.pairs(&addresses(context.directory, context.local));
+            answer.pairs(&addresses(context.directory, context.local.ip()));
         }
     }
 }

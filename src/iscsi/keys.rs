@@ -385,9 +385,15 @@ pub static KEYS: [KeyRow; 35] = {
             },
         ),
         row(K::SessionType, "SessionType", U::Leading, Session, Initiator, Identity),
-        // RFC3720 is the task management that every initiator knows; FastAbort and ResponseFence change what aborted
-        // tasks owe.
-        normal(K::TaskReporting, "TaskReporting", List { allowed: |_, item| item == "RFC3720", result: |_, _| () }),
+        // FastAbort changes what aborted tasks owe; a response fence is no more than the order of one connection.
+        normal(
+            K::TaskReporting,
+            "TaskReporting",
+            List {
+                allowed: |_, item| matches!(item, "RFC3720" | "ResponseFence" | "FastAbort"),
+                result: |negotiated, item| negotiated.fast_abort = item == "FastAbort",
+            },
+        ),
         row(K::NodeArchitecture, "X#NodeArchitecture", U::LeadingOperational, Session, Both, DeclaredText),
         row(K::IFMarker, "IFMarker", U::InitializeOperational, Connection, Both, Obsolete("No")),
         row(K::OFMarker, "OFMarker", U::InitializeOperational, Connection, Both, Obsolete("No")),

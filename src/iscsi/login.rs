@@ -12,8 +12,9 @@ mod security;
 #[allow(clippy::unwrap_used)]
 mod tests;
 
+use super::access::Caller;
 use super::chap::{ALGORITHMS, Algorithm, ChapKeys, Entropy};
-use super::directory::{Authentication, Directory};
+use super::directory::{Authentication, Directory, Redirect};
 use super::keys::{self, Key, KeyRow, Kind, Usage};
 use super::names::IscsiName;
 use super::negotiation::{Misuse, Negotiated, Negotiation, Preferences};
@@ -166,6 +167,7 @@ impl Established {
             initial_r2t: negotiated.initial_r2t,
             immediate_data: negotiated.immediate_data,
             max_outstanding_r2t: negotiated.outstanding_r2t_max,
+            fast_abort: negotiated.fast_abort,
             default_time2wait: negotiated.time2wait_s,
             default_time2retain: negotiated.time2retain_s,
             exp_cmd_sn: self.cmd_sn,
@@ -264,11 +266,21 @@ struct Session {
 struct Refused {
     status: LoginStatus,
     reason: String,
+    /// What the initiator is told besides.
+    text: Vec<u8>,
 }
 
 impl Refused {
     fn new(status: LoginStatus, reason: impl Into<String>) -> Refused {
-        Refused { status, reason: reason.into() }
+        Refused { status, reason: reason.into(), text: Vec::new() }
+    }
+
+    /// The target is elsewhere. RFC 7143 section 13.8: without a portal group tag.
+    fn moved(redirect: &Redirect) -> Refused {
+        let Redirect { address, permanent, .. } = redirect;
+        let status = if *permanent { LoginStatus::MOVED_PERMANENTLY } else { LoginStatus::MOVED_TEMPORARILY };
+        let text = format!("TargetAddress={address}\0").into_bytes();
+        Refused { status, reason: format!("it is sent to {address}"), text }
     }
 
     fn initiator_error(reason: impl Into<String>) -> Refused {
@@ -324,9 +336,9 @@ impl Login {
         let begun = self.begun.get_or_insert_with(|| Box::new(Begun::new(request, environment.policy)));
         match begun.advance(bhs, &request, data, &self.arrival, environment) {
             Ok(step) => step,
-            Err(Refused { status, reason }) => {
+            Err(Refused { status, reason, text }) => {
                 let initiator_name = begun.session.as_ref().map(|session| session.initiator_name.clone());
-                let reply = begun.refusal(status);
+                let reply = begun.refusal(status, text);
                 LoginStep::Close { reply: Some(reply), failure: LoginFailure { status, reason, initiator_name } }
             }
         }
@@ -360,7 +372,7 @@ impl Login {
     /// When no Login Request has come.
     #[must_use]
     pub fn refused(self, status: LoginStatus) -> LoginReply {
-        self.begun.expect("refused before a Login Request").refusal(status)
+        self.begun.expect("refused before a Login Request").refusal(status, Vec::new())
     }
 }
 
@@ -478,10 +490,14 @@ impl Begun {
             let name = asked.target_name.ok_or_else(|| missing("TargetName"))?;
             let target = environment.directory.target(name);
             let target = target.ok_or_else(|| Refused::new(LoginStatus::NOT_FOUND, format!("no target {name:?}")))?;
-            if !target.allows(&initiator_name, arrival.peer.ip()) {
+            let caller = Caller { name: &initiator_name, peer: arrival.peer.ip(), local: arrival.local };
+            if !target.allows(&caller) {
                 let address = arrival.peer.ip().to_canonical();
                 let reason = format!("no access rule of {} allows it from {address}", target.name);
                 return Err(Refused::new(LoginStatus::AUTHORIZATION_FAILURE, reason));
+            }
+            if let Some(redirect) = target.redirect(arrival.local) {
+                return Err(Refused::moved(redirect));
             }
             self.session = Some(Session { initiator_name, target: Some((target.id, target.name.clone())) });
             if let Some(alias) = &target.alias {
@@ -580,8 +596,9 @@ impl Begun {
     }
 
     /// A response of failure. Its sequence numbers mean nothing (RFC 7143 section 11.13.4).
-    fn refusal(&self, status: LoginStatus) -> LoginReply {
-        LoginReply { bhs: self.response(status).encode(Sequence::default()), data: Vec::new() }
+    fn refusal(&self, status: LoginStatus, data: Vec<u8>) -> LoginReply {
+        let response = LoginResponse { data_segment_len: data.len(), ..self.response(status) };
+        LoginReply { bhs: response.encode(Sequence::default()), data }
     }
 
     fn response(&self, status: LoginStatus) -> LoginResponse {

@@ -15,6 +15,7 @@ mod task_table;
 pub mod transfer;
 pub mod transmit;
 
+pub mod access;
 pub mod chap;
 pub mod directory;
 pub mod discovery;

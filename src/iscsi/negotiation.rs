@@ -84,6 +84,8 @@ pub struct Negotiated {
     pub immediate_data: bool,
     /// MaxOutstandingR2T: R2Ts of one task that may be unanswered.
     pub outstanding_r2t_max: u16,
+    /// TaskReporting is FastAbort.
+    pub fast_abort: bool,
     /// MaxConnections: always 1.
     pub connections_max: u16,
     /// ErrorRecoveryLevel: always 0.
@@ -113,6 +115,7 @@ impl Default for Negotiated {
             initial_r2t: true,
             immediate_data: true,
             outstanding_r2t_max: 1,
+            fast_abort: false,
             connections_max: 1,
             error_recovery_level: 0,
             data_pdu_in_order: true,

@@ -343,6 +343,7 @@ impl Connection {
         self.answers.front().is_some()
             || self.rejects.front().is_some()
             || matches!(self.ping, Ping::Due { .. })
+            || !self.terminations.is_empty()
             || matches!(self.logout_wish, LogoutWish::Due { .. })
     }
 
@@ -398,6 +399,13 @@ impl Connection {
                 return false;
             }
             self.logout_wish = LogoutWish::Sent { deadline_ms };
+        }
+        while let Some(&lun) = self.terminations.first() {
+            let message = AsyncMessage { event: AsyncEvent::TASK_TERMINATION, lun, ..AsyncMessage::default() };
+            if !self.send_async_message(&message, &[], tx) {
+                return false;
+            }
+            self.terminations.remove(0);
         }
         if let Ping::Due { since_ms } = self.ping {
             if !self.room(tx, &Data::Copied(&[])) {

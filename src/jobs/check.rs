@@ -1,6 +1,7 @@
 //! What is in an image, and what is wrong with it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -9,6 +10,9 @@ use crate::medium::offline::{self, Hold};
 use crate::medium::{self, DiskFormat, DiskKind, FileError, ImageDescription, ImageIdentity, ParentLink};
 use crate::vhd;
 use crate::vhdx::{self, Severity};
+
+/// How long the metadata of a disk that is served is left to settle.
+const BETWEEN_TRIES: Duration = Duration::from_millis(2);
 
 /// Parents that are looked at.
 const CHAIN_MAX: usize = 4096;
@@ -98,6 +102,8 @@ pub struct Options<'a> {
     pub repair: bool,
     /// The file's lock is held by this process already.
     pub held: bool,
+    /// The disk is being served: its log is in use, and not left behind by an unclean end.
+    pub served: bool,
     /// The parent of a differencing image, in place of what the image says.
     pub parent: Option<&'a Path>,
 }
@@ -123,6 +129,24 @@ pub fn check(path: &Path, options: Options<'_>) -> Result<Report, FileError> {
     }
     walk_chain(&mut report, options.parent);
     Ok(report)
+}
+
+/// Check the image of a disk that is being written meanwhile. Blocking. `None`: its metadata changed under every one of
+/// the tries, so nothing can be said of it.
+///
+/// # Errors
+/// The file cannot be read at all.
+pub fn check_steady(path: &Path, options: Options<'_>, tries: u32) -> Result<Option<Report>, FileError> {
+    assert!(!options.repair, "only what nobody else writes is repaired");
+    for _ in 0..tries {
+        let before = offline::metadata_mark(path)?;
+        let report = check(path, options)?;
+        if offline::metadata_mark(path)? == before {
+            return Ok(Some(report));
+        }
+        std::thread::sleep(BETWEEN_TRIES);
+    }
+    Ok(None)
 }
 
 fn check_by_description(report: &mut Report, options: Options<'_>) -> Result<(), FileError> {
@@ -161,11 +185,11 @@ fn check_vhdx(report: &mut Report, options: Options<'_>) -> Result<(), FileError
     } else {
         offline::check_vhdx(&report.file)?
     };
-    tell_vhdx(report, &found);
+    tell_vhdx(report, &found, options.served);
     Ok(())
 }
 
-fn tell_vhdx(report: &mut Report, found: &vhdx::CheckReport) {
+fn tell_vhdx(report: &mut Report, found: &vhdx::CheckReport, served: bool) {
     report.creator = Some(found.creator.clone()).filter(|creator| !creator.is_empty());
     report.identifier = found.header().map(|header| header.data_write_guid.to_string());
     report.unreferenced_bytes = found.unreferenced_bytes;
@@ -183,6 +207,9 @@ fn tell_vhdx(report: &mut Report, found: &vhdx::CheckReport) {
     }
     report.log = Some(match found.log {
         vhdx::LogFacts::Empty => "empty".to_owned(),
+        vhdx::LogFacts::Pending(replay) if served => {
+            format!("in use: {} entries, which are part of what is described here", replay.entries)
+        }
         vhdx::LogFacts::Pending(replay) => format!(
             "{} entries of an unclean end, which the next writable open replays; this is the disk after that",
             replay.entries

@@ -7,24 +7,54 @@
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::registry::{JobError, Progress, failed};
 use crate::blocks::{BlockMap, Fault, State, load_blocking};
 use crate::medium::blocking::{BlockingDisk, BlockingFile};
 use crate::medium::offline::{self, Hold, ResizePlan, SingleLayer};
-use crate::medium::{self, DiskFormat};
+use crate::medium::{self, DiskFormat, LayerFile};
 use crate::vhdx::Guid;
 
 /// Bytes that are copied at once, and between two looks at whether the job is still wanted.
 const COPY_BYTES: usize = 1 << 20;
 
+/// Who keeps other processes from reading a file that is merged into.
+#[derive(Clone)]
+pub enum Lower {
+    /// The caller has locked it exclusively.
+    Locked,
+    /// The layer holds a shared lock, which becomes exclusive for the time of the merge.
+    Open(Arc<LayerFile>),
+    /// Nobody has it open: it is locked for the time of the merge.
+    Closed,
+}
+
+/// A lock for the time of a merge.
+enum Alone {
+    Callers,
+    Layers(Arc<LayerFile>),
+    Own(#[expect(dead_code, reason = "it holds the lock")] File),
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        if let Self::Layers(layer) = self
+            && let Err(error) = layer.share_lock()
+        {
+            tracing::warn!("{error}; other programs cannot read it until the server ends");
+        }
+    }
+}
+
 /// What to merge.
-#[derive(Clone, Debug)]
 pub struct Merge {
     /// The layer, which nobody writes.
     pub layer: PathBuf,
     /// Its parent, which nobody writes and nobody else is based on.
     pub into: PathBuf,
+    /// Who locks that.
+    pub lower: Lower,
     /// The parent's identity afterwards, where its format has one that changes with its content.
     pub identifier: Guid,
 }
@@ -43,6 +73,7 @@ impl Merge {
     /// # Errors
     /// Cancelled, or a file failed. The layer over its parent still holds what it held.
     pub fn run(&self, progress: &Progress) -> Result<(), JobError> {
+        let _alone = self.lock()?;
         let parent = medium::describe(&self.into).map_err(|e| failed(&self.into, e))?;
         let child = medium::describe(&self.layer).map_err(|e| failed(&self.layer, e))?;
         match parent.format {
@@ -83,6 +114,16 @@ impl Merge {
         // What was copied so far is sound either way; a clean file is easier on whoever comes next.
         let closed = target.close().map_err(|e| failed(&self.into, e)).map(drop);
         result.and(closed)
+    }
+
+    /// Keep other processes from reading what is going to be written.
+    fn lock(&self) -> Result<Alone, JobError> {
+        match &self.lower {
+            Lower::Locked => Ok(Alone::Callers),
+            Lower::Open(layer) => layer.lock_alone().map(|()| Alone::Layers(Arc::clone(layer))),
+            Lower::Closed => offline::lock_alone(&self.into).map(Alone::Own),
+        }
+        .map_err(|e| failed(&self.into, e))
     }
 
     /// Let the parent have its new identity even where no byte of it will change.

@@ -13,7 +13,7 @@ use crate::blocks::{BlockMap, Chain, Level};
 use crate::mem::SharedMemory;
 use crate::observe::DiskStats;
 use crate::ring::Fd;
-use crate::scsi::Unit;
+use crate::scsi::{TokenTable, Unit};
 use crate::units::{DiskId, ShardId};
 
 /// What stores the blocks.
@@ -61,6 +61,8 @@ pub struct Disk {
     /// One for each shard, made when that shard first needs it: a disk that few shards reach costs little.
     pub(super) stats: Arc<[OnceLock<DiskStats>]>,
     pub(super) notes: Vec<String>,
+    /// Tokens that stand for some of what it holds. Shared with its later forms.
+    pub(super) tokens: Arc<TokenTable>,
 }
 
 impl Disk {
@@ -122,6 +124,11 @@ impl Disk {
     /// Oddities that were found when the disk was opened, one line each.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// The valid tokens of copy offload.
+    pub fn tokens(&self) -> &TokenTable {
+        &self.tokens
     }
 
     /// Counters of one shard. The first call for a shard allocates; later ones do not.
@@ -251,6 +258,7 @@ impl Disk {
             orphans: Arc::clone(&self.orphans),
             stats: Arc::clone(&self.stats),
             notes: self.notes.clone(),
+            tokens: Arc::clone(&self.tokens),
         }))
     }
 }

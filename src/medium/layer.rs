@@ -187,6 +187,11 @@ impl LayerFile {
         self.file.file.metadata().map_or(0, |metadata| metadata.blocks().saturating_mul(512))
     }
 
+    /// The length of its file.
+    pub fn file_len_bytes(&self) -> u64 {
+        self.file.file.metadata().map_or(0, |metadata| metadata.len())
+    }
+
     /// The level of a chain that it is as layer number `layer`.
     pub fn level(&self, layer: u16) -> Level {
         match &self.map {
@@ -210,12 +215,11 @@ impl LayerFile {
         lock(&self.file.locked, self.path(), true)
     }
 
-    /// The same file once more, to be written through the page cache while this layer stays open, under an exclusive
-    /// lock. [`Self::share_lock`] ends that. Refused while another process reads the file.
-    pub fn open_for_merge(&self) -> Result<File, FileError> {
-        lock(&self.file.locked, self.path(), false)?;
-        self.reopen(true).inspect_err(|_| {
-            // The refusal matters more.
+    /// The lock becomes an exclusive one, for a file that is going to be merged into. [`Self::share_lock`] ends that.
+    /// Refused while another process reads the file.
+    pub fn lock_alone(&self) -> Result<(), FileError> {
+        lock(&self.file.locked, self.path(), false).inspect_err(|_| {
+            // Trying gave the shared lock up. The refusal matters more than a second one.
             let _ = self.share_lock();
         })
     }

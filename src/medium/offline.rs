@@ -16,7 +16,7 @@ use super::layer::lock;
 use super::open::{OpenSpec, open};
 use super::storage::FileStorage;
 use super::{Cache, Disk, DiskFormat, FileError, ImageDescription, ImageIdentity, ParentLink, Parents};
-use crate::blocks::{BlockMap, Chain, Engine, Level, MapLimits};
+use crate::blocks::{BlockMap, Chain, Engine, Level, MapLimits, StorageError};
 use crate::units::{DiskId, ShardId};
 use crate::vhd;
 use crate::vhdx::{self, Guid, GuidSource, ParentLocator};
@@ -60,6 +60,11 @@ fn writable(path: &Path, hold: Hold) -> Result<File, FileError> {
         lock(&file, path, false)?;
     }
     Ok(file)
+}
+
+/// Open a file under an exclusive lock, which lasts as long as what is given.
+pub fn lock_alone(path: &Path) -> Result<File, FileError> {
+    writable(path, Hold::Lock)
 }
 
 /// The format of a file: that of its signature, and raw where it has none.
@@ -262,6 +267,22 @@ pub fn check_vhdx(path: &Path) -> Result<vhdx::CheckReport, FileError> {
 pub fn check_vhd(path: &Path) -> Result<vhd::CheckReport, FileError> {
     let file = open_file(path, true)?;
     vhd::check(&mut FileStorage(&file)).map_err(|reason| FileError::io("read", path, std::io::Error::other(reason)))
+}
+
+/// What distinguishes two states of the metadata of an image that is being served: while it stays the same, a check of
+/// the file sees one state.
+pub fn metadata_mark(path: &Path) -> Result<Vec<u32>, FileError> {
+    let file = open_file(path, true)?;
+    let mark = match format_of(&file, path)? {
+        DiskFormat::Vhdx => vhdx::metadata_mark(&mut FileStorage(&file)),
+        DiskFormat::Vhd => vhd::metadata_mark(&mut FileStorage(&file)),
+        _ => Ok(Vec::new()),
+    };
+    match mark {
+        // It became shorter under our hands: no state at all.
+        Err(StorageError::UnexpectedEnd(_)) => Ok(Vec::new()),
+        other => other.map_err(|reason| FileError::io("read", path, std::io::Error::other(reason))),
+    }
 }
 
 /// Repair a VHD file as far as nothing has to be guessed.

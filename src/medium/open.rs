@@ -144,6 +144,7 @@ fn finish(spec: OpenSpec, parts: Parts, poisoned: Arc<AtomicBool>) -> Result<Ope
     };
     let space = spec.predecessor.as_ref().map(|disk| Arc::clone(&disk.space)).unwrap_or_default();
     let orphans = spec.predecessor.as_ref().map(|disk| Arc::clone(&disk.orphans)).unwrap_or_default();
+    let tokens = spec.predecessor.as_ref().map_or_else(Arc::default, |disk| Arc::clone(&disk.tokens));
     let disk = Disk {
         id: spec.id,
         name: spec.name,
@@ -161,6 +162,7 @@ fn finish(spec: OpenSpec, parts: Parts, poisoned: Arc<AtomicBool>) -> Result<Ope
         orphans,
         stats,
         notes: parts.notes,
+        tokens,
     };
     disk.look_at_space();
     Ok(Opened { disk: Arc::new(disk), engine: parts.engine })
@@ -247,17 +249,18 @@ fn unit_for(spec: &OpenSpec, parts: &Parts, read_only: bool) -> Result<Unit, Fil
     let unit = Unit::new(&config).map_err(|_| size("it cannot be described to an initiator"))?;
     let exclusive = Features::COMPARE_AND_WRITE.and(Features::OR_WRITE);
     let unit = unit.with_features(exclusive.and(Features::MODE_SELECT).and(Features::LOG_DATA).and(Features::FORMAT));
+    let unit = unit.with_features(Features::COPY);
     // Where parents hold some of the blocks, they would keep them.
     let is_alone = !matches!(&parts.backing, Backing::Chain { layers, .. } if layers.len() > 1);
     Ok(if is_alone { unit.with_features(Features::SANITIZE) } else { unit })
 }
 
-/// The pieces in which a disk gives space back; `None` for one that keeps it.
 /// Largest granularity that is told, in logical blocks. QEMU zeroes at most 65,535 blocks at once and ends with an
 /// assertion when it finds that to be less than the granularity. What covers a whole block of the file is released all
 /// the same.
 const UNMAP_GRANULARITY_BLOCKS_MAX: u32 = 1 << 15;
 
+/// The pieces in which a disk gives space back; `None` for one that keeps it.
 fn unmap_granularity_bytes(parts: &Parts) -> Option<u32> {
     let Backing::Chain { layers, .. } = &parts.backing else { return None };
     match (parts.kind, layers[0].map()) {

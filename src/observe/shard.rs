@@ -68,6 +68,8 @@ shard_stats! {
     Counter data_digest_errors;
     /// Messages from other threads handled.
     Counter messages;
+    /// Requests turned away for want of memory.
+    Counter turned_away;
     /// Connections dropped by the server (timeouts, protocol errors, session drop).
     Counter connections_dropped;
     /// Bytes of the shard's arena in use.

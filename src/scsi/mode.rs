@@ -86,12 +86,13 @@ fn caching(unit: &Unit, values: Values, body: &mut [u8]) {
     body[0] = if write_cache { WCE } else { 0 };
 }
 
-/// Control (SPC-5 clause 7.5.9): D_SENSE, and QUEUE ALGORITHM MODIFIER 1, since commands in flight are not kept in
-/// order.
+/// Control (SPC-5 clause 7.5.9): D_SENSE; QUEUE ALGORITHM MODIFIER 1, since simple commands in flight are not kept in
+/// order; TAS, since a command that another initiator aborts is answered with TASK ABORTED.
 fn control(unit: &Unit, values: Values, body: &mut [u8]) {
     if values != Values::Changeable {
         body[0] = u8::from(unit.sense_format() == SenseFormat::Descriptor) << 2;
         body[1] = 1 << 4;
+        body[3] = 1 << 6;
     }
 }
 
@@ -237,7 +238,7 @@ mod tests {
     use crate::scsi::{BlockLength, NexusUnit, UnitConfig};
 
     const CACHING: [u8; 20] = [0x88, 0x12, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    const CONTROL: [u8; 12] = [0x0a, 0x0a, 0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0];
+    const CONTROL: [u8; 12] = [0x0a, 0x0a, 0, 0x10, 0, 0x40, 0, 0, 0, 0, 0, 0];
     const EXCEPTIONS: [u8; 12] = [0x1c, 0x0a, 0x08, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
     fn control_extension() -> Vec<u8> {

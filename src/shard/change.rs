@@ -35,6 +35,8 @@ impl<R: Ring> Shard<R> {
         attention: Option<Attention>,
     ) -> Result<(), DetachError> {
         let slot = self.quiet(disk.id())?;
+        // What it holds may be another now.
+        disk.tokens().revoke_all();
         if let Some((home_disk, home, io, mail)) = self.home_of(disk.id()) {
             home_disk.can_swap(engine.is_some(), retire.is_some())?;
             home_disk.swap(io, Arc::clone(disk), engine, retire);

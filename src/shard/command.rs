@@ -4,7 +4,7 @@ use super::parameters::List;
 use super::peer::{HomeRequest, LinkKey};
 use super::session::{Answer, Immediate, Kind, Resume, Step, Work};
 use crate::blocks::Done;
-use crate::iscsi::pdu::ScsiStatus;
+use crate::iscsi::pdu::{ScsiStatus, TaskAttribute};
 use crate::iscsi::transfer::{DataError, TaskId};
 use crate::iscsi::transmit::Ending;
 use crate::medium::Backing;
@@ -20,6 +20,11 @@ impl<R: Ring> Work<'_, R> {
     /// Execute a command whose turn has come. `data` is its immediate data, still in the stream. False: there is no
     /// memory for that data, nothing has been done, call again later.
     pub(crate) fn start_command(&mut self, task: TaskId, data: Immediate<'_>) -> bool {
+        if self.session.may_begin(task) { self.begin_command(task, data) } else { self.lay_dormant(task, data) }
+    }
+
+    /// The same for a command that waits for no other.
+    pub(crate) fn begin_command(&mut self, task: TaskId, data: Immediate<'_>) -> bool {
         if self.session.scratch.is_none() {
             self.session.scratch = self.core.io.arena.take(ParameterList::BYTES_MIN);
             if self.session.scratch.is_none() {
@@ -32,9 +37,11 @@ impl<R: Ring> Work<'_, R> {
         self.core.commands_in_turn += 1;
         self.session.stats.commands.increment();
         let now = self.core.now;
-        let lun_index = scsi::lun::decode(self.session.connection.command(task).lun_raw)
-            .and_then(|lun| self.session.lun_index(lun));
+        let command = self.session.connection.command(task);
+        let (lun_raw, attribute) = (command.lun_raw, command.attribute);
+        let lun_index = scsi::lun::decode(lun_raw).and_then(|lun| self.session.lun_index(lun));
         let disk = lun_index.map(|index| self.session.luns[index].disk);
+        let share = lun_index.map(|index| self.session.begin(index, attribute));
         let mut writes_through = false;
         if let Some(slot) = disk.and_then(|slot| self.core.disks.at_mut(slot)) {
             slot.tasks += 1;
@@ -43,7 +50,13 @@ impl<R: Ring> Work<'_, R> {
         let entry = self.task(task);
         entry.started = now;
         entry.disk = disk;
+        entry.share = share;
         entry.durable = writes_through;
+        if attribute == TaskAttribute::ACA {
+            // No ACA condition is ever in effect here (NORMACA is zero), which is the only time for this attribute.
+            self.complete(task, Sense::new(SenseCode::INVALID_MESSAGE_ERROR).into());
+            return true;
+        }
         let action = self.execute(task, lun_index);
         self.carry_out(task, action, data);
         true
@@ -191,6 +204,13 @@ impl<R: Ring> Work<'_, R> {
                 self.start_block_erase(task, immed, may_exit);
             }
             Action::ExitSanitizeFailure => self.exit_sanitize_failure(task),
+            Action::CopyOut { what, list_identifier, list_bytes } => {
+                self.start_copy(task, what, list_identifier, list_bytes, data)
+            }
+            Action::CopyAbort { list_identifier } => self.abort_copy_operation(task, list_identifier),
+            Action::CopyIn { what, list_identifier, allocation_length } => {
+                self.answer_copy_in(task, what, list_identifier, allocation_length)
+            }
             // No unit here says that it serves any other.
             _ => self.complete(task, Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into()),
         }
@@ -317,6 +337,9 @@ impl<R: Ring> Work<'_, R> {
 
     /// The command has ended: answer as soon as it is allowed.
     pub(crate) fn complete(&mut self, task: TaskId, outcome: Outcome) {
+        if self.is_mover(task) {
+            return self.copy_step_ended(task, outcome);
+        }
         self.end_work(task);
         self.release_range(task);
         let entry = self.task(task);
@@ -345,8 +368,11 @@ impl<R: Ring> Work<'_, R> {
 
     /// Data that nobody wants has come in full.
     pub(crate) fn drained(&mut self, task: TaskId) {
-        if self.task(task).step == Step::Draining {
+        let entry = self.task(task);
+        if entry.step == Step::Draining {
             self.send(task);
+        } else if std::mem::take(&mut entry.awaits_data) {
+            self.release_if_aborted(task);
         }
     }
 
@@ -468,6 +494,10 @@ impl<R: Ring> Work<'_, R> {
         entry.commits = false;
         entry.error = None;
         entry.aborted = false;
+        entry.unkept = false;
+        entry.awaits_data = false;
+        let terminated = std::mem::take(&mut entry.terminated);
+        let share = entry.share.take();
         let lingered = std::mem::take(&mut entry.lingers);
         entry.ends_session = false;
         let solicited_bytes = std::mem::take(&mut entry.solicited_bytes);
@@ -475,8 +505,14 @@ impl<R: Ring> Work<'_, R> {
         if let Some(slot) = slot.and_then(|slot| self.core.disks.at_mut(slot)) {
             slot.tasks -= 1;
         }
+        if let Some(share) = share {
+            self.session.end(share);
+        }
         if let Some(job) = job {
             self.core.job_task_ended(job);
+        }
+        if !self.session.fences.is_empty() {
+            self.fenced_task_ended(task, terminated);
         }
         if lingered {
             self.has_lingered();

@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::copy::Secrets;
 use super::erase::Erasure;
 use super::exclusive::{HeldRanges, RANGES_MAX};
 use super::home::{BARRIERS_MAX, Home, HomeDisk};
+use super::link::STREAM_RESERVE_BYTES;
 use super::mailbox::Senders;
 use super::management::{JOBS_MAX, Jobs};
 use super::message::Configuration;
@@ -16,9 +18,9 @@ use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage};
 use super::settings::{CHANGES_MAX, Settings};
 use crate::bounded::Queue;
 use crate::medium::Disk;
-use crate::mem::Arena;
+use crate::mem::{Arena, Buf};
 use crate::observe::{Operation, ShardStats};
-use crate::ring::{Nanos, Op, Ring, Tag, Wake};
+use crate::ring::{Fd, Nanos, Op, Ring, Tag, Wake};
 use crate::units::{DiskId, ShardId};
 
 /// Messages that a full mailbox of another shard has refused wait here. Beyond this the shard takes no more messages
@@ -87,6 +89,8 @@ pub(crate) struct Core<R: Ring> {
     pub(crate) home: Home,
     pub(crate) jobs: Jobs,
     pub(crate) configuration: Arc<Configuration>,
+    /// What makes tokens of copies unforgeable.
+    pub(crate) secrets: Secrets,
     pub(crate) stats: Arc<ShardStats>,
     /// Bounds what peers can make the shard write to the log.
     pub(crate) notices: Notices,
@@ -114,6 +118,14 @@ pub(crate) struct Core<R: Ring> {
     pub(crate) io_deadline_ms: u64,
     /// When to look again for those that have waited too long; zero while nothing is waited for.
     pub(crate) overdue_check: Nanos,
+    /// For the stream of one connection at a time that finds no memory; `None` while it is lent, or the arena is too
+    /// small for it.
+    pub(crate) stream_reserve: Option<Buf>,
+    /// Those that wait for memory are to be tried in the next turn, whatever happens.
+    pub(crate) feed: bool,
+    /// Connections that were turned away while the ring had no place: to be closed. No more than the process has
+    /// descriptors.
+    pub(crate) turned_away: Vec<Fd>,
     /// Disks with commands that started and ended within this turn.
     untimed: Vec<u32>,
 }
@@ -319,6 +331,7 @@ impl<R: Ring> Core<R> {
         stats: Arc<ShardStats>,
     ) -> Self {
         let now = io.ring.now();
+        let stream_reserve = io.arena.take(STREAM_RESERVE_BYTES);
         Self {
             id,
             io,
@@ -328,6 +341,7 @@ impl<R: Ring> Core<R> {
             jobs: Jobs::new(),
             notices: Notices::default(),
             configuration: Arc::new(Configuration::default()),
+            secrets: Secrets::draw(),
             stats,
             now,
             // A connection that has ended may still be in a queue when its successor in the same place enters it.
@@ -343,6 +357,9 @@ impl<R: Ring> Core<R> {
             erasures: Vec::new(),
             io_deadline_ms: IO_DEADLINE_MS,
             overdue_check: Nanos(0),
+            stream_reserve,
+            feed: false,
+            turned_away: Vec::with_capacity(64),
             untimed: Vec::with_capacity(64),
         }
     }
@@ -395,6 +412,15 @@ impl<R: Ring> Core<R> {
         let sent = self.mail.post(home, PeerMessage::Home { disk, swaps, asker, request }).is_ok();
         self.home_requests += usize::from(sent);
         sent
+    }
+
+    /// Close the connections that were turned away, as far as the ring has places.
+    pub(crate) fn close_turned_away(&mut self) {
+        while let Some(fd) = self.turned_away.pop() {
+            if self.io.submit(Mark::Ignore, Op::Close { fd }).is_err() {
+                return self.turned_away.push(fd);
+            }
+        }
     }
 
     /// A connection wants to be looked at by this time.

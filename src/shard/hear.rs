@@ -160,6 +160,7 @@ impl<R: Ring> Shard<R> {
             // refused.
             return core.mail.post_owed(asker.shard, PeerMessage::ResetDone { asker, done: false });
         };
+        let mut done = true;
         for link in links.iter_mut().flatten() {
             let is_own = asker.shard == core.id && asker.link == link.key;
             let target = match (&link.phase, scope) {
@@ -169,12 +170,15 @@ impl<R: Ring> Shard<R> {
                 _ => false,
             };
             if let Some((mut work, _, _)) = link.work(core) {
-                work.reset(scope, attention, job, is_own);
+                done &= work.reset(scope, attention, job, is_own);
             }
             if drop_sessions && target && !is_own {
                 link.close(core);
             }
             link.queue(core);
+        }
+        if !done {
+            core.job_failed(job);
         }
         core.job_collected(job);
     }
@@ -195,6 +199,7 @@ impl<R: Ring> Shard<R> {
                 Some(slot) => {
                     self.resume(disk);
                     if let Some(entry) = self.core.disks.at_mut(slot) {
+                        entry.disk.tokens().revoke_all();
                         entry.detaching = Some(reply);
                     }
                     self.detaching.push(slot);
@@ -272,7 +277,7 @@ impl<R: Ring> Shard<R> {
             let Phase::Session(session) = &mut link.phase else { continue };
             let Some((id, name)) = &session.target else { continue };
             let target = configuration.directory.target(name.as_str()).filter(|target| target.id == *id);
-            if !target.is_some_and(|target| target.allows(&session.initiator, link.peer.ip())) {
+            if !target.is_some_and(|target| target.allows(&session.caller())) {
                 tracing::info!(peer = %link.peer, "session dropped: its target is gone or no longer allowed");
                 core.stats.connections_dropped.increment();
                 link.close(core);

@@ -5,13 +5,14 @@ use super::link::{BYTES_PER_TURN_MAX, Bulk, Link, LinkState, PDUS_PER_TURN_MAX, 
 use super::session::{Answer, Immediate, Stalled, Step, Work};
 use crate::crc32c::Crc32c;
 use crate::iscsi::discovery::{TextContext, TextStep};
+use crate::iscsi::pdu::RejectReason;
 use crate::iscsi::receive::{Event, Receive};
 use crate::iscsi::refusal::Refusal;
 use crate::iscsi::transfer::TaskId;
-use crate::limits::{BURST_LENGTH_MAX, RECEIVE_SEGMENT_LENGTH_MAX};
+use crate::limits::{BURST_LENGTH_MAX, RECEIVE_SEGMENT_LENGTH_MAX, STALL_TIMEOUT_MS};
 use crate::mem::Buf;
 use crate::ring::Ring;
-use crate::scsi::MediumError;
+use crate::scsi::{self, MediumError, Outcome};
 
 /// What came of looking at the stream.
 enum Progress {
@@ -90,9 +91,12 @@ impl<R: Ring> Work<'_, R> {
                     self.release_held()?;
                     return Ok(Progress::Consumed(len));
                 }
-                if let Some(held) = self.dispatch(event, stream.part(data.clone()))? {
-                    let task = held.0;
-                    self.session.stalled = Some(Stalled { task, len, data, held: held.1 });
+                if let Some((task, held)) = self.dispatch(event, stream.part(data.clone()))?
+                    && self.stalls(task, held)
+                {
+                    let since_ms = self.core.now_ms();
+                    self.core.wake_by_ms(since_ms + STALL_TIMEOUT_MS);
+                    self.session.stalled = Some(Stalled { task, len, data, held, since_ms, is_over: false });
                     return Ok(Progress::Wait);
                 }
                 stream.consume(len);
@@ -128,9 +132,56 @@ impl<R: Ring> Work<'_, R> {
             };
             let data = held.and_then(|task| self.take_held_data(task));
             let bytes = data.as_deref().unwrap_or_default();
-            if let Some((task, _)) = self.dispatch(event, bytes)? {
+            if held.is_some_and(|task| std::mem::take(&mut self.task(task).unkept)) {
+                self.answer_unkept(event)?;
+            } else if let Some((task, _)) = self.dispatch(event, bytes)? {
                 // There is no memory for what this command needs; it was ahead, so it can be sent again.
                 self.fail(task, MediumError::Busy);
+            }
+        }
+        Ok(())
+    }
+
+    /// There is no memory for a request. Whether it may wait for some at the head of the stream: that holds up
+    /// everything behind it. Where other commands of the connection hold memory for data that lies behind, or may, the
+    /// wait would be for itself; then it is turned away.
+    fn stalls(&mut self, task: TaskId, held: bool) -> bool {
+        let waits_for_stream = |(index, entry): (usize, &super::session::Task)| {
+            let waits = matches!(entry.step, Step::Receiving | Step::Held | Step::Dormant);
+            waits && index != usize::from(task.0) && entry.holds_data()
+        };
+        if !self.session.tasks.iter().enumerate().any(waits_for_stream) {
+            return true;
+        }
+        self.turn_away(task, held);
+        false
+    }
+
+    /// Do without what there is no memory for. A command is answered so that its initiator sends it again; one that is
+    /// ahead of its CmdSN, when its turn has come.
+    pub(crate) fn turn_away(&mut self, task: TaskId, held: bool) {
+        self.core.stats.turned_away.increment();
+        if held {
+            self.task(task).unkept = true;
+            self.task(task).data_total = u32::MAX;
+            return self.set_step(task, Step::Held);
+        }
+        let others = self.session.connection.tasks().any(|(other, _)| other != task);
+        // SAM-5 clause 5.3.1: TASK SET FULL tells an initiator with commands running to keep fewer.
+        let status = if others { scsi::Status::TASK_SET_FULL } else { scsi::Status::BUSY };
+        self.complete(task, Outcome::status(status));
+    }
+
+    /// The turn of a request has come whose data could not be kept.
+    fn answer_unkept(&mut self, event: Event) -> Result<(), Refusal> {
+        match event {
+            Event::Command { task } => self.fail(task, MediumError::Busy),
+            Event::Text { task } => {
+                self.session.connection.reject(task, RejectReason::LONG_OPERATION_REJECT)?;
+                self.set_step(task, Step::Idle);
+            }
+            other => {
+                self.dispatch(other, &[])?;
             }
         }
         Ok(())
@@ -185,12 +236,16 @@ impl<R: Ring> Work<'_, R> {
     fn resume_stalled(&mut self, stalled: Stalled, stream: &mut Stream) -> Progress {
         let data = stream.part(stalled.data.clone());
         let done = match stalled.held {
+            _ if stalled.is_over => true,
             true => self.hold(stalled.task, data),
             false => self.start_command(stalled.task, Immediate::Bytes(data)),
         };
-        if !done {
+        if !done && self.core.now_ms() < stalled.since_ms + STALL_TIMEOUT_MS {
             self.session.stalled = Some(stalled);
             return Progress::Wait;
+        }
+        if !done {
+            self.turn_away(stalled.task, stalled.held);
         }
         stream.consume(stalled.len);
         Progress::Consumed(stalled.len)
@@ -257,6 +312,9 @@ impl<R: Ring> Work<'_, R> {
             self.task(done.task).buf = done.buf;
             self.end_operation(done.task);
             if self.release_if_aborted(done.task) {
+                if let Event::DataOutDrained { task } = event {
+                    self.drained(task);
+                }
                 return Ok(Progress::Consumed(done.trailer_len));
             }
         }
@@ -282,7 +340,7 @@ impl<R: Ring> Work<'_, R> {
             directory: &self.core.configuration.directory,
             initiator_name: &session.initiator,
             peer: session.addresses.1.ip(),
-            local: session.addresses.0.ip(),
+            local: session.addresses.0,
             target: session.target.as_ref().map(|(_, name)| name),
             transmit_segment_length_max: session.connection.parameters().initiator_max_recv_data_segment_length,
             receive_segment_length_max: RECEIVE_SEGMENT_LENGTH_MAX,
@@ -368,17 +426,25 @@ pub(crate) fn advance<R: Ring>(link: &mut Link, core: &mut Core<R>) {
     if let Phase::Session(_) = link.phase {
         if let Some((mut work, _, _)) = link.work(core) {
             work.send_ready();
+            work.rouse_dormant();
+            work.run_copies();
         }
         run_session(link, core);
-        if let Some((work, _, _)) = link.work(core)
-            && work.session.connection.wants_transmit()
-        {
-            work.session.connection.poll_transmit(&mut work.tx.bare());
+        if let Some((mut work, _, _)) = link.work(core) {
+            work.rouse_dormant();
+            work.look_at_fences();
+            if work.session.connection.wants_transmit() {
+                work.session.connection.poll_transmit(&mut work.tx.bare());
+            }
         }
         if let Phase::Session(session) = &mut link.phase {
             session.count(&core.stats);
-            if session.starved > 0 {
+            let (starved, copies) = (session.starved > 0, session.copies.wants_turn());
+            if starved {
                 link.starve(core);
+            }
+            if copies {
+                link.queue(core);
             }
         }
     }

@@ -14,7 +14,7 @@ use super::peer::{LinkKey, PeerMessage};
 use super::session::{Session, Work};
 use crate::crc32c::Crc32c;
 use crate::iscsi::transfer::TaskId;
-use crate::limits::{FINISH_TIMEOUT_MS, LOGIN_TIMEOUT_MS, RECEIVE_SEGMENT_LENGTH_MAX};
+use crate::limits::{FINISH_TIMEOUT_MS, LOGIN_TIMEOUT_MS, RECEIVE_SEGMENT_LENGTH_MAX, STALL_TIMEOUT_MS};
 use crate::mem::{BUFFER_LENGTH_MAX, Buf};
 use crate::ring::{Completion, Fd, Op, Ring, Window};
 use crate::units::ShardId;
@@ -42,6 +42,9 @@ const SCSI_COMMAND: u8 = 0x01;
 
 /// What one connection may consume in a turn before others get theirs.
 pub(crate) const BYTES_PER_TURN_MAX: usize = 1024 * 1024;
+
+/// The reserve of a shard's streams: any PDU fits.
+pub(crate) const STREAM_RESERVE_BYTES: usize = 2 * RECEIVE_SEGMENT_LENGTH_MAX as usize;
 
 /// PDUs that one connection may have handled in a turn.
 pub(crate) const PDUS_PER_TURN_MAX: u32 = 256;
@@ -77,6 +80,8 @@ pub(crate) struct Stream {
     pub(crate) receiving: bool,
     /// The PDU at the head lies so that its data is aligned, and nothing behind it is received.
     pub(crate) placed: bool,
+    /// The buffer is the shard's reserve, to be given back as soon as it is empty.
+    pub(crate) reserve: bool,
 }
 
 /// Payload that goes straight to its place.
@@ -138,7 +143,7 @@ impl Link {
             peer: addresses.1,
             state: LinkState::Open,
             phase: Phase::Login(Box::new(login)),
-            stream: Stream { buf: None, head: 0, tail: 0, needed: 48, receiving: false, placed: false },
+            stream: Stream { buf: None, head: 0, tail: 0, needed: 48, receiving: false, placed: false, reserve: false },
             bulk: None,
             tx,
             operations: 0,
@@ -193,12 +198,22 @@ impl Link {
             Phase::Session(session) if session.connection.parameters().header_digest => 4,
             _ => 0,
         };
-        if !self.stream.place(&core.io.arena, digest_len) && !self.stream.make_room(&core.io.arena) {
+        if self.stream.give_back(&mut core.stream_reserve) {
+            // Others may have waited longer for it.
+            self.starve(core);
+            return core.feed = true;
+        }
+        if !self.stream.place(&core.io.arena, digest_len)
+            && !self.stream.make_room(&core.io.arena)
+            && !self.stream.borrow(&mut core.stream_reserve)
+        {
             return self.starve(core);
         }
         let bulk = match &mut self.bulk {
             Some(bulk) if bulk.missing > 0 => match bulk.window(&core.io.arena) {
                 Some(window) => Some(window),
+                // What nobody wants goes through the stream where there is no memory for it.
+                None if bulk.discards => None,
                 None => return self.starve(core),
             },
             _ => None,
@@ -396,8 +411,11 @@ impl Link {
             }
             Phase::Session(session) => match session.connection.on_time(now_ms) {
                 Ok(()) => {
-                    let deadline_ms = session.connection.next_deadline_ms();
-                    if session.connection.wants_transmit() {
+                    let stall_ms = session.stalled.as_ref().map(|stalled| stalled.since_ms + STALL_TIMEOUT_MS);
+                    let patience_ms = session.patience_ends_ms;
+                    let soon_ms = stall_ms.into_iter().chain(patience_ms).min();
+                    let deadline_ms = session.connection.next_deadline_ms().into_iter().chain(soon_ms).min();
+                    if session.connection.wants_transmit() || soon_ms.is_some_and(|soon_ms| soon_ms <= now_ms) {
                         self.queue(core);
                     }
                     deadline_ms
@@ -497,7 +515,8 @@ impl Stream {
             return false;
         };
         let header_len = 48 + usize::from(ahs_words) * 4 + digest_len;
-        if self.needed < PLACED_COMMAND_BYTES_MIN || opcode & 0x3f != SCSI_COMMAND || held < header_len {
+        if self.reserve || self.needed < PLACED_COMMAND_BYTES_MIN || opcode & 0x3f != SCSI_COMMAND || held < header_len
+        {
             return false;
         }
         let expected = length.iter().fold(0usize, |value, &byte| value << 8 | usize::from(byte));
@@ -537,6 +556,13 @@ impl Stream {
             self.buf = fresh;
             return self.buf.is_some();
         };
+        if self.reserve {
+            // It is as long as anything can need.
+            buf.copy_within(self.head..self.tail, 0);
+            self.head = 0;
+            self.tail = held;
+            return self.tail < buf.len();
+        }
         let filled = self.tail == buf.len();
         let grown = if filled && buf.len() < STREAM_BYTES_LARGE { STREAM_BYTES_LARGE } else { wanted };
         // A buffer that a burst has left behind goes back when it is empty and a small one will do.
@@ -559,6 +585,33 @@ impl Stream {
             self.tail = held;
         }
         self.tail < buf.len()
+    }
+}
+
+/// The shard's reserve: one stream at a time goes on with it when there is no memory.
+impl Stream {
+    /// Go on in the reserve, if it is there. False: it is not.
+    fn borrow(&mut self, reserve: &mut Option<Buf>) -> bool {
+        let Some(mut buf) = reserve.take() else { return false };
+        let held = self.tail - self.head;
+        buf[..held].copy_from_slice(self.bytes());
+        self.buf = Some(buf);
+        self.head = 0;
+        self.tail = held;
+        self.reserve = true;
+        true
+    }
+
+    /// Give the reserve back, if it is empty or must be. True when it was given back.
+    pub(crate) fn give_back(&mut self, reserve: &mut Option<Buf>) -> bool {
+        if !self.reserve || self.head < self.tail {
+            return false;
+        }
+        self.reserve = false;
+        *reserve = self.buf.take();
+        self.head = 0;
+        self.tail = 0;
+        true
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use super::copy::{Copies, SESSION_TASKS};
 use super::core::Core;
+use super::fence::FENCES_MAX;
 use super::link::{Link, LinkState, Phase};
 use super::peer::PeerMessage;
 use super::session::{Session, Task};
@@ -16,7 +18,7 @@ use crate::iscsi::login::{
 use crate::iscsi::login::{LoginReply, LoginStep};
 use crate::iscsi::pdu::{LoginStatus, pad_len};
 use crate::iscsi::transfer::TASKS_MAX;
-use crate::limits::{PING_INTERVAL_MS, PING_TIMEOUT_MS};
+use crate::limits::{PING_INTERVAL_MS, PING_TIMEOUT_MS, SESSIONS_PER_SHARD_MAX};
 use crate::observe::SessionStats;
 use crate::ring::Ring;
 use crate::units::ShardId;
@@ -78,6 +80,9 @@ fn take_step<R: Ring>(link: &mut Link, core: &mut Core<R>, step: LoginStep) {
     match step {
         LoginStep::Reply(reply) => push(link, &reply),
         LoginStep::Establish(identity) => {
+            if core.stats.sessions.value() >= u64::from(SESSIONS_PER_SHARD_MAX) {
+                return refuse(link, core, LoginStatus::OUT_OF_RESOURCES);
+            }
             let Phase::Login(phase) = &mut link.phase else { return };
             phase.registering = true;
             let message = PeerMessage::Register { identity, shard: core.id, link: link.key };
@@ -88,7 +93,10 @@ fn take_step<R: Ring>(link: &mut Link, core: &mut Core<R>, step: LoginStep) {
             }
         }
         LoginStep::Close { reply, failure } => {
-            core.stats.login_failures.increment();
+            // Sent elsewhere is not refused.
+            if failure.status.class() != LoginStatus::MOVED_TEMPORARILY.class() {
+                core.stats.login_failures.increment();
+            }
             if let Some(suppressed) = core.notices.allow(core.now_ms()) {
                 tracing::info!(peer = %link.peer, suppressed, "{failure}");
             }
@@ -126,7 +134,7 @@ fn session<R: Ring>(link: &Link, core: &Core<R>, established: Established, id: u
     let parameters = established.session_parameters(PING_INTERVAL_MS, PING_TIMEOUT_MS);
     let mut session = Session {
         connection: Connection::new(parameters, core.now_ms()),
-        tasks: (0..TASKS_MAX).map(|_| Task::idle()).collect(),
+        tasks: (0..SESSION_TASKS).map(|_| Task::idle()).collect(),
         luns: Vec::new(),
         lun_numbers: Vec::new(),
         target: established.identity.target,
@@ -138,6 +146,11 @@ fn session<R: Ring>(link: &Link, core: &Core<R>, established: Established, id: u
         text: TextExchange::default(),
         ready: Queue::new(TASKS_MAX),
         stalled: None,
+        dormant: Queue::new(TASKS_MAX),
+        dormancies: 0,
+        rouse: false,
+        fences: Vec::with_capacity(FENCES_MAX),
+        patience_ends_ms: None,
         starved: 0,
         held: 0,
         at_work: 0,
@@ -145,6 +158,7 @@ fn session<R: Ring>(link: &Link, core: &Core<R>, established: Established, id: u
         solicited_bytes: 0,
         scratch: None,
         stats: Arc::new(SessionStats::new()),
+        copies: Copies::default(),
         counted: Counters::default(),
         since_ms: core.now_ms(),
     };

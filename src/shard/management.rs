@@ -6,6 +6,7 @@
 //! way: a function that covers it waits for it too, for who is told that a task has ended may count on nothing of it
 //! happening any more.
 
+use super::copy::SESSION_TASKS;
 use super::core::Core;
 use super::link::LinkState;
 use super::peer::{Asker, PeerMessage, ResetScope};
@@ -15,7 +16,7 @@ use crate::iscsi::pdu::{LogoutResponseCode, TaskManagementFunction, TaskManageme
 use crate::iscsi::task_management::TaskManagement;
 use crate::iscsi::transfer::{TASKS_MAX, TaskId};
 use crate::ring::Ring;
-use crate::scsi::{self, Attention};
+use crate::scsi::{self, Attention, Outcome};
 use crate::units::ShardId;
 
 /// Task management functions and logouts of one shard that wait for tasks.
@@ -25,6 +26,8 @@ pub(crate) const JOBS_MAX: usize = 4096;
 pub(crate) struct Job {
     asker: Asker,
     remaining: u32,
+    /// Some task is not waited for: the function has not done what it should.
+    has_failed: bool,
     /// A later job that waits for this one, because a task of this one is also one of that.
     then: Option<Key>,
 }
@@ -63,13 +66,20 @@ impl<R: Ring> Core<R> {
     /// A job without tasks yet. It must be closed by [`Self::job_collected`]. `None`: too many.
     pub(crate) fn begin_job(&mut self, asker: Asker) -> Option<Key> {
         // One more than there are tasks, so that it does not end while they are being collected.
-        self.jobs.0.insert(Job { asker, remaining: 1, then: None }).ok()
+        self.jobs.0.insert(Job { asker, remaining: 1, has_failed: false, then: None }).ok()
     }
 
     /// A task that the job waits for.
     pub(crate) fn job_has_task(&mut self, job: Key) {
         if let Some(job) = self.jobs.0.at_mut(job) {
             job.remaining += 1;
+        }
+    }
+
+    /// Something that the job should wait for cannot be waited for.
+    pub(crate) fn job_failed(&mut self, job: Key) {
+        if let Some(job) = self.jobs.0.at_mut(job) {
+            job.has_failed = true;
         }
     }
 
@@ -87,7 +97,8 @@ impl<R: Ring> Core<R> {
             if job.remaining == 0
                 && let Some(job) = self.jobs.0.remove(key)
             {
-                self.mail.post_owed(job.asker.shard, PeerMessage::ResetDone { asker: job.asker, done: true });
+                self.mail
+                    .post_owed(job.asker.shard, PeerMessage::ResetDone { asker: job.asker, done: !job.has_failed });
                 ended = job.then;
             }
         }
@@ -176,8 +187,10 @@ impl<R: Ring> Work<'_, R> {
             Some(referenced) => Tasks::collect([referenced]),
             None => Tasks::collect(self.session.connection.affected_tasks(request)),
         };
+        // Section 4.2.3.3: what R2Ts have asked for is waited for, unless FastAbort was agreed. ABORT TASK concerns one.
+        let waits = request.referenced.is_none() && !self.session.connection.parameters().fast_abort;
         for &affected in affected.as_slice() {
-            self.abort(affected, Some(job));
+            self.abort_when_drained(affected, Some(job), waits);
         }
         match request.function {
             TaskManagementFunction::ABORT_TASK => {}
@@ -196,7 +209,7 @@ impl<R: Ring> Work<'_, R> {
 
     /// The job also waits for tasks (of this disk) that were aborted before and are still under way.
     fn await_lingering(&mut self, disk: Option<u32>, job: Key) {
-        for index in 0..TASKS_MAX as u16 {
+        for index in 0..SESSION_TASKS as u16 {
             let entry = self.task(TaskId(index));
             let lingers = entry.aborted && entry.operations > 0;
             if lingers && entry.disk.is_some() && (disk.is_none() || disk == entry.disk) {
@@ -206,7 +219,7 @@ impl<R: Ring> Work<'_, R> {
     }
 
     /// A job waits for a task that has been aborted already.
-    fn join(&mut self, task: TaskId, job: Key) {
+    pub(super) fn join(&mut self, task: TaskId, job: Key) {
         match self.task(task).job {
             Some(earlier) => self.core.job_follows(job, earlier),
             None => {
@@ -237,25 +250,31 @@ impl<R: Ring> Work<'_, R> {
         self.send(task);
     }
 
-    /// Abort what another initiator's function (or one's own reset) covers, on this session.
-    pub(crate) fn reset(&mut self, scope: ResetScope, attention: Attention, job: Key, is_own: bool) {
+    /// End what another initiator's function (or one's own reset) covers, on this session: with TASK ABORTED, which is
+    /// waited for until it is acknowledged. False when some of it cannot be waited for.
+    pub(crate) fn reset(&mut self, scope: ResetScope, attention: Attention, job: Key, is_own: bool) -> bool {
         let target = self.session.target.as_ref().map(|(id, _)| *id);
         let disk = match scope {
             ResetScope::Unit(disk) => match self.core.disks.find(disk) {
                 Some(slot) => Some(slot),
-                None => return,
+                None => return true,
             },
             ResetScope::Target(reset) if target == Some(reset) => None,
-            ResetScope::Target(_) => return,
+            ResetScope::Target(_) => return true,
         };
         for entry in &mut self.session.luns {
-            if disk.is_none_or(|slot| slot == entry.disk) && !(is_own && attention == Attention::CommandsCleared) {
+            // SAM-5 clause 5.6: who is told TASK ABORTED (TAS is one) is not told by unit attention that commands were
+            // cleared.
+            if disk.is_none_or(|slot| slot == entry.disk) && attention != Attention::CommandsCleared {
                 entry.nexus.raise(attention);
             }
         }
+        if attention == Attention::DeviceReset {
+            self.reset_copies(disk, job);
+        }
         if is_own {
             // Its own tasks were aborted when the function arrived; later ones are not affected.
-            return;
+            return true;
         }
         let session = &*self.session;
         let affected = Tasks::collect(session.connection.tasks().filter_map(|(task, command)| {
@@ -263,10 +282,9 @@ impl<R: Ring> Work<'_, R> {
             let slot = session.luns[session.lun_index(lun)?].disk;
             disk.is_none_or(|disk| disk == slot).then_some(task)
         }));
-        for &affected in affected.as_slice() {
-            self.abort(affected, Some(job));
-        }
+        let all = affected.as_slice().iter().all(|&affected| self.terminate(affected, job));
         self.await_lingering(disk, job);
+        all
     }
 
     /// Log out: what is left of the session's tasks ends without an answer.
@@ -294,19 +312,32 @@ impl<R: Ring> Work<'_, R> {
 
     /// Abort one task: no answer will go. It ends when its operations have come back.
     pub(crate) fn abort(&mut self, task: TaskId, job: Option<Key>) {
+        self.abort_when_drained(task, job, false);
+    }
+
+    /// The same; with `waits` it also ends only when data has come that R2Ts have asked for, or patience has ended.
+    fn abort_when_drained(&mut self, task: TaskId, job: Option<Key>, waits: bool) {
         if self.task(task).aborted {
             if let Some(job) = job {
                 self.join(task, job);
             }
             return;
         }
-        self.session.connection.abort(task);
+        let owes_data = !self.is_mover(task) && self.session.connection.abort(task);
         if let Some(job) = job {
             self.core.job_has_task(job);
+        }
+        if let Some(stalled) = self.session.stalled.as_mut().filter(|stalled| stalled.task == task) {
+            stalled.is_over = true;
         }
         let entry = self.task(task);
         entry.aborted = true;
         entry.job = job;
+        entry.awaits_data = waits && owes_data;
+        if entry.awaits_data {
+            self.be_patient();
+        }
+        self.abort_copy_of(task);
         self.release_if_aborted(task);
         let entry = self.task(task);
         if entry.aborted && !std::mem::replace(&mut entry.lingers, true) {
@@ -329,12 +360,21 @@ impl<R: Ring> Work<'_, R> {
         }
     }
 
-    /// If the task is aborted: end it once nothing of it is in flight. True when it is aborted.
+    /// If the task is aborted or terminated: end it once nothing of it is in flight. True when it is.
     pub(crate) fn release_if_aborted(&mut self, task: TaskId) -> bool {
-        if !self.task(task).aborted {
-            return false;
+        let entry = self.task(task);
+        if !entry.aborted {
+            let ends = entry.terminated && entry.step != Step::Sending && entry.step != Step::Draining;
+            if ends && entry.operations == 0 {
+                self.complete(task, Outcome::status(scsi::Status::TASK_ABORTED));
+            }
+            return ends;
         }
-        if self.task(task).operations == 0 {
+        if entry.operations == 0 && !entry.awaits_data {
+            if self.is_mover(task) {
+                self.copy_aborted(task);
+                return true;
+            }
             if *self.state != LinkState::Closing {
                 self.session.connection.release(task);
             }
@@ -347,9 +387,11 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn abort_all(&mut self) {
         self.session.stalled = None;
         self.session.ready.clear();
-        for index in 0..TASKS_MAX as u16 {
+        self.drop_fences();
+        for index in 0..SESSION_TASKS as u16 {
             let task = TaskId(index);
             self.task(task).queued = false;
+            self.task(task).awaits_data = false;
             if self.task(task).step != Step::Idle || self.task(task).operations > 0 {
                 self.task(task).aborted = true;
                 self.release_if_aborted(task);

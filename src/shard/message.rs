@@ -3,13 +3,15 @@
 //! Messages are rare and may allocate; they never carry an initiator's data. A shard handles them between two turns of
 //! I/O and answers through the [`Reply`] that came with the question.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::settings::{DiskSettings, Keeper};
 use crate::blocks::{Engine, SpaceReport};
+use crate::iscsi::access::{AccessRule, Caller};
 use crate::iscsi::directory::Directory;
 use crate::medium::Disk;
 use crate::observe::SessionStats;
@@ -33,14 +35,48 @@ pub struct Mapping {
 pub struct Configuration {
     /// Targets, access rules, authentication and portals, for login and discovery.
     pub directory: Arc<Directory>,
-    /// The LUNs of each target.
+    /// The LUNs of each target that everybody sees who may log in.
     pub luns: HashMap<TargetId, LunMap>,
+    /// LUNs that only some initiators see, narrow rules first.
+    pub masks: HashMap<TargetId, Vec<Mask>>,
     /// Settings of disks. What initiators change themselves counts from here when the disk is first configured.
     pub disks: HashMap<DiskId, DiskSettings>,
     /// Keeps what initiators save.
     pub keeper: Option<Keeper>,
     /// How long a command waits for a file before it is ended, in milliseconds; 30 seconds unless it is said.
     pub io_deadline_ms: Option<u64>,
+}
+
+/// LUNs for the initiators that a rule means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mask {
+    /// Who sees them.
+    pub rule: AccessRule,
+    /// The LUNs.
+    pub luns: LunMap,
+}
+
+impl Configuration {
+    /// The LUNs of a target that an initiator sees. Where two are meant for it under one number, the narrower rule
+    /// decides; and so it does under which number it sees a disk.
+    #[must_use]
+    pub fn luns_seen_by(&self, target: TargetId, caller: &Caller<'_>) -> Cow<'_, LunMap> {
+        static NONE: LunMap = LunMap::new();
+        let common = self.luns.get(&target).unwrap_or(&NONE);
+        let masks = self.masks.get(&target).map_or(&[][..], Vec::as_slice);
+        let fitting: Vec<&Mask> = masks.iter().filter(|mask| mask.rule.fits(caller)).collect();
+        if fitting.is_empty() {
+            return Cow::Borrowed(common);
+        }
+        let mut seen = LunMap::new();
+        let mut disks = HashSet::new();
+        for (lun, mapping) in fitting.into_iter().map(|mask| &mask.luns).chain([common]).flatten() {
+            if !seen.contains_key(lun) && disks.insert(mapping.disk) {
+                seen.insert(*lun, *mapping);
+            }
+        }
+        Cow::Owned(seen)
+    }
 }
 
 /// The LUNs of one target.

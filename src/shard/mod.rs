@@ -11,17 +11,20 @@
 //! | `hear` | messages from other shards and from the control plane, and what they set going |
 //! | `core` | what all connections of a shard share: ring, memory, disks, mail |
 //! | `link` | one TCP connection: buffers, receive and send, teardown by join |
-//! | `login` | the connection before full feature phase |
+//! | `login`, `newcomers` | the connection before full feature phase; how many such there may be |
 //! | `session` | LUNs and tasks of a connection in full feature phase |
 //! | `input` | from received bytes to events, and their dispatch |
 //! | `command` | a SCSI command's start, and its end |
 //! | `read`, `write` | how a command's data moves between connection and medium |
 //! | `provision` | UNMAP, WRITE SAME, GET LBA STATUS |
+//! | `order` | which command may begin, by its task attribute |
 //! | `compare` | COMPARE AND WRITE and ORWRITE |
 //! | `log` | LOG SENSE |
 //! | `parameters` | commands whose data is a parameter list |
+//! | `copy` | copies between disks, and tokens |
 //! | `management` | aborts, resets, logout |
 //! | `overdue` | commands that wait too long, and the operations that they leave behind |
+//! | `fence` | what a function waits for on other initiators' sessions |
 //! | `pause` | who is at work on a disk's files, and keeping everybody away from them for a moment |
 //! | `exclusive` | ranges of a disk that one command has to itself, on all shards |
 //! | `erase` | FORMAT UNIT and SANITIZE |
@@ -40,10 +43,12 @@
 mod change;
 mod command;
 mod compare;
+mod copy;
 mod core;
 mod driver;
 mod erase;
 mod exclusive;
+mod fence;
 mod hear;
 mod home;
 mod input;
@@ -54,7 +59,9 @@ mod login;
 mod mailbox;
 mod management;
 pub mod message;
+mod newcomers;
 mod notices;
+mod order;
 mod output;
 mod overdue;
 mod parameters;
@@ -71,7 +78,9 @@ mod threads;
 mod write;
 
 pub(crate) use mailbox::{Senders, mailbox};
-pub use message::{Configuration, DetachError, EngineReport, LunMap, Mapping, PauseError, Reply, SessionInfo, ToShard};
+pub use message::{
+    Configuration, DetachError, EngineReport, LunMap, Mapping, Mask, PauseError, Reply, SessionInfo, ToShard,
+};
 pub(crate) use run::Parts;
 pub use run::Shard;
 pub use settings::{DiskSettings, Keep, Keeper, Kept};

@@ -8,13 +8,14 @@
 //! Beside that, plans whose file operations run are counted by the *epoch* they were made in, so that space can be
 //! given to others only when nobody reads or writes what was there before ([`DiskSlot::begin_barrier`]).
 
+use super::copy::SESSION_TASKS;
 use super::core::{Core, DiskSlot};
 use super::link::Phase;
 use super::message::{PauseError, Reply};
 use super::peer::PeerMessage;
 use super::run::Shard;
 use super::session::{Resume, Step, Work};
-use crate::iscsi::transfer::{TASKS_MAX, TaskId};
+use crate::iscsi::transfer::TaskId;
 use crate::ring::Ring;
 use crate::units::{DiskId, ShardId};
 
@@ -173,7 +174,7 @@ impl<R: Ring> Work<'_, R> {
 
     /// Go on with the commands of a disk that were held.
     fn resume_held(&mut self, disk: u32) {
-        for index in 0..TASKS_MAX as u16 {
+        for index in 0..SESSION_TASKS as u16 {
             let task = TaskId(index);
             let entry = self.task(task);
             let Step::Paused(resume) = entry.step else { continue };

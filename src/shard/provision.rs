@@ -123,6 +123,15 @@ impl<R: Ring> Work<'_, R> {
         }
     }
 
+    /// A copy has found nothing but zeros: this range of the destination is to read as zeros.
+    pub(crate) fn start_zeroing(&mut self, task: TaskId, start: u64, end: u64) {
+        let entry = self.task(task);
+        entry.kind = Kind::Zero;
+        entry.window = 0;
+        entry.provision = Provision { start, end, ..Provision::default() };
+        self.provision(task);
+    }
+
     /// The block that is to be written over and over is here.
     pub(crate) fn same_received(&mut self, task: TaskId) {
         let entry = self.task(task);
@@ -254,6 +263,7 @@ impl<R: Ring> Work<'_, R> {
         let slot = self.task(task).disk.expect("a range has a unit");
         let disk = self.core.disks.of_task(slot);
         let (offset_bytes, len_bytes) = (parts.head_end, parts.tail_start - parts.head_end);
+        self.core.revoke_tokens(slot, offset_bytes, len_bytes);
         if disk.map().is_some() {
             return self.ask(task, HomeRequest::Unmap { offset_bytes, len_bytes }, Resume::Provision);
         }
@@ -315,6 +325,9 @@ impl<R: Ring> Work<'_, R> {
     }
 
     fn whole_released(&mut self, task: TaskId, parts: &Parts) {
+        if let Some(slot) = self.task(task).disk {
+            self.core.revoke_tokens(slot, parts.start, parts.end - parts.start);
+        }
         let provision = &mut self.task(task).provision;
         provision.part = Part::Head;
         (provision.from, provision.to) = (parts.start, parts.head_end);

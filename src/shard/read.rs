@@ -242,6 +242,7 @@ impl<R: Ring> Work<'_, R> {
     fn window_read(&mut self, task: TaskId) {
         match self.task(task).kind {
             Kind::Read => self.send(task),
+            Kind::Copy => self.copy_read(task),
             Kind::CompareAndWrite | Kind::OrWrite => self.write_exclusively(task),
             _ => self.window_done(task),
         }

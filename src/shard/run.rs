@@ -9,13 +9,14 @@ use super::link::{Link, LinkState, Phase};
 use super::login::{self, LoginPhase, SystemEntropy};
 use super::mailbox::{Mailbox, Senders};
 use super::message::Reply;
+use super::newcomers::Newcomers;
 use super::output::Tx;
 use super::overdue;
 use super::peer::LinkKey;
 use super::registrar::Registrar;
 use crate::iscsi::chap::Entropy;
 use crate::iscsi::login::{Arrival, LoginPolicy};
-use crate::limits::{LOGIN_TIMEOUT_MS, SESSIONS_PER_SHARD_MAX};
+use crate::limits::{LOGIN_TIMEOUT_MS, LOGINS_PER_SHARD_MAX, SESSIONS_PER_SHARD_MAX};
 use crate::mem::Arena;
 use crate::observe::ShardStats;
 use crate::ring::{Completion, Fd, Nanos, Op, Ring, Wait};
@@ -53,6 +54,7 @@ pub struct Shard<R: Ring> {
     pub(super) links: Vec<Option<Box<Link>>>,
     pub(super) generations: Vec<u32>,
     pub(super) free: Vec<u32>,
+    pub(super) newcomers: Newcomers,
     pub(super) listeners: Vec<Option<Listener>>,
     pub(super) registrar: Registrar,
     pub(super) policy: LoginPolicy,
@@ -80,7 +82,8 @@ pub(crate) struct Parts<W> {
 
 impl<R: Ring> Shard<R> {
     pub(crate) fn new(ring: R, arena: Arena, parts: Parts<R::Waker>) -> Self {
-        let links_max = SESSIONS_PER_SHARD_MAX as usize;
+        // The last part is for those that were turned away and have not come to their end.
+        let links_max = SESSIONS_PER_SHARD_MAX as usize + 2 * LOGINS_PER_SHARD_MAX;
         let io = Io { ring, arena };
         let core = Core::new(parts.id, parts.shards, links_max, io, parts.senders, parts.stats);
         Self {
@@ -89,6 +92,7 @@ impl<R: Ring> Shard<R> {
             links: (0..links_max).map(|_| None).collect(),
             generations: vec![0; links_max],
             free: (0..links_max as u32).rev().collect(),
+            newcomers: Newcomers::new(),
             listeners: Vec::new(),
             registrar: Registrar::default(),
             policy: LoginPolicy::default(),
@@ -133,7 +137,8 @@ impl<R: Ring> Shard<R> {
             }
         }
         self.core.time_commands();
-        if completions + messages > 0 {
+        self.core.close_turned_away();
+        if std::mem::take(&mut self.core.feed) || completions + messages > 0 {
             self.feed_starved();
         }
         self.watch_time();
@@ -172,7 +177,10 @@ impl<R: Ring> Shard<R> {
 
     /// How long the shard may wait now.
     fn wait_after(&mut self, work: usize, delivered: bool) -> Wait {
-        let pending = !self.core.runnable.is_empty() || !self.core.mail.local_is_empty() || !self.mailbox.is_empty();
+        let pending = !self.core.runnable.is_empty()
+            || self.core.feed
+            || !self.core.mail.local_is_empty()
+            || !self.mailbox.is_empty();
         if pending || self.stopped {
             return Wait::Poll;
         }
@@ -191,6 +199,7 @@ impl<R: Ring> Shard<R> {
             self.spin_until = Nanos(0);
         }
         // What a full mailbox has refused is tried again soon.
+        let delivered = delivered && self.core.turned_away.is_empty();
         let retry_ms = if delivered { u64::MAX } else { self.core.now_ms() + 1 };
         let overdue_ms = match self.core.overdue_check.0 {
             0 => u64::MAX,
@@ -277,7 +286,9 @@ impl<R: Ring> Shard<R> {
     }
 
     fn remove_link(&mut self, index: u32) {
-        let Some(link) = self.links[index as usize].take() else { return };
+        let Some(mut link) = self.links[index as usize].take() else { return };
+        link.stream.consume(link.stream.bytes().len());
+        link.stream.give_back(&mut self.core.stream_reserve);
         assert_eq!(link.operations, 0, "a connection is removed when everything has come back");
         self.core.stats.connections.subtract(1);
         if matches!(link.phase, Phase::Session(_)) {
@@ -309,6 +320,7 @@ impl<R: Ring> Shard<R> {
     }
 
     fn add_link(&mut self, socket: Fd, portal: PortalId, portal_group_tag: u16) {
+        self.make_way();
         let addresses = self.core.io.ring.addresses(socket);
         let tx =
             addresses.and_then(|(local, _)| Tx::new(&self.core.io.arena, self.zero_copy && !local.ip().is_loopback()));
@@ -317,8 +329,8 @@ impl<R: Ring> Shard<R> {
             if let Some(suppressed) = self.core.notices.allow(self.core.now_ms()) {
                 tracing::warn!(suppressed, "a connection was turned away: no memory or place for it");
             }
-            let _ = self.core.io.submit(Mark::Ignore, Op::Close { fd: socket });
-            return;
+            self.core.turned_away.push(socket);
+            return self.core.close_turned_away();
         };
         let key = LinkKey { index, generation: self.generations[index as usize] };
         let arrival = Arrival { portal, portal_group_tag, local: addresses.0, peer: addresses.1 };
@@ -326,6 +338,7 @@ impl<R: Ring> Shard<R> {
         let mut link = Box::new(Link::new(key, socket, addresses, tx, LoginPhase::new(arrival), now_ms));
         link.queue(&mut self.core);
         self.links[index as usize] = Some(link);
+        self.newcomers.arrived(key);
         self.core.stats.accepted.increment();
         self.core.stats.connections.add(1);
         self.core.wake_by_ms(now_ms + LOGIN_TIMEOUT_MS);

@@ -3,23 +3,27 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::copy::{Copies, SESSION_TASKS};
 use super::core::{Core, DiskTable};
+use super::fence::Fence;
 use super::link::LinkState;
 use super::message::Configuration;
+use super::order::{Begun, Share};
 use super::output::Tx;
 use super::parameters::List;
 use super::peer::LinkKey;
 use super::provision::Provision;
 use crate::bounded::{Key, Queue};
+use crate::iscsi::access::Caller;
 use crate::iscsi::connection::{Connection, Counters};
 use crate::iscsi::discovery::TextExchange;
 use crate::iscsi::names::IscsiName;
 use crate::iscsi::pdu::{LogoutResponseCode, TaskManagementResponseCode};
-use crate::iscsi::transfer::{TASKS_MAX, TaskId};
+use crate::iscsi::transfer::TaskId;
 use crate::mem::{Buf, Slice};
 use crate::observe::{Operation, SessionStats, ShardStats};
 use crate::ring::{Nanos, Ring};
-use crate::scsi::{ByteCheck, MediumError, NexusUnit, Outcome};
+use crate::scsi::{ByteCheck, CopyOut, MediumError, NexusUnit, Outcome};
 use crate::units::{Lun, ShardId, TargetId};
 
 /// One LUN as one session sees it.
@@ -28,6 +32,8 @@ pub(crate) struct LunEntry {
     pub(crate) disk: u32,
     pub(crate) read_only: bool,
     pub(crate) nexus: NexusUnit,
+    /// Its commands that have begun.
+    pub(crate) begun: Begun,
 }
 
 /// A session, which is one connection.
@@ -50,6 +56,15 @@ pub(crate) struct Session {
     pub(crate) ready: Queue<TaskId>,
     /// A PDU at the head of the stream that waits for memory; nothing more is looked at before it.
     pub(crate) stalled: Option<Stalled>,
+    /// Tasks in [`Step::Dormant`], and how many there have been.
+    pub(crate) dormant: Queue<TaskId>,
+    pub(crate) dormancies: u64,
+    /// Some of them may be able to begin.
+    pub(crate) rouse: bool,
+    /// What task management functions of other sessions wait for here.
+    pub(crate) fences: Vec<Fence>,
+    /// When what those, or functions of this session, wait for is no longer waited for.
+    pub(crate) patience_ends_ms: Option<u64>,
     /// Tasks in [`Step::Starved`].
     pub(crate) starved: u32,
     /// Tasks in [`Step::Paused`].
@@ -63,6 +78,7 @@ pub(crate) struct Session {
     /// For replies of commands that move no blocks.
     pub(crate) scratch: Option<Buf>,
     pub(crate) stats: Arc<SessionStats>,
+    pub(crate) copies: Copies,
     /// What of the engine's counters the shard's have taken over.
     pub(crate) counted: Counters,
     pub(crate) since_ms: u64,
@@ -77,6 +93,10 @@ pub(crate) struct Stalled {
     pub(crate) data: std::ops::Range<usize>,
     /// The command is ahead of its CmdSN: only its data is to be kept.
     pub(crate) held: bool,
+    /// Since when it waits.
+    pub(crate) since_ms: u64,
+    /// It has been aborted: there is nothing left to do but to pass over it.
+    pub(crate) is_over: bool,
 }
 
 /// The data that came with a command.
@@ -104,6 +124,8 @@ pub(crate) enum Step {
     Idle,
     /// Ahead of its CmdSN.
     Held,
+    /// Waits for other commands of its task set, by its task attribute.
+    Dormant,
     /// Wants memory, a place in the ring, or a place among the home requests; will do this when it is tried again.
     Starved(Resume),
     /// Its disk is paused; will do this when the disk goes on.
@@ -126,6 +148,8 @@ pub(crate) enum Step {
     Draining,
     /// A task management function or logout that waits for tasks to end.
     Managing,
+    /// A copy that waits for its connection's turn, or a command that waits for a copy to end.
+    Copying,
 }
 
 /// What a task does next that is starved or paused.
@@ -143,6 +167,7 @@ pub(crate) enum Resume {
     LbaStatus,
     SettingChanged,
     Erased,
+    Copy,
     Answer,
 }
 
@@ -186,6 +211,13 @@ pub(crate) enum Kind {
     Zero,
     /// Something is done with a parameter list.
     List(List),
+    /// A parameter list of copy offload.
+    CopyCommand {
+        what: CopyOut,
+        list_identifier: u32,
+    },
+    /// A copy reads its source, or writes its destination.
+    Copy,
     /// One block is written over and over.
     WriteSame {
         unmap: bool,
@@ -253,12 +285,22 @@ pub(crate) struct Task {
     pub(crate) plan: Option<bool>,
     /// No answer will go.
     pub(crate) aborted: bool,
+    /// Another initiator has aborted it: it ends with TASK ABORTED.
+    pub(crate) terminated: bool,
+    /// Aborted; its initiator still owes data that R2Ts have asked for, which is waited for.
+    pub(crate) awaits_data: bool,
+    /// Its place among the commands of its unit.
+    pub(crate) share: Option<Share>,
+    /// Which of the session's dormant commands it was.
+    pub(crate) dormancy: u64,
     /// Counted as lingering: aborted, with operations in flight.
     pub(crate) lingers: bool,
     /// The connection ends when the answer has left.
     pub(crate) ends_session: bool,
     /// Bytes of this task's R2Ts that have not come yet.
     pub(crate) solicited_bytes: u32,
+    /// It is ahead of its CmdSN, and there was no memory for its data.
+    pub(crate) unkept: bool,
     /// In `Session::ready`.
     pub(crate) queued: bool,
     /// The task management function that waits for this task's end.
@@ -308,12 +350,22 @@ impl Task {
             at_work: false,
             plan: None,
             aborted: false,
+            terminated: false,
+            awaits_data: false,
+            share: None,
+            dormancy: 0,
             lingers: false,
             ends_session: false,
             solicited_bytes: 0,
+            unkept: false,
             queued: false,
             job: None,
         }
+    }
+
+    /// It holds memory for its Data-Out, or the receiver does for it.
+    pub(crate) fn holds_data(&self) -> bool {
+        self.buf.is_some() || self.operations > 0
     }
 
     /// Let go of what was read.
@@ -384,6 +436,10 @@ impl<R: Ring> Work<'_, R> {
                 self.session.held -= 1;
                 self.core.task_operations -= 1;
             }
+            Step::Dormant => {
+                self.session.dormant.retain(|&other| other != task);
+                self.session.rouse = true;
+            }
             _ => {}
         }
         match step {
@@ -401,7 +457,7 @@ impl<R: Ring> Work<'_, R> {
         if self.session.starved == 0 {
             return;
         }
-        for index in 0..TASKS_MAX as u16 {
+        for index in 0..SESSION_TASKS as u16 {
             let task = TaskId(index);
             let Step::Starved(resume) = self.task(task).step else { continue };
             self.set_step(task, Step::Idle);
@@ -424,6 +480,7 @@ impl<R: Ring> Work<'_, R> {
             Resume::LbaStatus => self.lba_status_again(task),
             Resume::SettingChanged => self.setting_changed(task),
             Resume::Erased => self.complete(task, Outcome::GOOD),
+            Resume::Copy => self.copy_go_on(task),
             Resume::Answer => self.send_when_drained(task),
         }
     }
@@ -456,12 +513,17 @@ impl Session {
         self.luns.binary_search_by_key(&lun, |entry| entry.lun).ok()
     }
 
+    /// Who it is, for access rules.
+    pub(crate) fn caller(&self) -> Caller<'_> {
+        Caller { name: &self.initiator, peer: self.addresses.1.ip(), local: self.addresses.0 }
+    }
+
     /// Take the LUNs of a new configuration. True when they differ from what the initiator knows.
     pub(crate) fn map_luns(&mut self, configuration: &Configuration, disks: &DiskTable, shard: ShardId) -> bool {
-        let map = self.target.as_ref().and_then(|(id, _)| configuration.luns.get(id));
         let mut former = std::mem::take(&mut self.luns);
+        let map = self.target.as_ref().map(|(id, _)| configuration.luns_seen_by(*id, &self.caller()));
         let mut changed = false;
-        for (lun, mapping) in map.into_iter().flatten() {
+        for (lun, mapping) in map.as_deref().into_iter().flatten() {
             let Some(disk) = disks.find(mapping.disk) else { continue };
             let same = former.iter().position(|entry| entry.lun == *lun && entry.disk == disk);
             let entry = match same {
@@ -477,7 +539,13 @@ impl Session {
                     changed = true;
                     // Its counters are made now, so that no command has to.
                     disks.of_task(disk).stats(shard);
-                    LunEntry { lun: *lun, disk, read_only: mapping.read_only, nexus: NexusUnit::new() }
+                    LunEntry {
+                        lun: *lun,
+                        disk,
+                        read_only: mapping.read_only,
+                        nexus: NexusUnit::new(),
+                        begun: Begun::default(),
+                    }
                 }
             };
             self.luns.push(entry);

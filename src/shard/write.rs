@@ -91,7 +91,11 @@ impl<R: Ring> Work<'_, R> {
         let disk = self.core.disks.of_task(slot);
         match disk.backing() {
             Backing::Null => {}
-            Backing::Memory(memory) => memory.write(offset_bytes, data),
+            Backing::Memory(memory) => {
+                self.core.revoke_tokens(slot, offset_bytes, data.len() as u64);
+                memory.write(offset_bytes, data);
+                self.core.revoke_tokens(slot, offset_bytes, data.len() as u64);
+            }
             _ => return false,
         }
         self.task(task).done = total;
@@ -190,7 +194,7 @@ impl<R: Ring> Work<'_, R> {
                 self.receive_more(task);
             }
             // Unsolicited data of a command that waits for its turn.
-            Step::Held => entry.received = entry.received.max(at + len),
+            Step::Held | Step::Dormant => entry.received = entry.received.max(at + len),
             _ => {}
         }
     }
@@ -210,6 +214,7 @@ impl<R: Ring> Work<'_, R> {
             Kind::CompareAndWrite => self.compare_data_received(task),
             Kind::OrWrite => self.exclude(task),
             Kind::List(_) => self.list_is_here(task),
+            Kind::CopyCommand { .. } => self.copy_list_received(task),
             _ => self.write_out(task),
         }
     }
@@ -228,6 +233,7 @@ impl<R: Ring> Work<'_, R> {
         entry.error = None;
         entry.planned = len_bytes;
         let slot = entry.disk.expect("a write has a unit");
+        self.core.revoke_tokens(slot, offset_bytes, u64::from(len_bytes));
         let disk = self.core.disks.of_task(slot);
         match disk.plan_write(offset_bytes, len_bytes) {
             WritePlan::Discard => self.part_written(task),
@@ -364,6 +370,9 @@ impl<R: Ring> Work<'_, R> {
     /// What was planned of the window is on the medium.
     pub(crate) fn part_written(&mut self, task: TaskId) {
         self.end_work(task);
+        let entry = self.task(task);
+        let (from, len, slot) = (entry.offset_bytes + u64::from(entry.done + entry.through), entry.planned, entry.disk);
+        self.core.revoke_tokens(slot.expect("a write has a unit"), from, u64::from(len));
         let entry = self.task(task);
         entry.through += entry.planned;
         if entry.through < entry.window {

@@ -3,12 +3,13 @@
 use uuid::Uuid;
 
 use super::error::OpenError;
-use super::format::{Chs, FOOTER_LEN, SECTOR, UNUSED};
+use super::format::{Chs, FOOTER_LEN, HEADER_LEN, SECTOR, UNUSED};
 use super::open::{Front, Kind, Warning, read_front};
 use super::parent::VhdParent;
 use super::spans::Span;
 use super::table::{BlockLayout, PlacedBlock, read_table};
 use crate::blocks::{Storage, StorageError};
+use crate::crc32c::crc32c;
 
 /// Findings that a report lists; more are counted.
 pub const FINDINGS_MAX: usize = 1000;
@@ -105,12 +106,39 @@ pub fn check(storage: &mut dyn Storage) -> Result<CheckReport, StorageError> {
     Ok(report)
 }
 
+/// What distinguishes two states of the structures of a file that is being served: its length, footers, header and
+/// block table. While this stays the same, a check sees one state, whatever is written to the file beside it.
+pub fn metadata_mark(storage: &mut dyn Storage) -> Result<Vec<u32>, StorageError> {
+    let len_bytes = storage.len_bytes()?;
+    let mut ranges = vec![(0, len_bytes.min(4096)), (len_bytes.saturating_sub(FOOTER_LEN), len_bytes)];
+    if let Ok(front) = read_front(storage)
+        && front.kind != Kind::Fixed
+    {
+        let (_, header) = front.header.as_ref().expect("only fixed disks have none");
+        let table = front.table();
+        ranges.push((*header, header + HEADER_LEN));
+        ranges.push((table.offset_bytes, table.entry_offset(table.blocks)));
+    }
+    let mut mark = vec![len_bytes as u32, (len_bytes >> 32) as u32];
+    let mut bytes = vec![0; 1 << 20];
+    for (mut at, end) in ranges {
+        while at < end {
+            let part = &mut bytes[..(end - at).min(1 << 20) as usize];
+            storage.read_at(at, part)?;
+            mark.push(crc32c(part));
+            at += part.len() as u64;
+        }
+    }
+    Ok(mark)
+}
+
 /// Where an error of opening points to.
 fn place_of(error: &OpenError) -> u64 {
     match error {
         OpenError::FooterChecksum { offset_bytes, .. }
         | OpenError::Header { offset_bytes, .. }
         | OpenError::TablePlace { offset_bytes, .. }
+        | OpenError::Locator { offset_bytes, .. }
         | OpenError::Overlap { offset_bytes, .. } => *offset_bytes,
         OpenError::Block { entry_offset_bytes, .. } => *entry_offset_bytes,
         _ => 0,
@@ -124,7 +152,7 @@ fn check_front(front: &Front, report: &mut CheckReport) {
         let (severity, offset_bytes) = match warning {
             Warning::EndFooterInvalid => (Severity::Mendable, end),
             Warning::FooterCopyInvalid | Warning::FootersDiffer => (Severity::Mendable, 0),
-            Warning::LocatorUnreadable { offset_bytes, .. } => (Severity::Note, *offset_bytes),
+            Warning::LocatorTooLong { offset_bytes, .. } => (Severity::Note, *offset_bytes),
             Warning::TableTooLarge { .. } => (Severity::Note, front.table().offset_bytes),
             Warning::SavedState => (Severity::Note, end),
         };
@@ -184,7 +212,7 @@ fn check_blocks(storage: &mut dyn Storage, front: &Front, report: &mut CheckRepo
         previous = Some(at);
         check_bitmap(storage, front.kind, layout, at, report)?;
     }
-    overlapping_spans(&front.spans, report);
+    shared_locators(&front.spans, report);
     report.unreferenced_bytes = report.file_len_bytes.saturating_sub(used + FOOTER_LEN);
     Ok(())
 }
@@ -194,7 +222,8 @@ fn overlap(report: &mut CheckReport, entry: u64, at: PlacedBlock, start: u64, ot
     report.find(Severity::Corrupt, entry, text);
 }
 
-fn overlapping_spans(spans: &[Span], report: &mut CheckReport) {
+/// Paths to the parent that share their place; every other sharing is an error of opening.
+fn shared_locators(spans: &[Span], report: &mut CheckReport) {
     for (number, one) in spans.iter().enumerate() {
         for other in &spans[..number] {
             if one.start < other.end && other.start < one.end {

@@ -105,8 +105,20 @@ pub enum OpenError {
         /// The broken rule.
         rule: &'static str,
     },
+    /// A path to the parent.
+    #[error("parent locator {number} ({len_bytes} bytes at {offset_bytes}): {rule}")]
+    Locator {
+        /// Which, 0 to 7.
+        number: u8,
+        /// Where its path should be.
+        offset_bytes: u64,
+        /// How long it should be.
+        len_bytes: u32,
+        /// The broken rule.
+        rule: &'static str,
+    },
     /// Two structures at one place.
-    #[error("{first} and {second} overlap at byte {offset_bytes} of the file")]
+    #[error("{first} and {second} overlap at byte {offset_bytes} of the file: no two structures may share bytes")]
     Overlap {
         /// One.
         first: String,

@@ -63,7 +63,7 @@ mod spans;
 mod table;
 
 pub use change::{Repaired, repair, resize, set_parent};
-pub use check::{CheckReport, FINDINGS_MAX, Finding, Severity, check};
+pub use check::{CheckReport, FINDINGS_MAX, Finding, Severity, check, metadata_mark};
 pub use create::{CreateOptions, Created, NewKind, create};
 pub use engine::Engine;
 pub use error::{ChangeError, CreateError, OpenError, OpenErrorKind};

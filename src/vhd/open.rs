@@ -59,8 +59,8 @@ pub enum Warning {
     #[error("the footer and its copy at the start of the file differ; the one at the end counts")]
     FootersDiffer,
     /// The path is not used.
-    #[error("parent locator {number} (at byte {offset_bytes}) cannot be read")]
-    LocatorUnreadable {
+    #[error("parent locator {number} (at byte {offset_bytes}) is longer than any path")]
+    LocatorTooLong {
         /// Which, 0 to 7.
         number: u8,
         /// Where its path should be.
@@ -255,6 +255,7 @@ pub(super) fn read_front(storage: &mut dyn Storage) -> Result<Front, OpenError> 
         (parent, rooms) = (Some(read.parent), read.rooms);
         spans.extend(read.spans);
     }
+    check_spans(&spans, footers.end_offset, len_bytes)?;
     let header = Some((header, header_offset));
     Ok(Front { footers, kind, shape, header, parent, spans, rooms, warnings, len_bytes })
 }
@@ -309,16 +310,28 @@ fn check_header(
         return refused("it lies behind the end of the file");
     }
     let header_end = header_offset + HEADER_LEN;
-    if offset_bytes < header_end && header_offset < offset_bytes + table_len {
-        let (first, second) = ("the dynamic header".to_owned(), "the block allocation table".to_owned());
-        return Err(OpenError::Overlap { first, second, offset_bytes: offset_bytes.max(header_offset) });
-    }
     let span = |start, end, name: &str| Span { start, end, name: name.to_owned() };
     Ok(vec![
         span(0, FOOTER_LEN, "the copy of the footer"),
         span(header_offset, header_end, "the dynamic header"),
         span(offset_bytes, offset_bytes + table_len, "the block allocation table"),
     ])
+}
+
+/// Whether each structure has its place to itself. Two paths to the parent may share theirs: neither is written.
+fn check_spans(spans: &[Span], footer: Option<u64>, len_bytes: u64) -> Result<(), OpenError> {
+    let footer = footer.map(|start| Span { start, end: len_bytes, name: "the footer".to_owned() });
+    let all: Vec<&Span> = spans.iter().chain(&footer).collect();
+    for (number, one) in all.iter().enumerate() {
+        for other in &all[..number] {
+            let paths = one.is_locator() && other.is_locator();
+            if !paths && one.start < other.end && other.start < one.end {
+                let (first, second) = (other.name.clone(), one.name.clone());
+                return Err(OpenError::Overlap { first, second, offset_bytes: one.start.max(other.start) });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A file that has passed every check.
@@ -331,12 +344,12 @@ pub(super) struct Loaded {
 /// Read the blocks of a disk that is not fixed.
 pub(super) fn load_blocks(storage: &mut dyn Storage, front: Front, limits: MapLimits) -> Result<Loaded, OpenError> {
     let map = new_map(front.shape, limits);
-    let mut blocks = load_table(storage, front.table(), &map, &front.spans)?;
+    let data_end = front.footers.end_offset.unwrap_or(front.len_bytes);
+    let mut blocks = load_table(storage, front.table(), &map, &front.spans, data_end)?;
     // What a table has beyond the disk's need, and room for paths, stay untouched where they are plausible.
     let (header, _) = front.header.as_ref().expect("only fixed disks have none");
     let surplus = header.table_offset.get() + table_bytes(u64::from(header.max_table_entries.get()));
     let reserved = front.rooms.iter().map(|(_, end)| *end).chain([surplus]);
-    let data_end = front.footers.end_offset.unwrap_or(front.len_bytes);
     for end in reserved.filter(|end| *end <= data_end) {
         blocks.objects_end = blocks.objects_end.max(end.next_multiple_of(SECTOR));
     }

@@ -4,13 +4,13 @@ use uuid::Uuid;
 use zerocopy::FromZeros;
 use zerocopy::big_endian::{U32, U64};
 
-use super::error::CreateError;
+use super::error::{CreateError, OpenError};
 use super::format::{
     DynamicHeader, LOCATOR_W2KU, LOCATOR_W2RU, LOCATOR_WI2K, LOCATOR_WI2R, LOCATORS_MAX, Locator, SECTOR,
 };
 use super::open::Warning;
-use super::spans::Span;
-use crate::blocks::{Storage, StorageError};
+use super::spans::{LOCATOR, Span};
+use crate::blocks::Storage;
 
 /// Longest path that is read: more than any file system has.
 const PATH_BYTES_MAX: u32 = 64 << 10;
@@ -54,12 +54,13 @@ pub(super) struct ReadParent {
     pub rooms: Vec<(u64, u64)>,
 }
 
-/// Read what a header says. What cannot be read is a warning: the caller may know the parent from elsewhere.
+/// Read what a header says. A path that lies behind the end of the file is refused: blocks to come would take its
+/// place.
 pub(super) fn read_parent(
     storage: &mut dyn Storage,
     header: &DynamicHeader,
     warnings: &mut Vec<Warning>,
-) -> Result<ReadParent, StorageError> {
+) -> Result<ReadParent, OpenError> {
     let len_bytes = storage.len_bytes()?;
     let (mut spans, mut rooms) = (Vec::new(), Vec::new());
     let mut parent = VhdParent {
@@ -73,14 +74,18 @@ pub(super) fn read_parent(
             continue;
         }
         let (offset, length) = (locator.offset.get(), locator.length.get());
-        let inside = length <= PATH_BYTES_MAX && offset.checked_add(u64::from(length)).is_some_and(|e| e <= len_bytes);
-        if !inside {
-            warnings.push(Warning::LocatorUnreadable { number: number as u8, offset_bytes: offset });
+        if offset.checked_add(u64::from(length)).is_none_or(|end| end > len_bytes) {
+            let rule = "it lies behind the end of the file";
+            return Err(OpenError::Locator { number: number as u8, offset_bytes: offset, len_bytes: length, rule });
+        }
+        if length > 0 {
+            spans.push(Span { start: offset, end: offset + u64::from(length), name: format!("{LOCATOR} {number}") });
+        }
+        rooms.push((offset, offset + room_of(locator)));
+        if length > PATH_BYTES_MAX {
+            warnings.push(Warning::LocatorTooLong { number: number as u8, offset_bytes: offset });
             continue;
         }
-        let name = format!("parent locator {number}");
-        spans.push(Span { start: offset, end: offset + u64::from(length), name });
-        rooms.push((offset, offset + room_of(locator)));
         let mut bytes = vec![0; length as usize];
         storage.read_at(offset, &mut bytes)?;
         let wide = || text_of(bytes.as_chunks::<2>().0.iter().map(|unit| u16::from_le_bytes(*unit)));

@@ -10,6 +10,16 @@ pub(super) struct Span {
     pub name: String,
 }
 
+/// How the name of a path to the parent begins.
+pub(super) const LOCATOR: &str = "parent locator";
+
+impl Span {
+    /// Whether it is a path to the parent.
+    pub fn is_locator(&self) -> bool {
+        self.name.starts_with(LOCATOR)
+    }
+}
+
 /// The first offset, a multiple of `align` and not below `from`, where `len` bytes touch none of the spans; the end of
 /// all of them is always free.
 pub(super) fn free_place(spans: &[Span], blocks: &[(u64, u64)], from: u64, len: u64, align: u64) -> u64 {

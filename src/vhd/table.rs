@@ -95,12 +95,13 @@ pub(super) fn read_table(
     Ok(())
 }
 
-/// Read the table, check every entry, and fill the map.
+/// Read the table, check every entry, and fill the map. `data_end`: where the footer begins, or the file's end.
 pub(super) fn load_table(
     storage: &mut dyn Storage,
     place: TablePlace,
     map: &BlockMap,
     spans: &[Span],
+    data_end: u64,
 ) -> Result<Blocks, OpenError> {
     let layout = BlockLayout::new(map.shape().block_bytes());
     let mut placed = Vec::new();
@@ -122,8 +123,7 @@ pub(super) fn load_table(
     })?;
     placed.sort_unstable();
     map.set_blocks_allocated(placed.len() as u32);
-    let len_bytes = storage.len_bytes()?;
-    let objects_end = check_places(&placed, layout, place, map.shape().size_bytes, len_bytes, spans)?;
+    let objects_end = check_places(&placed, layout, place, map.shape().size_bytes, data_end, spans)?;
     Ok(Blocks { placed, objects_end })
 }
 
@@ -133,7 +133,7 @@ fn check_places(
     layout: BlockLayout,
     place: TablePlace,
     size_bytes: u64,
-    len_bytes: u64,
+    data_end: u64,
     spans: &[Span],
 ) -> Result<u64, OpenError> {
     let name = |at: PlacedBlock| format!("block {}", at.block);
@@ -150,7 +150,7 @@ fn check_places(
     for at in placed {
         let (start, data) = (u64::from(at.sector) * SECTOR, layout.data_of(at.sector));
         let visible = (size_bytes - u64::from(at.block) * layout.block_bytes).min(layout.block_bytes);
-        if data + visible > len_bytes {
+        if data + visible > data_end {
             let entry_offset_bytes = place.entry_offset(at.block);
             let rule = "the block lies behind the end of the file";
             return Err(OpenError::Block { block: at.block, sector: at.sector, entry_offset_bytes, rule });

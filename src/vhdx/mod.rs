@@ -72,7 +72,7 @@ mod storage;
 
 pub use check::{
     BlockCounts, CheckReport, FINDINGS_PER_KIND_MAX, Finding, HeaderFacts, ItemFacts, LogFacts, RegionFacts, Severity,
-    Tally, check,
+    Tally, check, metadata_mark,
 };
 pub use create::{CreateOptions, Created, DiskKind, NewParent, create};
 pub use describe::{Description, describe};

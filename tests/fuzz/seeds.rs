@@ -1,7 +1,11 @@
-//! The files that mutation starts from: written by our engine, made from the specification, and, where they are at
-//! hand, the small images of other people.
+//! The files that mutation starts from: written by our engine, made from the specification, and, where
+//! `LUNARING_IMAGES` names the collection, the small images of other people.
+
+use std::path::PathBuf;
+use std::process::Command;
 
 use lunaring::vhdx::{CreateOptions, DiskKind, create};
+use serde_json::Value;
 
 use crate::made::{Content, Recipe, bytes_of, random_disk};
 use crate::made_vhd::{Kind, random_vhd};
@@ -58,6 +62,27 @@ pub fn all_vhd() -> Vec<Start> {
         seeds.push(Start { name, file: made.file, parent });
     }
     seeds
+}
+
+/// The larger ones would only be slower: their structures are the same.
+const IMAGE_BYTES_MAX: u64 = 40 * MIB;
+
+/// The small images of others of a format ("vhdx", "vhd"); none where the collection is not at hand.
+pub fn images(format: &str) -> Vec<Start> {
+    let Some(root) = std::env::var_os("LUNARING_IMAGES").map(PathBuf::from) else { return Vec::new() };
+    let manifest = std::fs::read_to_string(root.join("manifest.json")).expect("LUNARING_IMAGES holds manifest.json");
+    let manifest: Vec<Value> = serde_json::from_str(&manifest).expect("the manifest is a list");
+    let fits = |image: &&Value| {
+        let small = image["file_size"].as_u64().is_some_and(|bytes| bytes <= IMAGE_BYTES_MAX);
+        small && image["format"] == format && image["expect"] == "open" && image["type"] != "differencing"
+    };
+    let start = |image: &Value| {
+        let name = image["name"].as_str().expect("an image has a name");
+        let unpacked = Command::new("xz").args(["-d", "-c"]).arg(root.join(name)).output().expect("xz is needed");
+        assert!(unpacked.status.success(), "xz -d -c {name}");
+        Start { name: name.to_owned(), file: SparseFile::from_bytes(&unpacked.stdout), parent: None }
+    };
+    manifest.iter().filter(fits).map(start).collect()
 }
 
 fn ours(kind: DiskKind, block: u64, sector: u32, dirty: bool) -> SparseFile {

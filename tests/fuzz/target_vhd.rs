@@ -15,6 +15,8 @@ struct Memory(SparseFile);
 
 impl BlockingFile for Memory {
     fn read(&mut self, offset_bytes: u64, into: &mut [u8]) -> io::Result<()> {
+        let end = offset_bytes + into.len() as u64;
+        assert!(end <= self.0.len, "a file of {} bytes is read up to {end}", self.0.len);
         self.0.read(offset_bytes, into);
         Ok(())
     }

@@ -15,7 +15,9 @@ use super::{Change, PAGE, Random, RecordedFile, SparseFile, open_with};
 fn read_padded(storage: &mut dyn Storage, offset: u64, into: &mut [u8]) {
     let len = storage.len_bytes().expect("a file has a size");
     let there = len.saturating_sub(offset).min(into.len() as u64) as usize;
-    storage.read_at(offset, &mut into[..there]).expect("it is inside the file");
+    if there > 0 {
+        storage.read_at(offset, &mut into[..there]).expect("it is inside the file");
+    }
     into[there..].fill(0);
 }
 

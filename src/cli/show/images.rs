@@ -117,6 +117,24 @@ pub fn metadata(answer: &Value) -> String {
     table.show("no user metadata")
 }
 
+/// Where the space of a disk's files is, in a sentence.
+pub fn space(disk: &Value) -> String {
+    let space = &disk["space"];
+    let amount = |field| space[field].as_u64().filter(|bytes| *bytes > 0).map(HumanBytes);
+    let Some(file) = amount("file_bytes") else { return String::new() };
+    let mut parts = vec![format!("the file is {file} long")];
+    if space["block_bytes"].is_u64() {
+        parts.push(format!("blocks hold {}", bytes(space, "block_bytes")));
+        parts.push(format!("{} inside it are free", bytes(space, "free_inside_bytes")));
+    }
+    parts.extend(amount("given_up_bytes").map(|given_up| format!("{given_up} more soon")));
+    parts.extend(amount("files_closing").map(|count| format!("{} former files are being closed", count.0)));
+    if list(disk, "chain").len() > 1 {
+        parts.push(format!("all files of the chain take {}", bytes(space, "chain_allocated_bytes")));
+    }
+    parts.join(", ")
+}
+
 /// The files of a disk, below its properties.
 pub fn chain(disk: &Value) -> String {
     let mut table = Table::new(&[">LAYER", "FORMAT", ">SIZE", ">ON FILE", "SNAPSHOT", "DISK", "FILE", "IDENTIFIER"]);
@@ -224,6 +242,18 @@ mod tests {
         }
         assert!(!said.contains("0 zero"), "{said}");
         assert!(check(&json!({})).contains("no errors"));
+    }
+
+    #[test]
+    fn space_is_a_sentence() {
+        assert_eq!(space(&json!({"file": "/x"})), "");
+        let raw = json!({"space": {"file_bytes": 4096, "chain_allocated_bytes": 0}, "chain": [{}]});
+        assert_eq!(space(&raw), "the file is 4K long");
+        let both = space(&json!({"space": {"file_bytes": 20 << 20, "chain_allocated_bytes": 40 << 20,
+            "block_bytes": 12 << 20, "free_inside_bytes": 3 << 20, "given_up_bytes": 1 << 20, "files_closing": 0},
+            "chain": [{}, {}]}));
+        let expected = "the file is 20M long, blocks hold 12M, 3M inside it are free, 1M more soon, ";
+        assert_eq!(both, format!("{expected}all files of the chain take 40M"));
     }
 
     #[test]

@@ -18,12 +18,36 @@ pub struct Layer {
     pub size_bytes: u64,
     /// Space that it takes on its file system.
     pub allocated_bytes: u64,
+    /// Its length.
+    #[serde(default)]
+    pub file_bytes: u64,
     /// What children know it by: a VHDX's DataWriteGuid, a VHD's unique id.
     pub identifier: Option<String>,
     /// The snapshot of this disk that ends with it.
     pub snapshot: Option<String>,
     /// The other disk whose file it is.
     pub disk: Option<String>,
+}
+
+/// Where the space of a disk's files is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Space {
+    /// Length of the file that is written. A file system that knows holes may have given it less.
+    pub file_bytes: u64,
+    /// Space that all files of the chain take on their file systems.
+    pub chain_allocated_bytes: u64,
+    /// Bytes of the written file that its blocks hold; only of a writable disk in blocks, as the next three.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_bytes: Option<u64>,
+    /// Inside the file and free for new blocks: the file does not grow before this is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub free_inside_bytes: Option<u64>,
+    /// Given up by blocks, and free once that is durable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub given_up_bytes: Option<u64>,
+    /// Former written files, now snapshots, that are still being closed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files_closing: Option<u32>,
 }
 
 /// `POST /v1/disks/{disk}/resize`

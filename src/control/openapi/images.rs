@@ -75,8 +75,12 @@ pub(super) fn snapshot_and_job_paths() -> Value {
 pub(super) fn schemas() -> Value {
     json!({
         "Layer": object(
-            "file string, format vhdx|vhd|raw, size_bytes integer, allocated_bytes integer, identifier? string, \
-             snapshot? string, disk? string",
+            "file string, format vhdx|vhd|raw, size_bytes integer, allocated_bytes integer, file_bytes integer, \
+             identifier? string, snapshot? string, disk? string",
+        ),
+        "Space": object(
+            "file_bytes integer, chain_allocated_bytes integer, block_bytes? integer, free_inside_bytes? integer, \
+             given_up_bytes? integer, files_closing? integer",
         ),
         "Resize": object("size_bytes integer, allow_shrink? boolean"),
         "Check": object("repair? boolean"),

@@ -42,7 +42,7 @@ pub fn target(name: &str) -> NewTarget {
 }
 
 pub fn lun(disk: &str, lun: Option<u16>) -> NewLun {
-    NewLun { disk: disk.into(), lun, read_only: false }
+    NewLun { disk: disk.into(), lun, read_only: false, only_for: None }
 }
 
 fn refused(result: Result<impl std::fmt::Debug, Refused>, kind: ErrorKind, said: &str) {
@@ -156,7 +156,7 @@ fn deleting_a_disk_takes_its_file_unless_that_is_kept_or_a_target_needs_it() {
         controller.target_new(target("t")).await.unwrap();
         controller.target_map("t", lun("a", Some(5))).await.unwrap();
         refused(controller.disk_delete("a", false).await, ErrorKind::Conflict, "LUN 5 of target 't'");
-        controller.target_unmap("t", 5).await.unwrap();
+        controller.target_unmap("t", 5, None).await.unwrap();
         assert_eq!(controller.disk_delete("a", false).await.unwrap().kept_file, None);
         let kept = controller.disk_delete("b", true).await.unwrap().kept_file;
         assert_eq!(kept, Some(dir.path().canonicalize().unwrap().join("disks/b.raw")));
@@ -183,7 +183,7 @@ fn luns_take_the_lowest_free_number_and_never_double() {
         refused(controller.target_map("t", lun("d", Some(16384))).await, ErrorKind::Invalid, "use 0 to 16383");
         refused(controller.target_map("t", lun("x", None)).await, ErrorKind::NotFound, "there is no disk 'x'");
         refused(controller.target_map("x", lun("d", None)).await, ErrorKind::NotFound, "there is no target 'x'");
-        refused(controller.target_unmap("t", 7).await, ErrorKind::NotFound, "has no LUN 7");
+        refused(controller.target_unmap("t", 7, None).await, ErrorKind::NotFound, "has no LUN 7");
     });
 }
 
@@ -226,6 +226,7 @@ fn chap_secrets_are_checked_stored_and_never_shown() {
                 chap_secret: secret.into(),
                 mutual_user: mutual.map(|_| "server".into()),
                 mutual_secret: mutual.map(Into::into),
+                algorithms: vec![],
             })
         };
         for (new, said) in [
@@ -254,7 +255,7 @@ fn portals_listen_and_stop_and_a_port_in_use_changes_nothing() {
     block_on(async {
         let (mut controller, plane) = started(dir.path()).await;
         let portal = free_portal();
-        let new = |address: &str| NewPortal { address: address.into() };
+        let new = |address: &str| NewPortal { address: address.into(), advertise: None };
         controller.portal_add(new(&portal.to_string())).await.unwrap();
         std::net::TcpStream::connect(portal).unwrap();
         assert_eq!(plane.told(0).configuration.directory.portals().len(), 1);
@@ -282,7 +283,7 @@ fn a_portal_of_the_command_line_is_not_kept_until_it_is_added() {
         let portal = free_portal();
         controller.listen_all(&[portal]).await.unwrap();
         assert!(controller.config.portals.is_empty() && controller.portals[0].temporary);
-        controller.portal_add(NewPortal { address: portal.to_string() }).await.unwrap();
+        controller.portal_add(NewPortal { address: portal.to_string(), advertise: None }).await.unwrap();
         assert!(controller.config.portals == [portal] && !controller.portals[0].temporary);
     });
 }
@@ -307,7 +308,7 @@ fn a_disk_whose_file_is_gone_is_offline_and_disturbs_no_other() {
         let shown = handle.view().api_disk_mapped("a").unwrap();
         assert_eq!(shown.state, crate::control::api::DiskState::Offline);
         assert!(shown.reason.unwrap().contains("no such file"));
-        controller.target_unmap("t", 0).await.unwrap();
+        controller.target_unmap("t", 0, None).await.unwrap();
         controller.disk_delete("a", false).await.unwrap();
         assert_eq!(controller.config.disks.len(), 1, "an offline disk can be deleted");
     });

@@ -129,12 +129,12 @@ fn target_commands() {
     crash_everywhere(async |c, _| c.target_new(target("u")).await);
     crash_everywhere(async |c, _| c.target_delete("t").await);
     crash_everywhere(async |c, _| c.target_map("t", lun("spare", None)).await.map(drop));
-    crash_everywhere(async |c, _| c.target_unmap("t", 0).await);
+    crash_everywhere(async |c, _| c.target_unmap("t", 0, None).await);
     crash_everywhere(async |c, _| c.target_allow("t", "any").await);
 }
 
 #[test]
 fn portal_add() {
     let portal = free_portal().to_string();
-    crash_everywhere(async move |c, _| c.portal_add(NewPortal { address: portal.clone() }).await);
+    crash_everywhere(async move |c, _| c.portal_add(NewPortal { address: portal.clone(), advertise: None }).await);
 }

@@ -87,7 +87,8 @@ fn every_verb_works_over_the_socket() {
     assert_eq!((allowed.0, &allowed.1["allow"]), (200, &json!(["any"])));
     let secret = json!({"chap_user": "u", "chap_secret": "secret-of-length"});
     let auth = server.ask("PUT", "/v1/targets/t/auth", Some(secret));
-    assert_eq!((auth.0, &auth.1["auth"]), (200, &json!({"chap_user": "u", "mutual_user": null})));
+    let shown = json!({"chap_user": "u", "mutual_user": null, "algorithms": ["sha3-256", "sha256", "sha1", "md5"]});
+    assert_eq!((auth.0, &auth.1["auth"]), (200, &shown));
     assert_eq!(server.ask("POST", "/v1/portals", Some(json!({"address": portal}))).0, 201);
     assert_eq!(server.ask("GET", "/v1/disks/d", None).1["mapped"], json!([{"target": "t", "lun": 0}]));
     assert_eq!(server.ask("GET", "/v1/disks", None).1["disks"][0]["mapped"][0]["lun"], 0);

@@ -80,7 +80,7 @@ fn children_share_a_parent_that_is_frozen_as_long_as_there_are_any() {
         c.target_map("t", lun("golden", None)).await.unwrap();
         let refused = c.disk_new(child("a", "golden")).await.unwrap_err();
         assert!(refused.message.contains("LUN 0 of target 't'"), "{refused}");
-        c.target_unmap("t", 0).await.unwrap();
+        c.target_unmap("t", 0, None).await.unwrap();
         for name in ["a", "b"] {
             c.disk_new(child(name, "golden")).await.unwrap();
         }

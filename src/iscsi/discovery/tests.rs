@@ -7,11 +7,18 @@ use crate::units::{PortalId, TargetId};
 
 fn target(id: u32, name: &str, access: &str) -> Target {
     let access = access.split_whitespace().map(|rule| rule.parse().unwrap()).collect();
-    Target { id: TargetId(id), name: name.parse().unwrap(), alias: None, access, authentication: Authentication::None }
+    Target {
+        id: TargetId(id),
+        name: name.parse().unwrap(),
+        alias: None,
+        access,
+        authentication: Authentication::None,
+        redirects: vec![],
+    }
 }
 
 fn portal(listen: &str, portal_group_tag: u16) -> Portal {
-    Portal { id: PortalId(0), listen: listen.parse().unwrap(), portal_group_tag }
+    Portal { id: PortalId(0), listen: listen.parse().unwrap(), portal_group_tag, advertise: None }
 }
 
 fn directory(targets: Vec<Target>, portals: Vec<Portal>) -> Arc<Directory> {
@@ -77,7 +84,7 @@ impl Bench {
             directory: &self.directory,
             initiator_name: &self.initiator_name,
             peer: "10.0.0.9".parse().unwrap(),
-            local: "10.0.0.1".parse().unwrap(),
+            local: "10.0.0.1:3260".parse().unwrap(),
             target: self.target.as_ref(),
             transmit_segment_length_max: self.transmit_segment_length_max,
             receive_segment_length_max: 262_144,

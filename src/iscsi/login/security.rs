@@ -80,9 +80,10 @@ impl Security {
                 Ok(())
             }
             Security::Chap(chap, credentials) => {
-                let allowed = &environment.policy.chap_algorithms;
+                let all = environment.policy.chap_algorithms.iter().copied();
+                let allowed: Vec<_> = all.filter(|algorithm| credentials.allows(*algorithm)).collect();
                 let entropy = &mut *environment.entropy;
-                chap.handle(&keys.chap, credentials, allowed, entropy, answer)?;
+                chap.handle(&keys.chap, credentials, &allowed, entropy, answer)?;
                 if matches!(chap, Chap::Done) {
                     *self = Security::Passed;
                 }

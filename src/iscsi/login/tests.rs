@@ -42,7 +42,7 @@ fn chap(mutual: bool) -> Authentication {
 
 fn target(id: u32, name: &str, access: &str, authentication: Authentication) -> Target {
     let access = access.split_whitespace().map(|rule| rule.parse().unwrap()).collect();
-    Target { id: TargetId(id), name: name.parse().unwrap(), alias: None, access, authentication }
+    Target { id: TargetId(id), name: name.parse().unwrap(), alias: None, access, authentication, redirects: vec![] }
 }
 
 fn arrival() -> Arrival {
@@ -69,7 +69,12 @@ impl Bench {
             target(2, "iqn.2026-11.io.lunaring:closed", "", Authentication::None),
             target(3, "iqn.2026-11.io.lunaring:elsewhere", "ip:192.0.2.0/24 iqn:iqn.other", Authentication::None),
         ];
-        let portals = vec![Portal { id: PortalId(0), listen: "0.0.0.0:3260".parse().unwrap(), portal_group_tag: 7 }];
+        let portals = vec![Portal {
+            id: PortalId(0),
+            listen: "0.0.0.0:3260".parse().unwrap(),
+            portal_group_tag: 7,
+            advertise: None,
+        }];
         Bench {
             directory: Directory::new(targets, portals, Authentication::None).unwrap(),
             policy: LoginPolicy::default(),
@@ -283,8 +288,9 @@ fn each_operational_key_is_answered_by_its_rule() {
         ("DataSequenceInOrder=No|", "DataSequenceInOrder=Yes"),
         ("ErrorRecoveryLevel=2|", "ErrorRecoveryLevel=0"),
         ("ErrorRecoveryLevel=3|", "ErrorRecoveryLevel=Reject"),
-        ("TaskReporting=FastAbort,ResponseFence,RFC3720|", "TaskReporting=RFC3720"),
-        ("TaskReporting=FastAbort|", "TaskReporting=Reject"),
+        ("TaskReporting=FastAbort,ResponseFence,RFC3720|", "TaskReporting=FastAbort"),
+        ("TaskReporting=X-new,ResponseFence|", "TaskReporting=ResponseFence"),
+        ("TaskReporting=X-new|", "TaskReporting=Reject"),
         ("iSCSIProtocolLevel=2|", "iSCSIProtocolLevel=1"),
         ("iSCSIProtocolLevel=0|", "iSCSIProtocolLevel=0"),
         ("IFMarker=Yes|OFMarker=No|", "IFMarker=No|OFMarker=No"),
@@ -310,6 +316,7 @@ fn what_is_answered_is_what_holds() {
         iSCSIProtocolLevel=2|";
     let (_, established) = Bench::open().established(&request(OPERATIONAL_TO_FULL, &format!("{WHO}{keys}")));
     let expected = Negotiated {
+        fast_abort: false,
         header_digest: true,
         data_digest: true,
         receive_segment_length_max: 262_144,

@@ -196,6 +196,8 @@ open_enum! {
         SESSION_DROP = 3,
         /// The target asks for parameter negotiation within Parameter3 seconds.
         NEGOTIATION_REQUEST = 4,
+        /// All active tasks of the LUN are being terminated: only where TaskReporting=FastAbort.
+        TASK_TERMINATION = 5,
         /// Vendor-specific.
         VENDOR = 255,
     }

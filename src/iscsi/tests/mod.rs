@@ -38,6 +38,7 @@ fn parameters() -> SessionParameters {
         initial_r2t: false,
         immediate_data: true,
         max_outstanding_r2t: 2,
+        fast_abort: false,
         default_time2wait: 2,
         default_time2retain: 20,
         exp_cmd_sn: 100,

@@ -470,14 +470,6 @@ impl Initiator {
         };
         if retry {
             self.report.retried += 1;
-            if status == status::CHECK_CONDITION
-                && self.config.may_lose_commands
-                && let Phase::Working(session) = &mut self.phase
-            {
-                let lost = session.forget_before(task.unit, task.cmd_sn);
-                self.report.aborted += lost.len() as u32;
-                self.abandon(lost);
-            }
             let unit = &self.units[task.unit];
             match task.work {
                 Work::Read { unit: first, .. } if self.commands_left == 0 => {
@@ -486,6 +478,11 @@ impl Initiator {
                 }
                 work => self.commands_left += u32::from(work.range().is_some()),
             }
+            return Ok(());
+        }
+        if status == status::TASK_ABORTED && self.config.may_lose_commands {
+            self.report.aborted += 1;
+            self.abandon(vec![task]);
             return Ok(());
         }
         let key = key_of(&sense).filter(|_| status == status::CHECK_CONDITION);

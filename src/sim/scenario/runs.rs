@@ -17,6 +17,8 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "bad-disks", about: "one disk's file fails with EIO, another's has no space", run: bad_disks },
     Scenario { name: "hung", about: "some operations of two disks' files take minutes", run: hung },
     Scenario { name: "narrow", about: "a shard with little memory and small socket buffers", run: narrow },
+    Scenario { name: "pinched", about: "far less memory than the writes that come unasked would take", run: pinched },
+    Scenario { name: "door", about: "more strangers than there is room for, and a ring that is full", run: door },
     Scenario { name: "aborts", about: "initiators abort tasks and task sets and reset logical units", run: aborts },
     Scenario { name: "shared", about: "initiators change the same blocks, with aborts and resets", run: shared },
     Scenario { name: "crowd", about: "many sessions that each do a little", run: crowd },
@@ -152,6 +154,24 @@ impl Scene {
         Ok(outcome)
     }
 
+    /// Let the server run for this long, by itself.
+    fn run_for(&mut self, time: Nanos) {
+        /// Never satisfied.
+        struct Nobody;
+        impl Runnable for Nobody {
+            fn turn(&mut self, _wait: crate::ring::Wait) {}
+            fn is_satisfied(&self) -> bool {
+                false
+            }
+        }
+        let mut nobody = Nobody;
+        // Time stops there, and does not go on to the next thing that happens.
+        self.world.alarm(time);
+        let mut runnables: Vec<&mut dyn Runnable> = self.server.shards().collect();
+        runnables.push(&mut nobody);
+        self.world.run(&mut runnables, RunLimit { time, rounds: 20_000_000 });
+    }
+
     /// Run to the end, stop the server, and report.
     fn finish(mut self) -> Result<Report, String> {
         let outcome = self.run(PATIENCE)?;
@@ -267,6 +287,49 @@ fn hung(run: Run) -> Result<Report, String> {
 fn narrow(run: Run) -> Result<Report, String> {
     let setting = Setting { network: NetworkFaults::rough(), pipe_capacity_bytes: 5000, ..Setting::default() };
     Scene::new(run, &setting, |config| config.memory_bytes = 16 << 20)?.finish()
+}
+
+fn pinched(run: Run) -> Result<Report, String> {
+    let setting = Setting {
+        network: NetworkFaults::rough(),
+        transfer_bytes_max: 1 << 20,
+        region_sectors: 2048,
+        initiators_max: 2,
+        commands: 200,
+        ..Setting::default()
+    };
+    let change = |config: &mut ServerConfig| (config.memory_bytes, config.shards) = (14 << 20, 1);
+    Scene::new(run, &setting, change)?.finish()
+}
+
+/// Strangers connect and say nothing. Those for whom there is no place are sent away when the ring takes that, the others
+/// when their time is over; none may be left connected.
+fn door(run: Run) -> Result<Report, String> {
+    let setting = Setting { initiators_max: 1, commands: 0, ..Setting::default() };
+    let change = |config: &mut ServerConfig| {
+        (config.memory_bytes, config.ring_slots, config.shards) = (8 << 20, 150, 1);
+        config.disks.truncate(2);
+    };
+    let mut scene = Scene::new(run, &setting, change)?;
+    scene.initiators.clear();
+    let mut strangers = Vec::new();
+    for _ in 0..8 {
+        // A full backlog refuses some.
+        strangers.extend((0..100).filter_map(|_| scene.world.connect(Server::portal()).ok()));
+        scene.run_for(Nanos(1_000_000));
+    }
+    let mut left = |scene: &mut Scene, time: Nanos| -> Result<usize, String> {
+        scene.run_for(time);
+        strangers.retain_mut(|stream| matches!(stream.read(&mut [0; 16]), Err(crate::sim::StreamError::WouldBlock)));
+        Ok(strangers.len())
+    };
+    if left(&mut scene, Nanos(1_000_000_000))? == 0 {
+        return Err("nobody was let in".to_owned());
+    }
+    match left(&mut scene, Nanos(20_000_000_000))? {
+        0 => scene.finish(),
+        left => Err(format!("{left} connections have been forgotten")),
+    }
 }
 
 fn stopped(run: Run) -> Result<Report, String> {

@@ -392,8 +392,9 @@ fn configuration(luns: LunMap, uncached: bool) -> Result<Configuration, String> 
         alias: None,
         access: vec![AccessRule::Any],
         authentication: Authentication::None,
+        redirects: Vec::new(),
     };
-    let portal = Portal { id: PORTAL, listen: Server::portal(), portal_group_tag: 1 };
+    let portal = Portal { id: PORTAL, listen: Server::portal(), portal_group_tag: 1, advertise: None };
     let directory =
         Directory::new(vec![target], vec![portal], Authentication::None).map_err(|error| error.to_string())?;
     let luns: HashMap<TargetId, LunMap> = BTreeMap::from([(TARGET, luns)]).into_iter().collect();

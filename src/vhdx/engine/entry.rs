@@ -4,7 +4,7 @@ use super::group::{Change, Kind, LogPage, PAGES_MAX, Sectors};
 use super::steps::{PAGE_LEN, RING_RESERVE, Step, TURN};
 use super::{Engine, Operation};
 use crate::blocks::{Entry, State, WORDS_PER_PAGE};
-use crate::vhdx::format::{BatEntry, PAGE};
+use crate::vhdx::format::{BatEntry, MIB, PAGE};
 use crate::vhdx::source::{BITMAP_PAGES, bits_page_offset, settled};
 use crate::vhdx::space::Run;
 
@@ -33,6 +33,9 @@ fn change_bits(page: &mut [u8], from: u64, to: u64, set: bool) {
         at += count;
     }
 }
+
+/// The smallest ring that there can be (section 2.2.2) holds what starts an epoch, the largest entry, and what ends it.
+const _: () = assert!((1 + (1 + PAGES_MAX as u64) + 1) * PAGE_LEN + RING_RESERVE <= MIB);
 
 impl Engine {
     /// Write the committing group's entry; before it, turn the epoch where the ring is used up.

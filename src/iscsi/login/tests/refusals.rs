@@ -2,7 +2,8 @@
 
 use super::{
     Algorithm, Authentication, Bench, CONTINUE, Directory, LoginReceive, LoginStatus, LoginStep, OPERATIONAL,
-    OPERATIONAL_TO_FULL, SECURITY, SECURITY_TO_FULL, SECURITY_TO_OPERATIONAL, WHO, chap, refused, request, target,
+    OPERATIONAL_TO_FULL, Redirect, SECURITY, SECURITY_TO_FULL, SECURITY_TO_OPERATIONAL, WHO, chap, refused, request,
+    target,
 };
 use crate::limits::{LOGIN_REQUESTS_MAX, NEGOTIATION_BYTES_MAX};
 
@@ -290,4 +291,57 @@ fn discovery_has_its_own_authentication() {
     bench.directory = Directory::new(targets, vec![], chap(false)).unwrap();
     let status = bench.refusal(&request(ONE_SHOT, "InitiatorName=iqn.host|SessionType=Discovery|"));
     assert_eq!(status, LoginStatus::AUTHENTICATION_FAILURE);
+}
+
+#[test]
+fn who_is_sent_elsewhere_is_told_where_and_for_how_long() {
+    for (permanent, status) in [(false, 0x0101), (true, 0x0102)] {
+        let mut bench = Bench::open();
+        let mut moved = target(4, "iqn.2026-11.io.lunaring:moved", "iqn:iqn.host", chap(false));
+        moved.redirects = vec![Redirect { portal: None, address: "[2001:db8::1]:3261".to_owned(), permanent }];
+        bench.directory = Directory::new(vec![moved], vec![], Authentication::None).unwrap();
+        let ask = |name: &str| format!("InitiatorName={name}|TargetName=iqn.2026-11.io.lunaring:moved|");
+        let LoginStep::Close { reply: Some(reply), failure } = bench.step(&request(SECURITY_TO_FULL, &ask("iqn.host")))
+        else {
+            panic!()
+        };
+        assert_eq!((reply.bhs.0[1], &reply.bhs.0[36..38]), (0, &[1, 1 + u8::from(permanent)][..]));
+        assert_eq!(failure.status, LoginStatus(status));
+        assert_eq!(reply.data, b"TargetAddress=[2001:db8::1]:3261\0", "no portal group tag");
+        assert_eq!(reply.bhs.data_segment_len(), reply.data.len());
+        // Whom no rule allows learns nothing.
+        let mut stranger = Bench::open();
+        stranger.directory = bench.directory;
+        assert_eq!(stranger.refusal(&request(SECURITY_TO_FULL, &ask("iqn.other"))), LoginStatus::AUTHORIZATION_FAILURE);
+    }
+}
+
+#[test]
+fn only_the_algorithms_of_the_target_and_of_the_server_are_taken() {
+    let offer = |of_server: &[Algorithm], of_target: &[Algorithm], offered: &str| {
+        let Authentication::Chap(credentials) = chap(false) else { panic!() };
+        let credentials = credentials.with_algorithms(of_target.to_vec());
+        let mut bench = Bench::new(Authentication::Chap(credentials));
+        bench.policy.chap_algorithms = of_server.to_vec();
+        bench.reply(&request(SECURITY, &format!("{WHO}AuthMethod=CHAP|")));
+        match bench.step(&request(SECURITY, &format!("CHAP_A={offered}|"))) {
+            LoginStep::Reply(reply) => {
+                let text = String::from_utf8(reply.data).unwrap();
+                text.strip_prefix("CHAP_A=").unwrap()[..1].parse::<u8>().ok()
+            }
+            LoginStep::Close { failure, .. } => {
+                assert_eq!(failure.status, LoginStatus::AUTHENTICATION_FAILURE);
+                None
+            }
+            LoginStep::Establish(_) => panic!(),
+        }
+    };
+    use Algorithm::{Md5, Sha1, Sha3_256, Sha256};
+    let all = [Sha3_256, Sha256, Sha1, Md5];
+    assert_eq!(offer(&all, &[], "5,6,7,8"), Some(8));
+    assert_eq!(offer(&all, &[], "5"), Some(5));
+    assert_eq!(offer(&all, &[Sha256], "5,6,7,8"), Some(7));
+    assert_eq!(offer(&all, &[Sha256, Sha3_256], "5,6"), None);
+    assert_eq!(offer(&[Sha256, Sha1], &[Sha1, Md5], "5,6,7,8"), Some(6));
+    assert_eq!(offer(&[Sha256], &[Md5], "5,7"), None);
 }
