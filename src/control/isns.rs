@@ -201,7 +201,7 @@ impl Controller {
         let told = |portal: &LivePortal| {
             portal.listening.as_ref().ok()?;
             let address = self.config.advertised.get(&portal.address).copied().unwrap_or(portal.address);
-            Some((address, super::controller::PORTAL_GROUP_TAG))
+            Some((address, portal.group))
         };
         let wanted = self.config.isns.as_ref().map(|isns| Wanted {
             server: isns.server.clone(),
