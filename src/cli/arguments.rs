@@ -160,7 +160,8 @@ pub enum DiskVerb {
     Check(DiskCheck),
     /// Copy a disk's content into a new image, of any format and kind
     Convert(DiskConvert),
-    /// Merge a differencing disk into its parent: one file is left, which the disk goes on with
+    /// Merge a differencing disk into its parent: one file is left, which the disk goes on with. A parent that is a
+    /// disk of its own is none any more
     Merge {
         /// The disk
         name: String,

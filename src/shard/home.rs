@@ -18,7 +18,7 @@ use super::peer::{Asker, HomeRequest, PeerMessage};
 use super::settings::Changes;
 use crate::blocks::{Asked, Done, Engine, EngineError, Event, FlushMark, IoId, Ticket};
 use crate::bounded::{Key, Slab};
-use crate::medium::{Disk, Health};
+use crate::medium::{Disk, Doing, Health};
 use crate::ring::{Completion, Errno, Op, Ring, Wake};
 use crate::scsi::MediumError;
 use crate::units::ShardId;
@@ -387,7 +387,8 @@ impl HomeDisk {
         if let (Some(engine), Some(mark)) = (self.driver.engine(), mark) {
             engine.flush_done(mark, result.map_err(failure));
         }
-        if result.is_err() {
+        if let Err(errno) = result {
+            self.disk().trouble().note(Doing::Flushing, errno.0);
             // A failed fsync may have dropped what it could not write: nothing after it can be believed.
             self.disk().poison();
         }

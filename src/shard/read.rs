@@ -2,14 +2,13 @@
 //!
 //! A command is worked off in windows of at most 1 MiB: a window is read, sent (or compared), and then the next one is.
 
-use super::core::Mark;
 use super::peer::HomeRequest;
 use super::session::{Answer, Kind, Resume, Step, Task, Work};
 use crate::blocks::{Extent, ExtentList};
 use crate::iscsi::transfer::TaskId;
 use crate::iscsi::transmit::Ending;
 use crate::limits::BURST_LENGTH_MAX;
-use crate::medium::{Backing, ReadPlan};
+use crate::medium::{Backing, Doing, ReadPlan};
 use crate::mem::{Buf, Slice};
 use crate::ring::{Completion, Errno, Fd, Op, Ring, Window};
 use crate::scsi::{ByteCheck, MediumError, Outcome, Sense, SenseCode};
@@ -51,6 +50,9 @@ impl<R: Ring> Work<'_, R> {
         }
         if self.is_held(task, Resume::ReadIn) {
             return;
+        }
+        if self.is_stuck(task) {
+            return self.fail(task, MediumError::Timeout);
         }
         let slot = self.task(task).disk.expect("a read has a unit");
         let disk = self.core.disks.of_task(slot);
@@ -114,16 +116,30 @@ impl<R: Ring> Work<'_, R> {
     }
 
     fn submit_read(&mut self, task: TaskId, op: Op) {
-        let mark = Mark::Task(self.key.index, task.0);
+        let mark = self.mark(task);
         match self.core.io.submit(mark, op) {
             Ok(()) => self.begin_operation(task),
             Err(_) => self.task(task).error = Some(MediumError::Busy),
         }
     }
 
+    /// Write down for the operator how a change to a file has failed.
+    fn note_failure(&mut self, task: TaskId, completion: &Completion) {
+        let Err(errno) = completion.result else { return };
+        let doing = match completion.op {
+            Some(Op::Write { .. }) => Doing::WritingData,
+            Some(Op::Allocate { .. }) => Doing::ReleasingSpace,
+            _ => return,
+        };
+        if let Some(slot) = self.task(task).disk {
+            self.core.disks.of_task(slot).trouble().note(doing, errno.0);
+        }
+    }
+
     /// File I/O of a task has completed.
     pub(crate) fn file_completed(&mut self, task: TaskId, completion: Completion) {
         self.end_operation(task);
+        self.note_failure(task, &completion);
         match completion.op {
             Some(Op::Read { file, offset_bytes, into }) => {
                 self.read_completed(task, (file, offset_bytes), into, completion.result);

@@ -15,6 +15,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "rough", about: "short counts, splits at any byte and delays on every connection", run: rough },
     Scenario { name: "lossy", about: "connections are reset by either side at any moment", run: lossy },
     Scenario { name: "bad-disks", about: "one disk's file fails with EIO, another's has no space", run: bad_disks },
+    Scenario { name: "hung", about: "some operations of two disks' files take minutes", run: hung },
     Scenario { name: "narrow", about: "a shard with little memory and small socket buffers", run: narrow },
     Scenario { name: "pinched", about: "far less memory than the writes that come unasked would take", run: pinched },
     Scenario { name: "door", about: "more strangers than there is room for, and a ring that is full", run: door },
@@ -30,6 +31,12 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "changes", about: "pauses, snapshots, reopening and compaction under I/O", run: changes },
     Scenario { name: "changes-killed", about: "the same, and the process is killed in between", run: changes_killed },
     Scenario { name: "changes-power", about: "the same, and the power is cut in between", run: changes_power },
+    Scenario { name: "pauses-late", about: "commands are at work for longer than a pause waits", run: pauses_late },
+    Scenario {
+        name: "snapshots-power",
+        about: "the power is cut while the former leaf of a snapshot, on a slow drive, is not closed yet",
+        run: snapshots_power,
+    },
     Scenario { name: "killed", about: "the process is killed and started again, several times", run: killed },
     Scenario { name: "power-cut", about: "the power is cut and comes back, several times", run: power_cut },
 ];
@@ -85,6 +92,8 @@ struct Setting {
     shares: bool,
     /// Write caches are off.
     uncached: bool,
+    /// Only units that may fail abort commands.
+    is_strict: bool,
 }
 
 impl Default for Setting {
@@ -101,6 +110,7 @@ impl Default for Setting {
             transfer_bytes_max: 256 * 1024,
             shares: false,
             uncached: false,
+            is_strict: false,
         }
     }
 }
@@ -225,6 +235,7 @@ fn initiator_config(number: u64, setting: &Setting, plans: &[DiskPlan], random: 
         aborts: setting.aborts,
         resets_units: number == 0,
         may_lose_commands: setting.aborts != Chance::NEVER && number > 0,
+        is_strict: setting.is_strict,
     }
 }
 
@@ -265,6 +276,20 @@ fn bad_disks(run: Run) -> Result<Report, String> {
     scene.finish()
 }
 
+fn hung(run: Run) -> Result<Report, String> {
+    let aborts = if run.seed % 2 == 1 { Chance::percent(1) } else { Chance::NEVER };
+    let setting = Setting { aborts, is_strict: true, shares: run.seed % 4 >= 2, ..Setting::default() };
+    let mut scene = Scene::new(run, &setting, |_| {})?;
+    for lun in [RAW_LUN, VHDX_LUN] {
+        let name = scene.server.file_name(lun).ok_or("the disk has no file")?;
+        let hanging =
+            FileFaults { delay: Chance::percent(2), delay_max: Nanos(100_000_000_000), ..FileFaults::default() };
+        scene.world.set_faults_of(&name, Some(hanging));
+        scene.initiators.iter_mut().for_each(|initiator| initiator.expect_failures(lun));
+    }
+    scene.finish()
+}
+
 fn narrow(run: Run) -> Result<Report, String> {
     let setting = Setting { network: NetworkFaults::rough(), pipe_capacity_bytes: 5000, ..Setting::default() };
     Scene::new(run, &setting, |config| config.memory_bytes = 16 << 20)?.finish()
@@ -283,8 +308,8 @@ fn pinched(run: Run) -> Result<Report, String> {
     Scene::new(run, &setting, change)?.finish()
 }
 
-/// Strangers connect and say nothing. Those for whom there is no place are sent away when the ring takes that, the others
-/// when their time is over; none may be left connected.
+/// Strangers connect and say nothing. Those for whom there is no place are sent away when the ring takes that, the
+/// others when their time is over; none may be left connected.
 fn door(run: Run) -> Result<Report, String> {
     let setting = Setting { initiators_max: 1, commands: 0, ..Setting::default() };
     let change = |config: &mut ServerConfig| {
@@ -330,7 +355,13 @@ fn stopped(run: Run) -> Result<Report, String> {
 fn aborts(run: Run) -> Result<Report, String> {
     let network = NetworkFaults::rough();
     let setting = Setting { network, aborts: Chance::percent(1), commands: 200, ..Setting::default() };
-    Scene::new(run, &setting, |_| {})?.finish()
+    let scene = Scene::new(run, &setting, |_| {})?;
+    if run.seed % 2 == 1 {
+        // What is aborted is under way for long.
+        let delay_max = Nanos(3_000_000);
+        scene.world.set_file_faults(FileFaults { delay: Chance::percent(30), delay_max, ..FileFaults::default() });
+    }
+    scene.finish()
 }
 
 /// Every other run pauses and replaces disks, every other one loses connections.
@@ -455,6 +486,58 @@ fn with_changes(run: Run, end: Option<End>) -> Result<Report, String> {
             .server
             .change(index, Change::Compact, &mut [])
             .map_err(|why| format!("compacting disk {index}: {why}"))?;
+    }
+    scene.finish()
+}
+
+/// Commands that a slow drive keeps at work for longer than a pause waits: it is given up, nothing stays held, and
+/// every command ends well.
+fn pauses_late(run: Run) -> Result<Report, String> {
+    let mut scene = Scene::new(run, &Setting { initiators_max: 2, ..Setting::default() }, |_| {})?;
+    let name = scene.server.file_name(VHDX_LUN).ok_or("the disk has no file")?;
+    let slow = FileFaults { delay: Chance::percent(100), delay_max: Nanos(400_000_000), ..FileFaults::default() };
+    scene.world.set_faults_of(&name, Some(slow));
+    let mut given_up = 0;
+    for _ in 0..20 {
+        if scene.run(Nanos(10_000_000))? == Outcome::Satisfied {
+            break;
+        }
+        let Scene { server, initiators, .. } = &mut scene;
+        given_up += u32::from(!server.try_pause(VHDX_LUN, 20, initiators)?);
+    }
+    if given_up == 0 {
+        return Err("no pause was given up".to_owned());
+    }
+    scene.world.set_faults_of(&name, None);
+    scene.finish()
+}
+
+/// What was written to the former leaf of a snapshot and not flushed before is made durable by flushes after it: those
+/// are answered, and then the power is cut, while the former leaf's own way to a clean end takes long.
+fn snapshots_power(run: Run) -> Result<Report, String> {
+    let setting = Setting { may_lose_connection: true, commands: 300, initiators_max: 2, ..Setting::default() };
+    let plans = [DiskFormat::Vhdx, DiskFormat::Raw].map(|format| DiskPlan {
+        format,
+        kind: DiskKind::Dynamic,
+        size_bytes: 4 * MIB,
+        sector_size_bytes: 512,
+    });
+    let mut scene = Scene::new(run, &setting, |config| config.disks = plans.to_vec())?;
+    for index in [0, 1, 0] {
+        let time = Nanos(scene.random.below(2_000_000));
+        if scene.run(time)? == Outcome::Satisfied {
+            break;
+        }
+        let leaf = scene.server.file_name(index).ok_or("the disk has no file")?;
+        let slow = FileFaults { delay: Chance::percent(100), delay_max: Nanos(200_000_000), ..FileFaults::default() };
+        let Scene { server, initiators, world, .. } = &mut scene;
+        world.set_faults_of(&leaf, Some(slow));
+        server.begin_snapshot(index, initiators).map_err(|why| format!("snapshot of disk {index}: {why}"))?;
+        let time = Nanos(1_000_000 + scene.random.below(8_000_000));
+        scene.run(time)?;
+        scene.world.set_faults_of(&leaf, None);
+        scene.server.crash_and_restart(true)?;
+        scene.initiators.iter_mut().for_each(|initiator| initiator.server_ended(End::PowerCut));
     }
     scene.finish()
 }
