@@ -158,7 +158,7 @@ impl Controller {
             target_next: 0,
             portal_next: 0,
             view: Arc::default(),
-            isns: Isns::new(),
+            isns: Isns::default(),
         };
         controller.bring_up().await?;
         controller.apply().await?;
