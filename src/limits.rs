@@ -66,12 +66,12 @@ pub const COPY_SEGMENTS_MAX: u16 = 256;
 /// the CSCD descriptors that anybody uses.
 pub const COPY_DESCRIPTORS_BYTES_MAX: u32 = 8 * 1024;
 
-/// Bytes that one segment may write (MAXIMUM SEGMENT LENGTH): what one READ may read, and all that the two-byte count of
-/// short blocks can name.
+/// Bytes that one segment may write (MAXIMUM SEGMENT LENGTH): what one READ may read, and all that the two-byte count
+/// of short blocks can name.
 pub const COPY_SEGMENT_BYTES_MAX: u32 = TRANSFER_BYTES_MAX;
 
-/// Bytes of a parameter list of EXTENDED COPY, POPULATE TOKEN or WRITE USING TOKEN that are taken at all: one descriptor
-/// too many is still told from a list that is too long.
+/// Bytes of a parameter list of EXTENDED COPY, POPULATE TOKEN or WRITE USING TOKEN that are taken at all: one
+/// descriptor too many is still told from a list that is too long.
 pub const COPY_LIST_BYTES_MAX: u32 = 16 * 1024;
 
 /// Copies that one session may have underway. Each has a task of its own and at most one burst of memory.

@@ -184,6 +184,11 @@ impl Controller {
         (handle, Jobs(receiver))
     }
 
+    /// Where the view is put, for whoever only looks.
+    pub(super) fn view_place(&self) -> Arc<Mutex<Arc<View>>> {
+        Arc::clone(&self.view)
+    }
+
     /// Replace `config.json`: the moment from which a command counts.
     pub(super) async fn persist(&mut self, config: Config) -> Result<(), Refused> {
         config.check()?;
@@ -239,6 +244,7 @@ impl Controller {
                 access: access.map_err(Refused::invalid)?,
                 authentication: demand(&target.auth)?,
                 redirects: target.redirects.iter().map(|redirect| redirect.redirect(&self.config)).collect(),
+                error_recovery_level: target.error_recovery_level.unwrap_or(self.config.error_recovery_level),
             });
             luns.insert(id, self.lun_map(&target.luns));
             let mut narrow_first = Vec::with_capacity(target.luns_for.len());
@@ -259,7 +265,8 @@ impl Controller {
         let discovery = demand(&self.config.discovery_auth)?;
         let directory = Directory::new(targets, portals.collect(), discovery).map_err(Refused::invalid)?;
         let (disks, keeper) = (self.disk_settings(), Some(self.keeper.clone()));
-        Ok(Configuration { directory: Arc::new(directory), luns, masks, disks, keeper })
+        let io_deadline_ms = self.config.io_deadline_seconds.map(|seconds| u64::from(seconds) * 1000);
+        Ok(Configuration { directory: Arc::new(directory), luns, masks, disks, keeper, io_deadline_ms })
     }
 
     /// Logical units in the shards' terms; those whose disks are offline are absent.

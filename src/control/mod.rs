@@ -48,6 +48,7 @@ pub mod state;
 mod targets;
 mod undertakings;
 mod views;
+mod watch;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

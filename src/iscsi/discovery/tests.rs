@@ -14,6 +14,7 @@ fn target(id: u32, name: &str, access: &str) -> Target {
         access,
         authentication: Authentication::None,
         redirects: vec![],
+        error_recovery_level: 0,
     }
 }
 
