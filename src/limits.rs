@@ -62,14 +62,16 @@ pub const COPY_CSCDS_MAX: u16 = 64;
 /// Segment descriptors of one EXTENDED COPY (MAXIMUM SEGMENT DESCRIPTOR COUNT).
 pub const COPY_SEGMENTS_MAX: u16 = 256;
 
-/// Bytes of both descriptor lists together (MAXIMUM DESCRIPTOR LIST LENGTH): all of the longest there are.
-pub const COPY_DESCRIPTORS_BYTES_MAX: u32 = 32 * (COPY_CSCDS_MAX as u32 + COPY_SEGMENTS_MAX as u32);
+/// Bytes of both descriptor lists together (MAXIMUM DESCRIPTOR LIST LENGTH): the most segments there may be, with all
+/// the CSCD descriptors that anybody uses.
+pub const COPY_DESCRIPTORS_BYTES_MAX: u32 = 8 * 1024;
 
-/// Bytes that one segment may write (MAXIMUM SEGMENT LENGTH): all that the two-byte block count can name.
-pub const COPY_SEGMENT_BYTES_MAX: u32 = 256 * 1024 * 1024;
+/// Bytes that one segment may write (MAXIMUM SEGMENT LENGTH): what one READ may read, and all that the two-byte count
+/// of short blocks can name.
+pub const COPY_SEGMENT_BYTES_MAX: u32 = TRANSFER_BYTES_MAX;
 
-/// Bytes of a parameter list of EXTENDED COPY, POPULATE TOKEN or WRITE USING TOKEN that are taken at all: one descriptor
-/// too many is still told from a list that is too long.
+/// Bytes of a parameter list of EXTENDED COPY, POPULATE TOKEN or WRITE USING TOKEN that are taken at all: one
+/// descriptor too many is still told from a list that is too long.
 pub const COPY_LIST_BYTES_MAX: u32 = 16 * 1024;
 
 /// Copies that one session may have underway. Each has a task of its own and at most one burst of memory.
@@ -101,7 +103,8 @@ pub const TOKEN_TIMEOUT_MAX_S: u32 = 900;
 /// A token expires after this however often it is used (MAXIMUM TOKEN LIFETIME).
 pub const TOKEN_LIFETIME_MAX_S: u32 = 24 * 60 * 60;
 
-const _: () = assert!(COPY_SEGMENT_BYTES_MAX as u64 >= 65_535 * 4096);
+const _: () = assert!(COPY_SEGMENT_BYTES_MAX >= 65_535 * 512);
+const _: () = assert!(COPY_DESCRIPTORS_BYTES_MAX >= COPY_SEGMENTS_MAX as u32 * 28 + 4 * 32);
 const _: () = assert!(COPY_LIST_BYTES_MAX >= 48 + COPY_DESCRIPTORS_BYTES_MAX + 32);
 
 /// OPTIMAL TRANSFER LENGTH of a unit: one burst.

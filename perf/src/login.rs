@@ -28,6 +28,16 @@ pub struct Wishes {
     pub segment_len_max: u32,
     /// MaxOutstandingR2T.
     pub outstanding_r2t_max: u32,
+    /// MaxConnections.
+    pub connections_max: u16,
+    /// ErrorRecoveryLevel.
+    pub error_recovery_level: u8,
+    /// CID.
+    pub connection_id: u16,
+    /// TSIH of the session that this connection is to join; 0 asks for a new one.
+    pub tsih: u16,
+    /// Further operational keys, each ended by a zero byte.
+    pub more_keys: String,
     /// How long connecting and each login answer may take.
     pub timeout: Duration,
 }
@@ -45,6 +55,11 @@ impl Wishes {
             immediate_data: true,
             segment_len_max: 256 * 1024,
             outstanding_r2t_max: 1,
+            connections_max: 1,
+            error_recovery_level: 0,
+            connection_id: 0,
+            tsih: 0,
+            more_keys: String::new(),
             timeout: Duration::from_secs(5),
         }
     }
@@ -208,13 +223,14 @@ impl Wire {
     }
 
     /// Send a login request of one stage and receive its answer, text joined over continued PDUs.
-    fn login_step(&mut self, wishes: &Wishes, flags: u8, tsih: u16, text: &[u8]) -> Result<(Pdu, Vec<u8>), LoginError> {
+    fn login_step(&mut self, wishes: &Wishes, flags: u8, text: &[u8]) -> Result<(Pdu, Vec<u8>), LoginError> {
         let mut header = Header::new(request::LOGIN | IMMEDIATE, flags)
             .with_word(16, 1)
             .with_word(24, self.cmd_sn)
             .with_word(28, self.exp_stat_sn);
         header.0[8..14].copy_from_slice(&wishes.isid);
-        header.0[14..16].copy_from_slice(&tsih.to_be_bytes());
+        header.0[14..16].copy_from_slice(&wishes.tsih.to_be_bytes());
+        header.0[20..22].copy_from_slice(&wishes.connection_id.to_be_bytes());
         let mut joined = vec![];
         self.send(header, text)?;
         loop {
@@ -241,14 +257,14 @@ impl Wire {
         if let Some(name) = &wishes.target_name {
             security.push_str(&format!("TargetName={name}\0"));
         }
-        let (answer, text) = self.login_step(wishes, FINAL | 0x01, 0, security.as_bytes())?;
+        let (answer, text) = self.login_step(wishes, FINAL | 0x01, security.as_bytes())?;
         if find_key(&text, "AuthMethod").is_some_and(|method| method != "None") {
             return Err(LoginError::Protocol("AuthMethod was answered with something not offered".to_owned()));
         }
         if answer.header.flags() & 0x83 != 0x81 {
             return Err(LoginError::Protocol("the target does not leave the security stage".to_owned()));
         }
-        let (answer, text) = self.login_step(wishes, FINAL | 0x07, 0, operational(wishes).as_bytes())?;
+        let (answer, text) = self.login_step(wishes, FINAL | 0x07, operational(wishes).as_bytes())?;
         let mut all = text;
         let mut last = answer;
         let mut rounds = 0;
@@ -257,7 +273,7 @@ impl Wire {
             if rounds > 8 {
                 return Err(LoginError::Protocol("the negotiation does not end".to_owned()));
             }
-            let (answer, text) = self.login_step(wishes, FINAL | 0x07, 0, &[])?;
+            let (answer, text) = self.login_step(wishes, FINAL | 0x07, &[])?;
             all.extend_from_slice(&text);
             last = answer;
         }
@@ -334,16 +350,30 @@ fn operational(wishes: &Wishes) -> String {
     if wishes.target_name.is_none() {
         return format!("HeaderDigest=None\0DataDigest=None\0MaxRecvDataSegmentLength={}\0", wishes.segment_len_max);
     }
+    if wishes.tsih != 0 {
+        // What governs the session was agreed with its first connection.
+        return format!(
+            "HeaderDigest={}\0DataDigest={}\0MaxRecvDataSegmentLength={}\0{}",
+            digest(wishes.header_digest),
+            digest(wishes.data_digest),
+            wishes.segment_len_max,
+            wishes.more_keys,
+        );
+    }
     format!(
         "HeaderDigest={}\0DataDigest={}\0InitialR2T={}\0ImmediateData={}\0MaxRecvDataSegmentLength={}\0\
-         FirstBurstLength=65536\0MaxBurstLength=1048576\0MaxOutstandingR2T={}\0MaxConnections=1\0\
-         DefaultTime2Wait=2\0DefaultTime2Retain=0\0DataPDUInOrder=Yes\0DataSequenceInOrder=Yes\0ErrorRecoveryLevel=0\0",
+         FirstBurstLength=65536\0MaxBurstLength=1048576\0MaxOutstandingR2T={}\0MaxConnections={}\0\
+         DefaultTime2Wait=2\0DefaultTime2Retain=0\0DataPDUInOrder=Yes\0DataSequenceInOrder=Yes\0\
+         ErrorRecoveryLevel={}\0{}",
         digest(wishes.header_digest),
         digest(wishes.data_digest),
         yes(wishes.initial_r2t),
         yes(wishes.immediate_data),
         wishes.segment_len_max,
         wishes.outstanding_r2t_max,
+        wishes.connections_max,
+        wishes.error_recovery_level,
+        wishes.more_keys,
     )
 }
 

@@ -3,7 +3,9 @@
 mod entrance;
 mod images;
 
-pub use entrance::{ChapArguments, ChapVerb, Demand, DiscoveryArguments, DiscoveryVerb, TargetRedirect};
+pub use entrance::{
+    ChapArguments, ChapVerb, Demand, DiscoveryArguments, DiscoveryVerb, IsnsArguments, IsnsVerb, TargetRedirect,
+};
 pub use images::{DiskCheck, DiskConvert, JobArguments, JobVerb, MetaVerb, SnapshotArguments, SnapshotVerb};
 
 use std::path::PathBuf;
@@ -42,6 +44,8 @@ pub enum Command {
     Discovery(DiscoveryArguments),
     /// Say which CHAP algorithms are allowed
     Chap(ChapArguments),
+    /// Register targets and portals with an iSNS server
+    Isns(IsnsArguments),
     /// List and drop sessions
     Session(SessionArguments),
     /// Show counters and latencies

@@ -5,7 +5,9 @@
 
 mod entrance;
 
-pub use entrance::{AuthConfig, RedirectConfig, names as algorithm_names, parse_algorithms};
+pub use entrance::{
+    AuthConfig, IsnsConfig, RedirectConfig, check_destination, names as algorithm_names, parse_algorithms,
+};
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
@@ -46,6 +48,12 @@ pub struct Config {
     /// The CHAP algorithms that may be used at all; every one, while it is empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chap_algorithms: Vec<String>,
+    /// The iSNS server that targets and portals are registered with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isns: Option<IsnsConfig>,
+    /// The highest ErrorRecoveryLevel of sessions, 0 or 1, where a target does not say.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub error_recovery_level: u8,
     /// Disks, by name.
     #[serde(default)]
     pub disks: BTreeMap<String, DiskConfig>,
@@ -56,6 +64,10 @@ pub struct Config {
     /// Zero: never. A disk may have a threshold of its own.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub thin_threshold_bytes: u64,
+    /// How long a command waits for a file that does not answer before it is ended with ABORTED COMMAND, in seconds; 30
+    /// unless it is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_deadline_seconds: Option<u16>,
 }
 
 /// One disk.
@@ -114,8 +126,8 @@ pub struct DiskSettingsConfig {
     /// WCE, where an initiator has saved it with MODE SELECT.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub write_cache: Option<bool>,
-    /// A SANITIZE has not ended well: only another one makes the disk usable, or, if this is true, also its EXIT FAILURE
-    /// MODE.
+    /// A SANITIZE has not ended well: only another one makes the disk usable, or, if this is true, its EXIT FAILURE
+    /// MODE too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unsanitized: Option<bool>,
     /// The disk's own threshold of free space, in bytes; zero: none.
@@ -209,6 +221,9 @@ pub struct TargetConfig {
     /// Where initiators are sent instead of being let in.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub redirects: Vec<RedirectConfig>,
+    /// The highest ErrorRecoveryLevel of its sessions, 0 or 1; without it the server's holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_recovery_level: Option<u8>,
 }
 
 /// One logical unit.
@@ -222,9 +237,8 @@ pub struct LunConfig {
     pub read_only: bool,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
-fn is_zero(value: &u64) -> bool {
-    *value == 0
+fn is_zero<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
@@ -240,9 +254,12 @@ impl Default for Config {
             advertised: BTreeMap::new(),
             discovery_auth: None,
             chap_algorithms: Vec::new(),
+            isns: None,
+            error_recovery_level: 0,
             disks: BTreeMap::new(),
             targets: BTreeMap::new(),
             thin_threshold_bytes: 0,
+            io_deadline_seconds: None,
         }
     }
 }
@@ -266,7 +283,16 @@ impl Config {
         self.check_portals()?;
         self.check_disks()?;
         self.check_targets()?;
+        self.check_recovery()?;
         self.check_entrance()
+    }
+
+    fn check_recovery(&self) -> Result<(), Refused> {
+        let levels = self.targets.values().filter_map(|target| target.error_recovery_level);
+        if let Some(level) = levels.chain([self.error_recovery_level]).find(|level| *level > 1) {
+            return Err(Refused::invalid(format!("error_recovery_level is {level}; 0 and 1 are served")));
+        }
+        Ok(())
     }
 
     fn check_portals(&self) -> Result<(), Refused> {

@@ -19,6 +19,7 @@ use super::config::{AuthConfig, Config, LunConfig};
 use super::dataplane::{DataPlane, ask_all, shards, tell};
 use super::error::Refused;
 use super::executor::blocking;
+use super::isns::Isns;
 use super::keeping;
 use super::state::StateDir;
 use crate::iscsi::access::AccessRule;
@@ -33,7 +34,7 @@ use crate::shard::message::{Configuration, LunMap, Mapping, Mask, ToShard};
 use crate::units::{DiskId, Lun, PortalId, ShardId, TargetId};
 
 /// The portal group of every portal: all reach all targets.
-const PORTAL_GROUP_TAG: u16 = 1;
+pub(super) const PORTAL_GROUP_TAG: u16 = 1;
 
 /// A disk of the configuration, as it is now.
 #[derive(Clone)]
@@ -93,6 +94,8 @@ pub struct Controller {
     /// Takes what shards want kept, and where it comes out.
     keeper: Keeper,
     kept: Option<mpsc::Receiver<Job>>,
+    /// What is registered with an iSNS server.
+    pub(super) isns: Isns,
 }
 
 pub(super) type Job = Box<dyn for<'a> FnOnce(&'a mut Controller) -> Pin<Box<dyn Future<Output = ()> + 'a>> + Send>;
@@ -108,6 +111,8 @@ pub struct Handle {
     pub state: PathBuf,
     /// What works in the background.
     pub registry: Registry,
+    /// What is registered with an iSNS server.
+    pub isns: Isns,
 }
 
 impl Controller {
@@ -146,6 +151,7 @@ impl Controller {
             target_next: 0,
             portal_next: 0,
             view: Arc::default(),
+            isns: Isns::new(),
         };
         controller.bring_up().await?;
         controller.apply().await?;
@@ -173,8 +179,14 @@ impl Controller {
             plane: Arc::clone(&self.plane),
             state: self.state.path().to_owned(),
             registry: self.jobs.clone(),
+            isns: self.isns.clone(),
         };
         (handle, Jobs(receiver))
+    }
+
+    /// Where the view is put, for whoever only looks.
+    pub(super) fn view_place(&self) -> Arc<Mutex<Arc<View>>> {
+        Arc::clone(&self.view)
     }
 
     /// Replace `config.json`: the moment from which a command counts.
@@ -191,6 +203,7 @@ impl Controller {
     pub(super) async fn apply(&mut self) -> Result<(), Refused> {
         let configuration = Arc::new(self.configuration()?);
         self.publish();
+        self.register_with_isns();
         ask_all(&*self.plane, |reply| ToShard::Configure { configuration: Arc::clone(&configuration), reply }).await?;
         Ok(())
     }
@@ -231,6 +244,7 @@ impl Controller {
                 access: access.map_err(Refused::invalid)?,
                 authentication: demand(&target.auth)?,
                 redirects: target.redirects.iter().map(|redirect| redirect.redirect(&self.config)).collect(),
+                error_recovery_level: target.error_recovery_level.unwrap_or(self.config.error_recovery_level),
             });
             luns.insert(id, self.lun_map(&target.luns));
             let mut narrow_first = Vec::with_capacity(target.luns_for.len());
@@ -251,7 +265,8 @@ impl Controller {
         let discovery = demand(&self.config.discovery_auth)?;
         let directory = Directory::new(targets, portals.collect(), discovery).map_err(Refused::invalid)?;
         let (disks, keeper) = (self.disk_settings(), Some(self.keeper.clone()));
-        Ok(Configuration { directory: Arc::new(directory), luns, masks, disks, keeper })
+        let io_deadline_ms = self.config.io_deadline_seconds.map(|seconds| u64::from(seconds) * 1000);
+        Ok(Configuration { directory: Arc::new(directory), luns, masks, disks, keeper, io_deadline_ms })
     }
 
     /// Logical units in the shards' terms; those whose disks are offline are absent.

@@ -18,6 +18,7 @@ use super::executor::{self, Stream};
 use super::routes::{self, Server};
 use super::socket::ControlSocket;
 use super::state::StateDir;
+use super::watch;
 
 /// How long commands in flight may take when the server ends.
 const QUIESCE_PATIENCE_MS: u64 = 1000;
@@ -117,13 +118,16 @@ pub fn serve(
         }
         let server = Server { handle: handle.clone(), about: about.clone(), started: Instant::now() };
         socket.serve(routes::router(server))?;
+        executor::spawn(watch::space(controller.view_place(), Arc::clone(&controller.plane)));
         executor::spawn(controller.run(jobs));
+        executor::spawn(handle.isns.clone().run());
         handle.resume_merges().await;
         ready(&Ready { about, socket: socket.path().to_owned(), handle: handle.clone() });
         Stream::new(ending).notified().await;
         // No command comes in any more while the disks are closed.
         drop(socket);
         handle.registry.cancel_all();
+        handle.isns.end().await;
         Ok(stop(&handle).await)
     };
     executor::run(options.control_cpu, life).map_err(Refused::failed)?

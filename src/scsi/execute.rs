@@ -258,8 +258,8 @@ pub enum Action {
         release: bool,
     },
     /// Take the parameter list as Data-Out, read it ([`ExtendedCopy`](super::copy::ExtendedCopy),
-    /// [`PopulateToken`](super::copy::PopulateToken), [`WriteUsingToken`](super::copy::WriteUsingToken)), and do what it
-    /// asks for on units that are mapped for this very I_T nexus, as if that had sent the reads and writes itself:
+    /// [`PopulateToken`](super::copy::PopulateToken), [`WriteUsingToken`](super::copy::WriteUsingToken)), and do what
+    /// it asks for on units that are mapped for this very I_T nexus, as if that had sent the reads and writes itself:
     /// where its standing or a read-only mapping refuses them, the copy ends.
     CopyOut {
         /// Which command.

@@ -423,8 +423,8 @@ impl NexusUnit {
         self.access
     }
 
-    /// A copy that the nexus has asked for may not read this unit, or write it: a reservation or the state of the target
-    /// port group is against it.
+    /// A copy that the nexus has asked for may not read this unit, or write it: a reservation or the state of the
+    /// target port group is against it.
     pub fn refuses_copy(&self, writes: bool) -> bool {
         let rule = if writes { ReservationRule::Write } else { ReservationRule::Read };
         self.standing.conflicts(rule, 0) || self.access.refusal(AccessRule::Active).is_some()

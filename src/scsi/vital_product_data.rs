@@ -116,7 +116,8 @@ fn push_name(code_set: u8, association: u8, parts: &[&[u8]], out: &mut Parameter
     out.push_zeros(padded - name_bytes);
 }
 
-/// Extended INQUIRY Data: HEADSUP, ORDSUP and SIMPSUP (the shard keeps the order); V_SUP when there is a volatile cache.
+/// Extended INQUIRY Data: HEADSUP, ORDSUP and SIMPSUP (the shard keeps the order); V_SUP when there is a volatile
+/// cache.
 fn extended_inquiry_data(_target: &TargetView<'_>, unit: &Unit, out: &mut ParameterList<'_>) {
     const HEADSUP_ORDSUP_SIMPSUP: u8 = 0x07;
     out.push(&[0, HEADSUP_ORDSUP_SIMPSUP, u8::from(unit.write_cache_exists())]);

@@ -12,8 +12,8 @@ use crate::observe::Operation;
 use crate::ring::Ring;
 use crate::scsi::sense::SenseKey;
 use crate::scsi::{
-    self, Action, ByteCheck, CommandRequest, LogicalUnit, MediumError, Outcome, ParameterList, Sense, SenseCode,
-    SenseFormat, TargetView,
+    self, Action, ByteCheck, CommandRequest, LogicalUnit, MediumError, Outcome, ParameterList, SanitizeMethod, Sense,
+    SenseCode, SenseFormat, TargetView,
 };
 
 impl<R: Ring> Work<'_, R> {
@@ -202,6 +202,15 @@ impl<R: Ring> Work<'_, R> {
             Action::CopyIn { what, list_identifier, allocation_length } => {
                 self.answer_copy_in(task, what, list_identifier, allocation_length)
             }
+            Action::LogSense { page, allocation_length } => self.log_sense(task, page, allocation_length),
+            Action::Format { list_bytes } => self.start_list(task, List::Format, u32::from(list_bytes), data),
+            Action::Sanitize { method: SanitizeMethod::Overwrite { list_bytes }, immed, may_exit } => {
+                self.start_list(task, List::Sanitize { immed, may_exit }, u32::from(list_bytes), data);
+            }
+            Action::Sanitize { method: SanitizeMethod::BlockErase, immed, may_exit } => {
+                self.start_block_erase(task, immed, may_exit);
+            }
+            Action::ExitSanitizeFailure => self.exit_sanitize_failure(task),
             // No unit here says that it serves any other.
             _ => self.complete(task, Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into()),
         }
@@ -245,7 +254,8 @@ impl<R: Ring> Work<'_, R> {
             return;
         }
         let slot = self.task(task).disk.expect("a flush has a unit");
-        if !self.core.ask_home(slot, self.key, task.0, HomeRequest::Flush) {
+        let name = self.tagged(task);
+        if !self.core.ask_home(slot, self.key, name, HomeRequest::Flush) {
             return self.starve(task, Resume::Flush);
         }
         self.begin_work(task);
@@ -332,6 +342,9 @@ impl<R: Ring> Work<'_, R> {
         }
         self.end_work(task);
         self.release_range(task);
+        if matches!(self.task(task).answer, Answer::Resend) {
+            return self.end_resend(task, false);
+        }
         let entry = self.task(task);
         entry.answer = Answer::Response(outcome);
         entry.buf = None;
@@ -350,7 +363,9 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn send_when_drained(&mut self, task: TaskId) {
         let wants_data = self.session.connection.command(task).write;
         let incomplete = wants_data && !self.session.connection.data_out_complete(task);
-        if incomplete && self.session.connection.discard_data_out(task) {
+        // With FastAbort what is underway for a terminated command is nobody's concern.
+        let owes = !(self.task(task).terminated && self.session.connection.parameters().fast_abort);
+        if incomplete && self.session.connection.discard_data_out(task) && owes {
             return self.set_step(task, Step::Draining);
         }
         self.send(task);
@@ -359,10 +374,12 @@ impl<R: Ring> Work<'_, R> {
     /// Data that nobody wants has come in full.
     pub(crate) fn drained(&mut self, task: TaskId) {
         let entry = self.task(task);
-        if entry.step == Step::Draining {
-            self.send(task);
-        } else if std::mem::take(&mut entry.awaits_data) {
+        let is_awaited = std::mem::take(&mut entry.awaits_data);
+        if is_awaited {
+            // It was aborted, perhaps with its answer ready.
             self.release_if_aborted(task);
+        } else if entry.step == Step::Draining {
+            self.send(task);
         }
     }
 
@@ -411,6 +428,7 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn emit(&mut self, task: TaskId) -> bool {
         match self.task(task).answer {
             Answer::DataIn => self.emit_data_in(task),
+            Answer::Resend => self.emit_again(task),
             Answer::Response(outcome) => self.emit_response(task, outcome),
             _ => self.emit_other(task),
         }
@@ -440,8 +458,13 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn finish(&mut self, task: TaskId, good: bool) {
         let entry = &self.session.tasks[usize::from(task.0)];
         let (slot, operation, started) = (entry.disk, entry.operation, entry.started);
+        if self.session.connection.parameters().error_recovery_level > 0 {
+            let disk = slot.filter(|_| entry.kind == Kind::Read).and_then(|slot| self.core.disks.at(slot));
+            let origin = disk.map(|slot| (slot.disk.id(), entry.offset_bytes));
+            self.task(task).origin = origin;
+        }
         if let Some(slot) = slot {
-            let bytes = u64::from(entry.done);
+            let bytes = u64::from(self.task(task).done);
             self.core.record(slot, operation, bytes, started, good);
             match operation {
                 Operation::Read => self.session.stats.bytes_read.add(bytes),

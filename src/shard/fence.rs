@@ -1,9 +1,10 @@
 //! What a task management function waits for on the sessions of other initiators (RFC 7143 section 4.2.3.3): the end of
 //! their commands, and that they have heard of it.
 //!
-//! A command that another initiator's function covers is *terminated*: it ends with TASK ABORTED as soon as nothing of it
-//! is in flight (SAM-5 clause 5.6; TAS is one). The function is answered when the initiator has acknowledged that status
-//! by its ExpStatSN, which it is pinged for, or when [`MANAGEMENT_PATIENCE_MS`] are over.
+//! A command that another initiator's function covers is *terminated*: it ends with TASK ABORTED as soon as nothing of
+//! it is in flight (SAM-5 clause 5.6; TAS is one). The function is answered when the initiator has acknowledged that
+//! status by its ExpStatSN, which it is pinged for, or when [`MANAGEMENT_PATIENCE_MS`] are over. An initiator that has
+//! agreed to FastAbort is told by Asynchronous Message instead (section 4.2.3.4), and is not waited for.
 
 use super::link::LinkState;
 use super::session::{Answer, Resume, Step, Work};
@@ -78,7 +79,8 @@ impl<R: Ring> Work<'_, R> {
     /// A task has ended that functions of other sessions may wait for. One that was told TASK ABORTED must have heard
     /// it.
     pub(crate) fn fenced_task_ended(&mut self, task: TaskId, terminated: bool) {
-        let is_told = terminated && *self.state == LinkState::Open;
+        let fast_abort = self.session.connection.parameters().fast_abort;
+        let is_told = terminated && !fast_abort && *self.state == LinkState::Open;
         let stat_sn = self.session.connection.stat_sn();
         let Self { session, core, .. } = self;
         session.fences.retain_mut(|fence| {

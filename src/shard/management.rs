@@ -187,7 +187,8 @@ impl<R: Ring> Work<'_, R> {
             Some(referenced) => Tasks::collect([referenced]),
             None => Tasks::collect(self.session.connection.affected_tasks(request)),
         };
-        // Section 4.2.3.3: what R2Ts have asked for is waited for, unless FastAbort was agreed. ABORT TASK concerns one.
+        // Section 4.2.3.3: what R2Ts have asked for is waited for, unless FastAbort was agreed. ABORT TASK concerns
+        // one.
         let waits = request.referenced.is_none() && !self.session.connection.parameters().fast_abort;
         for &affected in affected.as_slice() {
             self.abort_when_drained(affected, Some(job), waits);
@@ -392,7 +393,9 @@ impl<R: Ring> Work<'_, R> {
             let task = TaskId(index);
             self.task(task).queued = false;
             self.task(task).awaits_data = false;
-            if self.task(task).step != Step::Idle || self.task(task).operations > 0 {
+            let entry = self.task(task);
+            // What was aborted before anything of it was begun may still wait for its initiator's data.
+            if entry.step != Step::Idle || entry.operations > 0 || entry.aborted {
                 self.task(task).aborted = true;
                 self.release_if_aborted(task);
             }

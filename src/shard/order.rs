@@ -1,8 +1,8 @@
 //! Task attributes (SAM-5 clause 8.6): which command of a task set may begin, and which waits for others to end.
 //!
 //! Order is kept among the commands of one I_T nexus on one logical unit: what an initiator can rely on. A command that
-//! has to wait is *dormant*: it has its place and its data, and nothing of it has been looked at. Whether it may begin is
-//! asked in the order of arrival, when a command of the session has ended.
+//! has to wait is *dormant*: it has its place and its data, and nothing of it has been looked at. Whether it may begin
+//! is asked in the order of arrival, when a command of the session has ended.
 
 use super::session::{Immediate, Session, Step, Work};
 use crate::iscsi::pdu::TaskAttribute;
@@ -154,8 +154,8 @@ impl<R: Ring> Work<'_, R> {
 mod tests {
     use super::*;
 
-    /// SAM-5 clause 8.6: SIMPLE waits for older ORDERED and for HEAD OF QUEUE, ORDERED for everything, HEAD OF QUEUE for
-    /// nothing.
+    /// SAM-5 clause 8.6: SIMPLE waits for older ORDERED and for HEAD OF QUEUE, ORDERED for everything, HEAD OF QUEUE
+    /// for nothing.
     #[test]
     fn who_waits_for_whom() {
         use TaskAttribute as A;

@@ -24,7 +24,7 @@ use crate::mem::{Buf, Slice};
 use crate::observe::{Operation, SessionStats, ShardStats};
 use crate::ring::{Nanos, Ring};
 use crate::scsi::{ByteCheck, CopyOut, MediumError, NexusUnit, Outcome};
-use crate::units::{Lun, ShardId, TargetId};
+use crate::units::{DiskId, Lun, ShardId, TargetId};
 
 /// One LUN as one session sees it.
 pub(crate) struct LunEntry {
@@ -167,6 +167,7 @@ pub(crate) enum Resume {
     LbaStatus,
     SettingChanged,
     Copy,
+    Erased,
     Answer,
 }
 
@@ -177,6 +178,8 @@ pub(crate) enum Answer {
     None,
     /// What was read is payload; when the command is through, GOOD.
     DataIn,
+    /// What was read is part of what is sent again.
+    Resend,
     /// A SCSI Response.
     Response(Outcome),
     /// Text Response with what is in `read`.
@@ -273,6 +276,10 @@ pub(crate) struct Task {
     pub(crate) sent: u32,
     /// Operations of this task that are with the ring, the home shard or the receiver.
     pub(crate) operations: u16,
+    /// When the present ones began, or when the task was held.
+    pub(crate) waits_since: Nanos,
+    /// How often this place has left operations behind.
+    pub(crate) generation: u8,
     pub(crate) error: Option<MediumError>,
     /// Counted as at work on the disk's files.
     pub(crate) at_work: bool,
@@ -286,6 +293,8 @@ pub(crate) struct Task {
     pub(crate) awaits_data: bool,
     /// Its place among the commands of its unit.
     pub(crate) share: Option<Share>,
+    /// Where the last read here began, by disk and byte: it may have to be sent again.
+    pub(crate) origin: Option<(DiskId, u64)>,
     /// Which of the session's dormant commands it was.
     pub(crate) dormancy: u64,
     /// Counted as lingering: aborted, with operations in flight.
@@ -339,6 +348,8 @@ impl Task {
             read: None,
             sent: 0,
             operations: 0,
+            waits_since: Nanos(0),
+            generation: 0,
             error: None,
             at_work: false,
             plan: None,
@@ -346,6 +357,7 @@ impl Task {
             terminated: false,
             awaits_data: false,
             share: None,
+            origin: None,
             dormancy: 0,
             lingers: false,
             ends_session: false,
@@ -394,8 +406,12 @@ impl<R: Ring> Work<'_, R> {
 
     /// An operation of a task has been handed on.
     pub(crate) fn begin_operation(&mut self, task: TaskId) {
-        self.task(task).operations += 1;
+        let now = self.core.now;
+        let entry = self.task(task);
+        entry.operations += 1;
+        entry.waits_since = now;
         *self.operations += 1;
+        self.core.task_operations += 1;
     }
 
     /// An operation of a task has come back.
@@ -404,6 +420,7 @@ impl<R: Ring> Work<'_, R> {
         assert!(entry.operations > 0, "an operation ends once");
         entry.operations -= 1;
         *self.operations -= 1;
+        self.core.task_operations -= 1;
     }
 
     /// The task cannot go on now; it is tried again when something has been freed.
@@ -420,7 +437,10 @@ impl<R: Ring> Work<'_, R> {
         let former = std::mem::replace(&mut self.task(task).step, step);
         match former {
             Step::Starved(_) => self.session.starved -= 1,
-            Step::Paused(_) => self.session.held -= 1,
+            Step::Paused(_) => {
+                self.session.held -= 1;
+                self.core.task_operations -= 1;
+            }
             Step::Dormant => {
                 self.session.dormant.retain(|&other| other != task);
                 self.session.rouse = true;
@@ -429,7 +449,10 @@ impl<R: Ring> Work<'_, R> {
         }
         match step {
             Step::Starved(_) => self.session.starved += 1,
-            Step::Paused(_) => self.session.held += 1,
+            Step::Paused(_) => {
+                self.session.held += 1;
+                self.core.task_operations += 1;
+            }
             _ => {}
         }
     }
@@ -462,6 +485,7 @@ impl<R: Ring> Work<'_, R> {
             Resume::LbaStatus => self.lba_status_again(task),
             Resume::SettingChanged => self.setting_changed(task),
             Resume::Copy => self.copy_go_on(task),
+            Resume::Erased => self.complete(task, Outcome::GOOD),
             Resume::Answer => self.send_when_drained(task),
         }
     }

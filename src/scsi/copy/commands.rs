@@ -3,6 +3,7 @@
 use crate::limits::COPY_LIST_BYTES_MAX;
 use crate::scsi::cdb::Cdb;
 use crate::scsi::execute::Action;
+use crate::scsi::read_write::check_writable;
 use crate::scsi::sense::{Outcome, Sense, SenseCode};
 use crate::scsi::unit::Unit;
 
@@ -41,7 +42,7 @@ pub(in crate::scsi) const COPY_OPERATION_ABORT: u8 = 0x1c;
 pub(in crate::scsi) const OPERATING_PARAMETERS: u8 = 0x03;
 
 /// EXTENDED COPY names its list in the parameter list, the token commands in the CDB.
-pub(in crate::scsi) fn copy_out(cdb: Cdb<'_>, _unit: &Unit) -> Action {
+pub(in crate::scsi) fn copy_out(cdb: Cdb<'_>, unit: &Unit) -> Action {
     let (what, list_identifier) = match cdb.byte(1) & 0x1f {
         0x00 => (CopyOut::ExtendedCopyLid1, 0),
         0x01 => (CopyOut::ExtendedCopyLid4, 0),
@@ -49,6 +50,11 @@ pub(in crate::scsi) fn copy_out(cdb: Cdb<'_>, _unit: &Unit) -> Action {
         0x11 => (CopyOut::WriteUsingToken, cdb.be32(6)),
         _ => return Sense::invalid_field_in_cdb(1, Some(4)).into(),
     };
+    if what == CopyOut::WriteUsingToken
+        && let Err(sense) = check_writable(unit)
+    {
+        return sense.into();
+    }
     match cdb.be32(10) {
         // No list is nothing to do; SPC-4 and SBC-4 say that it is no error.
         0 => Action::Done(Outcome::GOOD),

@@ -201,7 +201,8 @@ impl<'a> ExtendedCopy<'a> {
             return Err(Sense::new(SenseCode::INLINE_DATA_LENGTH_EXCEEDED));
         }
         let cscd_bytes = lengths.cscds as usize;
-        if !cscd_bytes.is_multiple_of(CSCD_BYTES) {
+        let too_long = lengths.cscds.saturating_add(lengths.segments) > COPY_DESCRIPTORS_BYTES_MAX;
+        if too_long || !cscd_bytes.is_multiple_of(CSCD_BYTES) {
             return Err(list_length());
         }
         let present = list.len() - header_bytes;
@@ -225,26 +226,19 @@ impl<'a> ExtendedCopy<'a> {
         };
         copy.check_cscds()?;
         copy.check_segments()?;
-        if segment_bytes > present - cscd_bytes || lengths.cscds.saturating_add(lengths.segments) > LISTS_BYTES_MAX {
-            return Err(list_length());
-        }
-        Ok(copy)
+        if segment_bytes > present - cscd_bytes { Err(list_length()) } else { Ok(copy) }
     }
 
     fn check_cscds(&self) -> Result<(), Sense> {
-        const LU_ID_TYPE: u8 = 0xc0;
+        // LU ID TYPE, of which SPC-4 has no values left, is not looked at.
         for index in 0..self.cscd_count {
             let at = self.cscds_at + usize::from(index) * CSCD_BYTES;
             let descriptor = &self.list[at..at + CSCD_BYTES];
-            let invalid = |byte: usize, bit| Err(Sense::invalid_field_in_list((at + byte) as u16, bit));
             if descriptor[0] != IDENTIFICATION_DESCRIPTOR {
                 return Err(Sense::new(SenseCode::UNSUPPORTED_TARGET_DESCRIPTOR_TYPE_CODE));
             }
-            if descriptor[1] & LU_ID_TYPE != 0 {
-                return invalid(1, Some(7));
-            }
             if usize::from(descriptor[7]) > DESIGNATOR_BYTES_MAX {
-                return invalid(7, None);
+                return Err(Sense::invalid_field_in_list((at + 7) as u16, None));
             }
         }
         Ok(())
@@ -448,8 +442,6 @@ struct Lengths {
     segments: u32,
     inline: u32,
 }
-
-const LISTS_BYTES_MAX: u32 = COPY_DESCRIPTORS_BYTES_MAX;
 
 fn list_length() -> Sense {
     Sense::new(SenseCode::PARAMETER_LIST_LENGTH_ERROR)

@@ -158,13 +158,15 @@ fn what_is_wrong_in_a_list_is_told() {
     assert_eq!(error(&with(15, 1)), Sense::new(SenseCode::INLINE_DATA_LENGTH_EXCEEDED));
     assert_eq!(error(&with(3, 31)), length);
     assert_eq!(error(&with(16, 0xe0)), Sense::new(SenseCode::UNSUPPORTED_TARGET_DESCRIPTOR_TYPE_CODE));
-    assert_eq!(error(&with(17, 0xc0)), invalid(17, Some(7)), "LU ID TYPE");
+    assert!(ExtendedCopy::parse_lid1(&with(17, 0xc0)).is_ok(), "LU ID TYPE");
     assert_eq!(error(&with(23, 21)), invalid(23, None), "a designator that does not fit");
     assert_eq!(error(&with(48, 3)), Sense::new(SenseCode::UNSUPPORTED_SEGMENT_DESCRIPTOR_TYPE_CODE));
     assert_eq!(error(&with(51, 0x14)), invalid(50, None));
     let many =
         |cscds: usize, segments: usize| lid1(1, 0, &vec![cscd(&a); cscds], &vec![blocks(0, 0, 0, 1, 0, 1); segments]);
-    assert!(ExtendedCopy::parse_lid1(&many(64, 256)).is_ok());
+    assert!(ExtendedCopy::parse_lid1(&many(32, 256)).is_ok());
+    assert!(ExtendedCopy::parse_lid1(&many(64, 200)).is_ok());
+    assert_eq!(error(&many(64, 256)), length, "MAXIMUM DESCRIPTOR LIST LENGTH");
     assert_eq!(error(&many(65, 1)), Sense::new(SenseCode::TOO_MANY_TARGET_DESCRIPTORS));
     assert_eq!(error(&many(1, 257)), Sense::new(SenseCode::TOO_MANY_SEGMENT_DESCRIPTORS));
 
@@ -233,7 +235,7 @@ fn segments_lie_on_both_units_and_are_whole_blocks() {
     let granularity = Sense::new(SenseCode::COPY_SEGMENT_GRANULARITY_VIOLATION).with_segment(0, Some(5), None);
     assert_eq!(place(bytes(512, (0, 1), (0, 0)), &short, &short), Err(granularity));
     assert_eq!(place(bytes(4096, (0, 0), (0, 512)), &short, &long), Err(granularity));
-    assert_eq!(place(bytes(COPY_SEGMENT_BYTES_MAX, (0, 0), (0, 0)), &short, &short), at(0, 0, 256 << 20));
+    assert_eq!(place(bytes(COPY_SEGMENT_BYTES_MAX, (0, 0), (0, 0)), &short, &short), at(0, 0, 32 << 20));
     let long_one = bytes(COPY_SEGMENT_BYTES_MAX + 512, (0, 0), (0, 0));
     assert_eq!(place(long_one, &short, &short), Err(invalid(16 + 8, None)));
 }
@@ -504,7 +506,7 @@ fn page_8f_has_every_mandatory_descriptor() {
     assert_eq!(of(0x0000), limits.concat());
     let commands = [14, 0x83, 5, 0, 1, 0x10, 0x11, 0x1c, 0x84, 5, 0, 3, 4, 5, 7];
     assert_eq!(of(0x0001), [&commands[..], &[0]].concat());
-    let parameters = [&[0; 4][..], &[0, 64, 1, 0], &10_240u32.to_be_bytes(), &[0; 16]].concat();
+    let parameters = [&[0; 4][..], &[0, 64, 1, 0], &8192u32.to_be_bytes(), &[0; 16]].concat();
     assert_eq!(of(0x0004), parameters);
     assert_eq!(of(0x0008), [4, 0x02, 0x07, 0x0a, 0xe4, 0, 0, 0]);
     assert_eq!(of(0x000c), [0, 2, 0xff, 0xff]);
@@ -517,7 +519,7 @@ fn page_8f_has_every_mandatory_descriptor() {
     let listed: Vec<(u32, u8)> = types[4..].chunks_exact(64).map(|rod| (be32(rod, 0), rod[4])).collect();
     assert_eq!(listed, [(0x0080_0000, 1), (0x0080_0001, 3), (0x0080_ffff, 1), (0xffff_0001, 2)]);
     let general = of(0x8001);
-    assert_eq!((general.len(), be32(general, 0), be32(general, 8), general[12]), (32, 8, 256 << 20, 9));
+    assert_eq!((general.len(), be32(general, 0), be32(general, 8), general[12]), (32, 8, 32 << 20, 9));
 }
 
 #[test]
@@ -525,8 +527,8 @@ fn operating_parameters_are_those_of_the_page() {
     let data = reply(&DISK, &[0x84, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0]);
     let expected = [
         &[0, 0, 0, 44, 1, 0, 0, 0, 0, 64, 1, 0][..],
-        &10_240u32.to_be_bytes(),
-        &(256u32 << 20).to_be_bytes(),
+        &8192u32.to_be_bytes(),
+        &(32u32 << 20).to_be_bytes(),
         &[0; 12],
         &[0, 0, 0, 8, 8, 9, 0, 0, 0, 0, 0, 4, 0x02, 0x07, 0x0a, 0xe4],
     ];

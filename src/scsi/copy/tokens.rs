@@ -143,8 +143,8 @@ impl TokenTable {
         Some(token)
     }
 
-    /// Take a place: a free one, else one whose token is no longer valid, else the one that was idle longest. Its index,
-    /// and its state word without a state.
+    /// Take a place: a free one, else one whose token is no longer valid, else the one that was idle longest. Its
+    /// index, and its state word without a state.
     fn claim(&self, places: &[Place]) -> Option<(usize, u64)> {
         for _ in 0..ATTEMPTS {
             let rank = |place: &Place| {

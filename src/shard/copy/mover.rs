@@ -236,6 +236,8 @@ impl<R: Ring> Work<'_, R> {
         self.may_copy(leg.destination, true)?;
         if let Some(source) = leg.source {
             self.may_copy(source, false)?;
+        } else if let View::Token { slot, .. } = mover.view {
+            self.serves_copies(slot)?;
         }
         let block_bytes = u64::from(self.core.disks.of_task(leg.destination.slot).block_length());
         let left = leg.len_bytes - mover.done;
@@ -374,10 +376,7 @@ impl<R: Ring> Work<'_, R> {
         let at = leg.destination_at + mover.chunk_at(leg, mover.chunk);
         let slot = leg.destination.slot;
         self.turn_to(task, slot, at, bytes.len() as u32);
-        let durable = {
-            let unit = self.core.disks.of_task(slot).unit(false);
-            unit.write_cache_exists() && !unit.write_cache_enabled()
-        };
+        let durable = self.core.disks.at(slot).is_some_and(|slot| slot.settings.writes_through);
         let entry = self.task(task);
         entry.durable = durable;
         entry.data = Some(bytes);

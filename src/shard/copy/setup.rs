@@ -115,7 +115,13 @@ impl<R: Ring> Work<'_, R> {
         if entry.nexus.refuses_copy(writes) {
             return Err(CopyFault::new(SenseCode::THIRD_PARTY_DEVICE_FAILURE));
         }
-        Ok(())
+        self.serves_copies(side.slot)
+    }
+
+    /// Whether the disk serves anybody: nobody formats it, for one.
+    pub(super) fn serves_copies(&self, slot: u32) -> Result<(), CopyFault> {
+        let serves = self.core.disks.at(slot).is_some_and(|slot| slot.settings.condition.sense().is_none());
+        if serves { Ok(()) } else { Err(CopyFault::new(SenseCode::THIRD_PARTY_DEVICE_FAILURE)) }
     }
 
     pub(super) fn populate_token(

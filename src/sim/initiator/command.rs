@@ -317,12 +317,21 @@ fn any_form(opcodes: [u8; 3], lba: u64, len: u32, random: &mut Random) -> [u8; 1
     }
 }
 
+/// Task attribute (RFC 7143 section 11.3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attribute {
+    Simple = 1,
+    Ordered = 2,
+    HeadOfQueue = 3,
+}
+
 /// A command that was sent and not answered.
 pub(super) struct Task {
     /// Index among the initiator's logical units.
     pub unit: usize,
     pub work: Work,
     pub cmd_sn: u32,
+    pub attribute: Attribute,
     /// Bytes that the command announced (Expected Data Transfer Length).
     pub expected_bytes: usize,
     /// What it writes.
@@ -340,7 +349,12 @@ pub(super) struct Task {
 impl fmt::Debug for Task {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (granted, read) = (self.granted, self.data_in.len());
-        write!(f, "{:?} on {}: {granted} granted, {} R2Ts open, {read} read", self.work, self.unit, self.r2ts_open)
+        let attribute = self.attribute;
+        write!(
+            f,
+            "{attribute:?} {:?} on {}: {granted} granted, {} R2Ts open, {read} read",
+            self.work, self.unit, self.r2ts_open
+        )
     }
 }
 

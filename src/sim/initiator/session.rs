@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::command::{Burst, Task, Work, status};
+use super::command::{Attribute, Burst, Task, Work, status};
 use super::login::{Agreed, Offer};
 use super::management::Management;
 use super::pdu::{FINAL, NO_TAG, Pdu, is_before, request, response};
@@ -138,7 +138,13 @@ impl Session {
         let surplus = if is_read && random.below(16) == 0 { 4 * (1 + random.index(300)) } else { 0 };
         let expected_bytes = work.read_bytes() + data_out.len() + surplus;
         let tag = self.new_tag(random);
-        let mut flags = 0x01 | if is_read { 0x40 } else { 0 } | if work.is_write() { 0x20 } else { 0 };
+        // Now and then ORDERED or HEAD OF QUEUE (RFC 7143 section 11.3.1).
+        let attribute = match random.below(32) {
+            0 => Attribute::HeadOfQueue,
+            1 | 2 => Attribute::Ordered,
+            _ => Attribute::Simple,
+        };
+        let mut flags = attribute as u8 | if is_read { 0x40 } else { 0 } | if work.is_write() { 0x20 } else { 0 };
         let (immediate, unsolicited_end) = self.unasked(data_out.len(), random);
         if unsolicited_end > immediate {
             let burst = Burst {
@@ -166,6 +172,7 @@ impl Session {
             unit,
             work,
             cmd_sn: self.cmd_sn.wrapping_sub(1),
+            attribute,
             expected_bytes,
             data_out,
             granted: unsolicited_end,
@@ -357,6 +364,9 @@ impl Session {
         let task = self.tasks.remove(&tag).ok_or_else(|| format!("status for {tag:#x}, which is not running"))?;
         self.unsolicited.retain(|burst| burst.task_tag != tag);
         self.solicited.retain(|burst| burst.task_tag != tag);
+        if status == status::GOOD && self.management.is_none() {
+            self.check_order(&task)?;
+        }
         if status == status::GOOD {
             let is_under = pdu.flag(0x02);
             let residual = if is_under { pdu.word(44) as usize } else { 0 };
@@ -370,6 +380,20 @@ impl Session {
             }
         }
         Ok(Event::Ended(Box::new(Ended { task, status, sense })))
+    }
+
+    /// A command has ended that may not have begun before others (SAM-5 clause 8.6).
+    fn check_order(&self, ended: &Task) -> Result<(), String> {
+        if ended.attribute == Attribute::HeadOfQueue {
+            return Ok(());
+        }
+        let older = self.tasks().filter(|task| task.unit == ended.unit && is_before(task.cmd_sn, ended.cmd_sn));
+        let mut wrong =
+            older.filter(|task| ended.attribute == Attribute::Ordered || task.attribute == Attribute::Ordered);
+        match wrong.next() {
+            Some(task) => Err(format!("{ended:?} has ended before {task:?}, which is older")),
+            None => Ok(()),
+        }
     }
 
     fn ready_to_transfer(&mut self, pdu: &Pdu) -> Result<Event, String> {

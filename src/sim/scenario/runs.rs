@@ -15,6 +15,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "rough", about: "short counts, splits at any byte and delays on every connection", run: rough },
     Scenario { name: "lossy", about: "connections are reset by either side at any moment", run: lossy },
     Scenario { name: "bad-disks", about: "one disk's file fails with EIO, another's has no space", run: bad_disks },
+    Scenario { name: "hung", about: "some operations of two disks' files take minutes", run: hung },
     Scenario { name: "narrow", about: "a shard with little memory and small socket buffers", run: narrow },
     Scenario { name: "pinched", about: "far less memory than the writes that come unasked would take", run: pinched },
     Scenario { name: "door", about: "more strangers than there is room for, and a ring that is full", run: door },
@@ -91,6 +92,8 @@ struct Setting {
     shares: bool,
     /// Write caches are off.
     uncached: bool,
+    /// Only units that may fail abort commands.
+    is_strict: bool,
 }
 
 impl Default for Setting {
@@ -107,6 +110,7 @@ impl Default for Setting {
             transfer_bytes_max: 256 * 1024,
             shares: false,
             uncached: false,
+            is_strict: false,
         }
     }
 }
@@ -231,6 +235,7 @@ fn initiator_config(number: u64, setting: &Setting, plans: &[DiskPlan], random: 
         aborts: setting.aborts,
         resets_units: number == 0,
         may_lose_commands: setting.aborts != Chance::NEVER && number > 0,
+        is_strict: setting.is_strict,
     }
 }
 
@@ -271,6 +276,20 @@ fn bad_disks(run: Run) -> Result<Report, String> {
     scene.finish()
 }
 
+fn hung(run: Run) -> Result<Report, String> {
+    let aborts = if run.seed % 2 == 1 { Chance::percent(1) } else { Chance::NEVER };
+    let setting = Setting { aborts, is_strict: true, shares: run.seed % 4 >= 2, ..Setting::default() };
+    let mut scene = Scene::new(run, &setting, |_| {})?;
+    for lun in [RAW_LUN, VHDX_LUN] {
+        let name = scene.server.file_name(lun).ok_or("the disk has no file")?;
+        let hanging =
+            FileFaults { delay: Chance::percent(2), delay_max: Nanos(100_000_000_000), ..FileFaults::default() };
+        scene.world.set_faults_of(&name, Some(hanging));
+        scene.initiators.iter_mut().for_each(|initiator| initiator.expect_failures(lun));
+    }
+    scene.finish()
+}
+
 fn narrow(run: Run) -> Result<Report, String> {
     let setting = Setting { network: NetworkFaults::rough(), pipe_capacity_bytes: 5000, ..Setting::default() };
     Scene::new(run, &setting, |config| config.memory_bytes = 16 << 20)?.finish()
@@ -289,8 +308,8 @@ fn pinched(run: Run) -> Result<Report, String> {
     Scene::new(run, &setting, change)?.finish()
 }
 
-/// Strangers connect and say nothing. Those for whom there is no place are sent away when the ring takes that, the others
-/// when their time is over; none may be left connected.
+/// Strangers connect and say nothing. Those for whom there is no place are sent away when the ring takes that, the
+/// others when their time is over; none may be left connected.
 fn door(run: Run) -> Result<Report, String> {
     let setting = Setting { initiators_max: 1, commands: 0, ..Setting::default() };
     let change = |config: &mut ServerConfig| {
@@ -336,7 +355,13 @@ fn stopped(run: Run) -> Result<Report, String> {
 fn aborts(run: Run) -> Result<Report, String> {
     let network = NetworkFaults::rough();
     let setting = Setting { network, aborts: Chance::percent(1), commands: 200, ..Setting::default() };
-    Scene::new(run, &setting, |_| {})?.finish()
+    let scene = Scene::new(run, &setting, |_| {})?;
+    if run.seed % 2 == 1 {
+        // What is aborted is under way for long.
+        let delay_max = Nanos(3_000_000);
+        scene.world.set_file_faults(FileFaults { delay: Chance::percent(30), delay_max, ..FileFaults::default() });
+    }
+    scene.finish()
 }
 
 /// Every other run pauses and replaces disks, every other one loses connections.

@@ -112,6 +112,21 @@ fn conflicts(state: &Reservations, number: u8, cdb: &[u8]) -> bool {
     action == Action::Done(Outcome::status(Status::RESERVATION_CONFLICT))
 }
 
+/// A copy reads and writes for its nexus, as READ and WRITE do.
+#[test]
+fn a_copy_is_refused_where_a_read_or_write_is() {
+    for (state, _) in columns() {
+        for number in [1, 2] {
+            let mut nexus_unit = NexusUnit::default();
+            nexus_unit.set_standing(state.standing(&nexus(number, 1)));
+            let (read, write) = ([0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], [0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+            assert_eq!(nexus_unit.refuses_copy(false), conflicts(&state, number, &read), "{:?}", state.reservation());
+            assert_eq!(nexus_unit.refuses_copy(true), conflicts(&state, number, &write), "{:?}", state.reservation());
+        }
+    }
+    assert!(!NexusUnit::default().refuses_copy(true));
+}
+
 #[test]
 fn every_command_is_allowed_or_in_conflict_as_the_tables_say() {
     for command in COMMANDS.iter().filter(|command| command.is_served_on(&unit(&DISK))) {
