@@ -56,6 +56,57 @@ pub const WRITE_SAME_BYTES_MAX: u32 = 256 * 1024 * 1024;
 /// many come as Data-Out, 2 MiB of the longest blocks.
 pub const COMPARE_AND_WRITE_BLOCKS_MAX: u8 = u8::MAX;
 
+/// CSCD descriptors of one EXTENDED COPY (MAXIMUM CSCD DESCRIPTOR COUNT): no initiator that we know uses more than two.
+pub const COPY_CSCDS_MAX: u16 = 64;
+
+/// Segment descriptors of one EXTENDED COPY (MAXIMUM SEGMENT DESCRIPTOR COUNT).
+pub const COPY_SEGMENTS_MAX: u16 = 256;
+
+/// Bytes of both descriptor lists together (MAXIMUM DESCRIPTOR LIST LENGTH): the most segments there may be, with all
+/// the CSCD descriptors that anybody uses.
+pub const COPY_DESCRIPTORS_BYTES_MAX: u32 = 8 * 1024;
+
+/// Bytes that one segment may write (MAXIMUM SEGMENT LENGTH): what one READ may read, and all that the two-byte count of
+/// short blocks can name.
+pub const COPY_SEGMENT_BYTES_MAX: u32 = TRANSFER_BYTES_MAX;
+
+/// Bytes of a parameter list of EXTENDED COPY, POPULATE TOKEN or WRITE USING TOKEN that are taken at all: one descriptor
+/// too many is still told from a list that is too long.
+pub const COPY_LIST_BYTES_MAX: u32 = 16 * 1024;
+
+/// Copies that one session may have underway. Each has a task of its own and at most one burst of memory.
+pub const COPIES_PER_SESSION_MAX: usize = 8;
+
+/// Results of copies that a session keeps until they are asked for; the oldest goes first.
+pub const COPY_RESULTS_MAX: usize = 32;
+
+/// Ranges of one token, and of one WRITE USING TOKEN (MAXIMUM RANGE DESCRIPTORS).
+pub const TOKEN_RANGES_MAX: usize = 64;
+
+/// Tokens of one disk that are valid at once; a further one cancels the one that was idle longest. A host that copies
+/// many small files leaves one behind for each, until it expires.
+pub const TOKENS_PER_DISK_MAX: usize = 256;
+
+/// Bytes that one token stands for, and that one WRITE USING TOKEN writes (MAXIMUM TOKEN TRANSFER SIZE).
+pub const TOKEN_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+
+/// Bytes that one WRITE USING TOKEN best writes (OPTIMAL TRANSFER COUNT): Windows' own default, which is through well
+/// within the four seconds that it is content with.
+pub const TOKEN_BYTES_OPTIMAL: u64 = 64 * 1024 * 1024;
+
+/// A token that nobody has used for this long expires, unless its creator asked for another time-out...
+pub const TOKEN_TIMEOUT_DEFAULT_S: u32 = 60;
+
+/// ... of at most this.
+pub const TOKEN_TIMEOUT_MAX_S: u32 = 900;
+
+/// A token expires after this however often it is used (MAXIMUM TOKEN LIFETIME).
+pub const TOKEN_LIFETIME_MAX_S: u32 = 24 * 60 * 60;
+
+const _: () = assert!(COPY_SEGMENT_BYTES_MAX >= 65_535 * 512);
+const _: () = assert!(COPY_DESCRIPTORS_BYTES_MAX >= COPY_SEGMENTS_MAX as u32 * 28 + 4 * 32);
+const _: () = assert!(COPY_LIST_BYTES_MAX >= 48 + COPY_DESCRIPTORS_BYTES_MAX + 32);
+
 /// OPTIMAL TRANSFER LENGTH of a unit: one burst.
 pub const TRANSFER_BYTES_OPTIMAL: u32 = BURST_LENGTH_MAX;
 

@@ -134,6 +134,17 @@ fn a_power_cut_between_changes_leaves_what_was_synchronized() {
 }
 
 #[test]
+fn a_pause_that_comes_too_late_is_given_up_and_holds_nobody() {
+    let reports = run_all("pauses-late", 4);
+    assert_eq!(total(&reports, |r| r.failed + r.lost), 0);
+}
+
+#[test]
+fn a_flush_after_a_snapshot_covers_the_former_leaf() {
+    run_all("snapshots-power", 12);
+}
+
+#[test]
 fn a_killed_process_has_lost_nothing_that_it_answered() {
     let reports = run_all("killed", 8);
     assert!(total(&reports, |r| r.logins) > total(&reports, |_| 1), "some sessions came back");
@@ -153,4 +164,11 @@ fn one_seed_is_one_run() {
         assert_eq!(run(3), run(3), "{name}");
         assert_ne!(run(3).hash, run(4).hash, "{name}");
     }
+}
+
+#[test]
+fn blocks_that_many_change_at_once_lose_no_change() {
+    let reports = run_all("shared", 12);
+    assert!(total(&reports, |r| r.retried) > 300, "they got in each other's way");
+    assert!(total(&reports, |r| r.aborted) > 20 && total(&reports, |r| r.lost) > 20);
 }

@@ -1,5 +1,7 @@
 //! The blocking boundary of control-plane work on a layer: what create, open, replay, check and resize need of a file.
 
+use crate::crc32c::crc32c;
+
 /// Why a storage operation failed. The text names the operation, the place and the system's reason.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StorageError {
@@ -30,4 +32,22 @@ pub trait Storage {
     fn flush(&mut self) -> Result<(), StorageError>;
     /// Set the size; new bytes read as zeros.
     fn set_len(&mut self, len_bytes: u64) -> Result<(), StorageError>;
+}
+
+/// The file's length and checksums (CRC-32C) of these ranges (from, to), each in pieces of 1 MiB: whether two looks at
+/// a file saw the same.
+pub fn checksums(storage: &mut dyn Storage, ranges: &[(u64, u64)]) -> Result<Vec<u32>, StorageError> {
+    let len_bytes = storage.len_bytes()?;
+    let mut sums = vec![len_bytes as u32, (len_bytes >> 32) as u32];
+    let mut bytes = vec![0; 1 << 20];
+    for (from, to) in ranges {
+        let mut at = *from;
+        while at < *to {
+            let part = &mut bytes[..(to - at).min(1 << 20) as usize];
+            storage.read_at(at, part)?;
+            sums.push(crc32c(part));
+            at += part.len() as u64;
+        }
+    }
+    Ok(sums)
 }

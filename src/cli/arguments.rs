@@ -3,7 +3,9 @@
 mod entrance;
 mod images;
 
-pub use entrance::{ChapArguments, ChapVerb, Demand, DiscoveryArguments, DiscoveryVerb, TargetRedirect};
+pub use entrance::{
+    ChapArguments, ChapVerb, Demand, DiscoveryArguments, DiscoveryVerb, IsnsArguments, IsnsVerb, TargetRedirect,
+};
 pub use images::{DiskCheck, DiskConvert, JobArguments, JobVerb, MetaVerb, SnapshotArguments, SnapshotVerb};
 
 use std::path::PathBuf;
@@ -42,6 +44,8 @@ pub enum Command {
     Discovery(DiscoveryArguments),
     /// Say which CHAP algorithms are allowed
     Chap(ChapArguments),
+    /// Register targets and portals with an iSNS server
+    Isns(IsnsArguments),
     /// List and drop sessions
     Session(SessionArguments),
     /// Show counters and latencies
@@ -156,7 +160,8 @@ pub enum DiskVerb {
     Check(DiskCheck),
     /// Copy a disk's content into a new image, of any format and kind
     Convert(DiskConvert),
-    /// Merge a differencing disk into its parent: one file is left, which the disk goes on with
+    /// Merge a differencing disk into its parent: one file is left, which the disk goes on with. A parent that is a
+    /// disk of its own is none any more
     Merge {
         /// The disk
         name: String,

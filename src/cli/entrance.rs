@@ -6,7 +6,9 @@ use std::path::Path;
 use hyper::Method;
 use serde_json::{Value, json};
 
-use super::arguments::{ChapArguments, ChapVerb, Demand, DiscoveryArguments, DiscoveryVerb, TargetRedirect};
+use super::arguments::{
+    ChapArguments, ChapVerb, Demand, DiscoveryArguments, DiscoveryVerb, IsnsArguments, IsnsVerb, TargetRedirect,
+};
 use super::client::{ClientError, segment};
 use super::commands::{Asker, Printed};
 use super::show;
@@ -29,6 +31,20 @@ pub fn chap(arguments: ChapArguments) -> Printed {
             let list = if list == ["all"] { Vec::new() } else { list };
             asker.ask(Method::PUT, "/v1/chap", Some(json!({ "algorithms": list })), show::chap)
         }
+    }
+}
+
+/// `lunaring isns`
+pub fn isns(arguments: IsnsArguments) -> Printed {
+    let asker = Asker::new(arguments.client);
+    match arguments.verb {
+        IsnsVerb::Show => asker.get("/v1/isns", show::isns),
+        IsnsVerb::Set { server } if server == "none" => {
+            asker.ask(Method::PUT, "/v1/isns", Some(json!({})), |_| "registering nowhere".to_owned())
+        }
+        IsnsVerb::Set { server } => asker.ask(Method::PUT, "/v1/isns", Some(json!({ "server": server })), |isns| {
+            format!("registering with {}", isns["server"].as_str().unwrap_or(&server))
+        }),
     }
 }
 

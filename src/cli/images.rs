@@ -71,7 +71,10 @@ pub(super) fn disk(asker: &Asker, verb: DiskVerb) -> Printed {
         }
         DiskVerb::Convert(convert) => converted(asker, &convert),
         DiskVerb::Merge { name, detach } => {
-            let words = |_: &Value| format!("disk '{name}' is merged into its parent");
+            let words = |job: &Value| match job["detail"].as_str() {
+                Some(told) => format!("disk '{name}' is merged into its parent: {told}"),
+                None => format!("disk '{name}' is merged into its parent"),
+            };
             run_job(asker, Method::POST, &disk_path(&name, "/merge"), None, detach, words)
         }
         DiskVerb::Compact { name, detach } => {

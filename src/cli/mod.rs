@@ -50,6 +50,7 @@ pub fn run(command: Command) -> Result<String, ClientError> {
         Command::Portal(portal) => commands::portal(portal),
         Command::Discovery(discovery) => entrance::discovery(discovery),
         Command::Chap(chap) => entrance::chap(chap),
+        Command::Isns(isns) => entrance::isns(isns),
         Command::Session(session) => commands::session(session),
         Command::Stats(stats) => commands::stats(stats),
         Command::Snapshot(snapshot) => images::snapshot(snapshot),

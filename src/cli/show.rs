@@ -182,6 +182,17 @@ pub fn chap(answer: &Value) -> String {
     properties(&[("algorithms", words(answer, "algorithms"))])
 }
 
+/// `isns show`
+pub fn isns(answer: &Value) -> String {
+    let Some(server) = answer["server"].as_str() else { return "registering nowhere".to_owned() };
+    let state = match (yes(answer, "registered"), answer["reason"].as_str()) {
+        (true, _) => format!("{} targets registered", text(answer, "targets")),
+        (false, Some(reason)) => format!("not registered: {reason}"),
+        (false, None) => "being registered".to_owned(),
+    };
+    properties(&[("server", server.to_owned()), ("entity", text(answer, "entity")), ("state", state)])
+}
+
 /// `portal list`
 pub fn portals(answer: &Value) -> String {
     let mut table = Table::new(&["ADDRESS", "STATE"]);

@@ -6,7 +6,7 @@ mod entrance;
 mod images;
 mod snapshots;
 
-pub use entrance::{ChapPolicy, Discovery, NewAuth, NewRedirect, Redirect};
+pub use entrance::{ChapPolicy, Discovery, Isns, NewAuth, NewIsns, NewRedirect, Redirect};
 pub use images::{Check, Convert, Jobs, Layer, Metadata, MetadataItem, NewMetadataItem, Resize, Space};
 pub use snapshots::{
     DeletedSnapshot, ExportSnapshot, NewSnapshot, NewSnapshotGroup, Snapshot, Snapshots, TakenSnapshots,

@@ -5,7 +5,9 @@
 
 mod entrance;
 
-pub use entrance::{AuthConfig, RedirectConfig, names as algorithm_names, parse_algorithms};
+pub use entrance::{
+    AuthConfig, IsnsConfig, RedirectConfig, check_destination, names as algorithm_names, parse_algorithms,
+};
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
@@ -47,14 +49,21 @@ pub struct Config {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chap_algorithms: Vec<String>,
     /// The highest ErrorRecoveryLevel of sessions, 0 or 1, where a target does not say.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_level_zero")]
     pub error_recovery_level: u8,
+    /// The iSNS server that targets and portals are registered with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isns: Option<IsnsConfig>,
     /// Disks, by name.
     #[serde(default)]
     pub disks: BTreeMap<String, DiskConfig>,
     /// Targets, by name.
     #[serde(default)]
     pub targets: BTreeMap<String, TargetConfig>,
+    /// Initiators are told when the file system behind a thin provisioned disk has less free space than this, in bytes.
+    /// Zero: never. A disk may have a threshold of its own.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub thin_threshold_bytes: u64,
 }
 
 /// One disk.
@@ -101,6 +110,31 @@ pub struct DiskConfig {
     /// The snapshot of another disk that this one shows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub export: Option<ExportConfig>,
+    /// What is set on it.
+    #[serde(default, skip_serializing_if = "DiskSettingsConfig::is_default")]
+    pub settings: DiskSettingsConfig,
+}
+
+/// Settings of a disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskSettingsConfig {
+    /// WCE, where an initiator has saved it with MODE SELECT.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_cache: Option<bool>,
+    /// A SANITIZE has not ended well: only another one makes the disk usable, or, if this is true, also its EXIT FAILURE
+    /// MODE.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unsanitized: Option<bool>,
+    /// The disk's own threshold of free space, in bytes; zero: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thin_threshold_bytes: Option<u64>,
+}
+
+impl DiskSettingsConfig {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// One snapshot: the file that was written until it was taken, and is not written any more.
@@ -200,12 +234,17 @@ pub struct LunConfig {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
+fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
 fn is_false(value: &bool) -> bool {
     !value
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
-fn is_zero(value: &u8) -> bool {
+fn is_level_zero(value: &u8) -> bool {
     *value == 0
 }
 
@@ -218,8 +257,10 @@ impl Default for Config {
             discovery_auth: None,
             chap_algorithms: Vec::new(),
             error_recovery_level: 0,
+            isns: None,
             disks: BTreeMap::new(),
             targets: BTreeMap::new(),
+            thin_threshold_bytes: 0,
         }
     }
 }

@@ -12,13 +12,15 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_channel::{mpsc, oneshot};
-use futures_lite::StreamExt;
+use futures_lite::{StreamExt, stream};
 
 use super::attachment;
 use super::config::{AuthConfig, Config, LunConfig};
 use super::dataplane::{DataPlane, ask_all, shards, tell};
 use super::error::Refused;
 use super::executor::blocking;
+use super::isns::Isns;
+use super::keeping;
 use super::state::StateDir;
 use crate::iscsi::access::AccessRule;
 use crate::iscsi::directory::{self, Authentication, Directory};
@@ -27,11 +29,12 @@ use crate::jobs::{JobId, Registry};
 use crate::limits::CONTROL_CONNECTIONS_MAX;
 use crate::medium::offline;
 use crate::medium::{self, DiskFormat};
+use crate::shard::Keeper;
 use crate::shard::message::{Configuration, LunMap, Mapping, Mask, ToShard};
 use crate::units::{DiskId, Lun, PortalId, ShardId, TargetId};
 
 /// The portal group of every portal: all reach all targets.
-const PORTAL_GROUP_TAG: u16 = 1;
+pub(super) const PORTAL_GROUP_TAG: u16 = 1;
 
 /// A disk of the configuration, as it is now.
 #[derive(Clone)]
@@ -88,9 +91,14 @@ pub struct Controller {
     target_next: u32,
     portal_next: u32,
     view: Arc<Mutex<Arc<View>>>,
+    /// Takes what shards want kept, and where it comes out.
+    keeper: Keeper,
+    kept: Option<mpsc::Receiver<Job>>,
+    /// What is registered with an iSNS server.
+    pub(super) isns: Isns,
 }
 
-type Job = Box<dyn for<'a> FnOnce(&'a mut Controller) -> Pin<Box<dyn Future<Output = ()> + 'a>> + Send>;
+pub(super) type Job = Box<dyn for<'a> FnOnce(&'a mut Controller) -> Pin<Box<dyn Future<Output = ()> + 'a>> + Send>;
 
 /// Reads the view and hands commands to the controller. Cheap to clone.
 #[derive(Clone)]
@@ -103,6 +111,8 @@ pub struct Handle {
     pub state: PathBuf,
     /// What works in the background.
     pub registry: Registry,
+    /// What is registered with an iSNS server.
+    pub isns: Isns,
 }
 
 impl Controller {
@@ -123,7 +133,10 @@ impl Controller {
             })
             .await?
         };
+        let (keeper, kept) = keeping::keeper();
         let mut controller = Controller {
+            keeper,
+            kept: Some(kept),
             state,
             plane,
             config,
@@ -138,6 +151,7 @@ impl Controller {
             target_next: 0,
             portal_next: 0,
             view: Arc::default(),
+            isns: Isns::new(),
         };
         controller.bring_up().await?;
         controller.apply().await?;
@@ -145,8 +159,12 @@ impl Controller {
     }
 
     /// Carry out commands until every [`Handle`] is gone.
-    pub async fn run(mut self, mut jobs: Jobs) {
-        while let Some(job) = jobs.0.next().await {
+    pub async fn run(mut self, jobs: Jobs) {
+        let Some(kept) = self.kept.take() else { return };
+        // What shards want kept comes in between; only the end of the commands is the end.
+        let commands = jobs.0.map(Some).chain(stream::once(None));
+        let mut all = stream::or(commands, kept.map(Some));
+        while let Some(Some(job)) = all.next().await {
             job(&mut self).await;
         }
     }
@@ -161,6 +179,7 @@ impl Controller {
             plane: Arc::clone(&self.plane),
             state: self.state.path().to_owned(),
             registry: self.jobs.clone(),
+            isns: self.isns.clone(),
         };
         (handle, Jobs(receiver))
     }
@@ -179,6 +198,7 @@ impl Controller {
     pub(super) async fn apply(&mut self) -> Result<(), Refused> {
         let configuration = Arc::new(self.configuration()?);
         self.publish();
+        self.register_with_isns();
         ask_all(&*self.plane, |reply| ToShard::Configure { configuration: Arc::clone(&configuration), reply }).await?;
         Ok(())
     }
@@ -239,7 +259,8 @@ impl Controller {
         });
         let discovery = demand(&self.config.discovery_auth)?;
         let directory = Directory::new(targets, portals.collect(), discovery).map_err(Refused::invalid)?;
-        Ok(Configuration { directory: Arc::new(directory), luns, masks })
+        let (disks, keeper) = (self.disk_settings(), Some(self.keeper.clone()));
+        Ok(Configuration { directory: Arc::new(directory), luns, masks, disks, keeper })
     }
 
     /// Logical units in the shards' terms; those whose disks are offline are absent.

@@ -71,6 +71,7 @@ impl Controller {
             snapshots: BTreeMap::new(),
             merge: None,
             export: None,
+            settings: Default::default(),
         };
         if disk.format != DiskFormat::Raw && disk.sector_size_bytes != probed.sector_size_bytes {
             return Err(Refused::invalid(format!("this image has {} byte sectors", probed.sector_size_bytes)));
@@ -301,6 +302,7 @@ impl Controller {
             snapshots: BTreeMap::new(),
             merge: None,
             export: None,
+            settings: Default::default(),
         };
         Ok((disk, new.block_size_bytes))
     }

@@ -141,18 +141,19 @@ impl Controller {
         Ok(gone)
     }
 
-    /// Let a differencing disk's parent become part of it, so that the two can be merged.
+    /// Let a differencing disk's parent become part of it, so that the two can be merged. Gives what that means for the
+    /// parent, in words: as a disk of its own it is gone.
     ///
     /// # Errors
     /// It has none, or somebody else needs that.
-    pub async fn merge_begin(&mut self, name: &str) -> Result<(), Refused> {
+    pub async fn merge_begin(&mut self, name: &str) -> Result<Option<String>, Refused> {
         self.refuse_busy(name)?;
         let live = self.online(name)?;
         let Some(disk) = self.config.disks.get(name).cloned() else {
             return Err(Refused::not_found(format!("there is no disk '{name}'")));
         };
         if self.has_merge(name) {
-            return Ok(());
+            return Ok(None);
         }
         if live.read_only() {
             return Err(Refused::conflict(format!("disk '{name}' is read-only or a parent, so it is not merged")));
@@ -167,6 +168,11 @@ impl Controller {
         step("merge: checked");
         self.persist(config).await?;
         step("merge: persisted");
+        let file = self.state.absolute(&parent);
+        let told = match gone.as_slice() {
+            [] => format!("its parent {} is its own file now", file.display()),
+            gone => format!("its parent, disk '{}', is no disk of its own any more", gone.join("', '")),
+        };
         for gone in gone {
             if let Some(LiveDisk::Online(live)) = self.disks.remove(&gone) {
                 super::attachment::detach(&*self.plane, [&*live]).await;
@@ -174,7 +180,7 @@ impl Controller {
             self.disks.remove(&gone);
         }
         self.publish();
-        Ok(())
+        Ok(Some(told))
     }
 
     /// The configuration with a disk's parent as a deleted snapshot below everything else of the disk.

@@ -11,6 +11,7 @@
 //! | `config`, `state` | what is served; its file, and what a crash may leave |
 //! | `dataplane`, `attachment` | what is said to the shards |
 //! | `socket`, `routes`, `api`, `views`, `openapi` | the control socket: who may connect, what is asked and answered |
+//! | `isns` | registration with an iSNS server |
 //! | `executor` | the one thread that all of this runs on |
 //! | `demo` | what `lunaring demo` sets up |
 //!
@@ -30,6 +31,8 @@ mod entrance;
 pub mod error;
 pub mod executor;
 mod images;
+pub mod isns;
+mod keeping;
 pub mod launch;
 mod live;
 mod merges;

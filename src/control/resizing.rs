@@ -157,8 +157,8 @@ impl Controller {
     }
 
     /// Check a disk's image. A disk that is being written is not disturbed: its file is looked at until its metadata
-    /// stays the same meanwhile. Only when they never do are its commands held for the time of one look. A repair closes
-    /// the file, and is refused while the disk is mapped.
+    /// stays the same meanwhile. Only when that never does are its commands held for the time of one look. A repair
+    /// closes the file, and is refused while the disk is mapped.
     ///
     /// # Errors
     /// The file cannot be read, or a repair is wanted of a disk that is mapped.

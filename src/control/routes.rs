@@ -62,6 +62,7 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/discovery", &["get"]),
     ("/v1/discovery/auth", &["put", "delete"]),
     ("/v1/chap", &["get", "put"]),
+    ("/v1/isns", &["get", "put"]),
     ("/v1/portals", &["get", "post"]),
     ("/v1/portals/{portal}", &["delete"]),
     ("/v1/sessions", &["get"]),

@@ -118,12 +118,14 @@ pub fn serve(
         let server = Server { handle: handle.clone(), about: about.clone(), started: Instant::now() };
         socket.serve(routes::router(server))?;
         executor::spawn(controller.run(jobs));
+        executor::spawn(handle.isns.clone().run());
         handle.resume_merges().await;
         ready(&Ready { about, socket: socket.path().to_owned(), handle: handle.clone() });
         Stream::new(ending).notified().await;
         // No command comes in any more while the disks are closed.
         drop(socket);
         handle.registry.cancel_all();
+        handle.isns.end().await;
         Ok(stop(&handle).await)
     };
     executor::run(options.control_cpu, life).map_err(Refused::failed)?

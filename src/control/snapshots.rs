@@ -337,6 +337,7 @@ impl Controller {
             base: None,
             snapshots: std::collections::BTreeMap::new(),
             export: Some(shown),
+            settings: Default::default(),
             ..config.clone()
         };
         if !export.writable {

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use crate::iscsi::chap::{ALGORITHMS, Algorithm};
-use crate::medium::Health;
+use crate::medium::{Disk, Health};
 use crate::observe::prometheus::{Kind, Page};
 use crate::observe::{DiskStats, DiskSummary, OpSummary, Operation, ShardSummary};
 use crate::shard::message::{SessionInfo, ToShard};
+use crate::units::HumanBytes;
 
 use super::api;
 use super::config::{AuthConfig, SnapshotConfig, TargetConfig};
@@ -16,6 +17,7 @@ use super::dataplane::{ask, ask_all, shards};
 use super::error::Refused;
 use super::images::children_of;
 use super::merges::exports_of;
+use super::snapshots::above;
 use super::targets::target_name;
 
 impl View {
@@ -77,16 +79,10 @@ impl View {
                 disk.uuid = live.uuid();
                 disk.file = live.path().map(Path::to_owned);
                 disk.notes = live.notes().to_vec();
+                disk.notes.extend(want_of_space(live));
                 (disk.state, disk.reason) = match live.health() {
                     Health::Good => (api::DiskState::Online, None),
-                    Health::Poisoned => (
-                        api::DiskState::Failed,
-                        Some(
-                            "a write to its file failed, so it refuses writes; see that the file system is sound and \
-                             has space, then restart the server"
-                                .to_owned(),
-                        ),
-                    ),
+                    Health::Poisoned => (api::DiskState::Failed, Some(why_failed(live))),
                 };
             }
             Some(LiveDisk::Offline(reason)) => disk.reason = Some(reason.clone()),
@@ -186,7 +182,22 @@ impl View {
             file,
             exports: exports_of(&self.config, disk, name),
             deleting: of.deleting,
+            kept_for: if of.deleting { self.kept_for(disk, name, of) } else { Vec::new() },
         }
+    }
+
+    /// What a deleted snapshot's file is kept for; nothing where it is merged into the one thing that came after it.
+    fn kept_for(&self, disk: &str, name: &str, of: &SnapshotConfig) -> Vec<String> {
+        let Some(config) = self.config.disks.get(disk) else { return Vec::new() };
+        let (snapshots, leaf) = above(config, name);
+        let mut after: Vec<String> = snapshots.iter().map(|name| format!("snapshot '{name}'")).collect();
+        if leaf {
+            after.push(format!("disk '{disk}' as it is now"));
+        }
+        let join = |file: &Path| self.state.join(file);
+        let others = children_of(&self.config, &join(&of.file), join, disk);
+        after.extend(others.iter().map(|disk| format!("disk '{disk}'")));
+        if after.len() > 1 { after } else { Vec::new() }
     }
 
     /// All targets.
@@ -349,6 +360,27 @@ impl Handle {
         page.disks(view.counters());
         page.finish()
     }
+}
+
+/// Why a disk takes no more writes.
+fn why_failed(disk: &Disk) -> String {
+    let why = disk.trouble().told().unwrap_or_else(|| "its file could not be written or closed".to_owned());
+    format!("{why}; it refuses writes until the server has been restarted")
+}
+
+/// What became of writes for which there was no space.
+fn want_of_space(disk: &Disk) -> Option<String> {
+    let refused = Some(disk.trouble().out_of_space()).filter(|refused| *refused > 0)?;
+    let path = disk.path()?;
+    let left = rustix::fs::statvfs(path).map_or(String::new(), |found| {
+        format!("; {} are free there now", HumanBytes(found.f_bavail.saturating_mul(found.f_frsize)))
+    });
+    let times = if refused == 1 { "once".to_owned() } else { format!("{refused} times") };
+    Some(format!(
+        "no space was left for {} {times}, and what needed it was refused{left}; make room, or raise the quota; what \
+         has its space already can be written meanwhile",
+        path.display()
+    ))
 }
 
 fn api_target(name: &str, target: &TargetConfig, of_server: &[Algorithm]) -> api::Target {

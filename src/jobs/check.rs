@@ -350,3 +350,53 @@ fn mismatch(link: &ParentLink, identity: ImageIdentity) -> Option<String> {
 fn find(child: &Path, link: &ParentLink) -> Option<PathBuf> {
     link.places(child.parent()?).into_iter().find_map(|place| place.canonicalize().ok())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::medium::{CreateSpec, create_file};
+
+    /// A file whose headers somebody writes all the time has no state to speak of.
+    #[test]
+    fn only_metadata_that_stays_the_same_is_believed() {
+        for format in [DiskFormat::Vhdx, DiskFormat::Vhd] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("disk");
+            let (kind, size_bytes) = (DiskKind::Dynamic, 8 << 20);
+            let (block_size_bytes, parent, disk_id) = (None, None, None);
+            let spec = CreateSpec {
+                path: path.clone(),
+                format,
+                kind,
+                size_bytes,
+                block_size_bytes,
+                sector_size_bytes: 512,
+                parent,
+                disk_id,
+            };
+            create_file(&spec).unwrap();
+            let stop = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+                    for count in 0u64.. {
+                        // Nobody looks at these bytes of a VHDX's identifier and of a VHD's footer.
+                        file.write_all_at(&count.to_le_bytes(), 440).unwrap();
+                        if stop.load(Ordering::Relaxed) {
+                            break;
+                        }
+                    }
+                });
+                let looked = check_steady(&path, Options::default(), 5);
+                stop.store(true, Ordering::Relaxed);
+                assert_eq!(looked.unwrap(), None, "{format:?}");
+            });
+            let report = check_steady(&path, Options::default(), 1).unwrap().unwrap();
+            assert_eq!(report.format, Some(format));
+        }
+    }
+}

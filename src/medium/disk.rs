@@ -7,12 +7,12 @@ use std::sync::{Arc, OnceLock};
 use uuid::Uuid;
 
 use super::layer::{FileBacking, LayerFile};
-use super::{DiskFormat, DiskKind, FileError, Parents};
+use super::{DiskFormat, DiskKind, FileError, Parents, Trouble};
 use crate::blocks::{BlockMap, Chain, Level};
 use crate::mem::SharedMemory;
 use crate::observe::DiskStats;
 use crate::ring::Fd;
-use crate::scsi::Unit;
+use crate::scsi::{TokenTable, Unit};
 use crate::units::{DiskId, ShardId};
 
 /// What stores the blocks.
@@ -54,9 +54,13 @@ pub struct Disk {
     pub(super) backing: Backing,
     /// Shared with the forms of the disk that stand on the same leaf.
     pub(super) poisoned: Arc<AtomicBool>,
+    /// Shared with all forms of the disk.
+    pub(super) trouble: Arc<Trouble>,
     /// One for each shard, made when that shard first needs it: a disk that few shards reach costs little.
     pub(super) stats: Arc<[OnceLock<DiskStats>]>,
     pub(super) notes: Vec<String>,
+    /// Tokens that stand for some of what it holds. Shared with its later forms.
+    pub(super) tokens: Arc<TokenTable>,
 }
 
 impl Disk {
@@ -118,6 +122,11 @@ impl Disk {
     /// Oddities that were found when the disk was opened, one line each.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// The valid tokens of copy offload.
+    pub fn tokens(&self) -> &TokenTable {
+        &self.tokens
     }
 
     /// Counters of one shard. The first call for a shard allocates; later ones do not.
@@ -209,6 +218,11 @@ impl Disk {
         }
     }
 
+    /// What the host did to its file.
+    pub fn trouble(&self) -> &Trouble {
+        &self.trouble
+    }
+
     /// The same disk with other layers below its leaf (merged, moved, or newly folded).
     pub fn rebased(&self, parents: &Parents, lower: Vec<Arc<LayerFile>>) -> Result<Arc<Self>, FileError> {
         let leaf = self.leaf().ok_or(FileError::Spec(self.format.as_str(), "has no file"))?;
@@ -227,8 +241,10 @@ impl Disk {
             unit_read_only: self.unit_read_only.clone(),
             backing: Backing::Chain { layers: layers.into(), chain },
             poisoned: Arc::clone(&self.poisoned),
+            trouble: Arc::clone(&self.trouble),
             stats: Arc::clone(&self.stats),
             notes: self.notes.clone(),
+            tokens: Arc::clone(&self.tokens),
         }))
     }
 }

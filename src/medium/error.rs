@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::system_reason;
 use crate::units::HumanBytes;
 use crate::vhd;
 use crate::vhdx;
@@ -11,7 +12,7 @@ use crate::vhdx;
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// A system call on the file failed.
-    #[error("cannot {action} {}: {}", path.display(), describe(source))]
+    #[error("cannot {action} {}: {}", path.display(), system_reason(source))]
     Io {
         /// What was attempted, as a verb.
         action: &'static str,
@@ -155,14 +156,4 @@ impl FileError {
 fn list(places: &[PathBuf]) -> String {
     let places: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
     if places.is_empty() { "nothing, no path means anything on this system".to_owned() } else { places.join(", ") }
-}
-
-/// The system's reason in plain words where the number alone does not help.
-fn describe(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::NotFound => "no such file or folder".to_owned(),
-        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
-        io::ErrorKind::StorageFull => "no space left on the file system".to_owned(),
-        _ => error.to_string(),
-    }
 }

@@ -25,6 +25,7 @@ mod open;
 mod parents;
 mod plan;
 mod storage;
+mod trouble;
 
 pub use create::{CreateSpec, NewParent, create_file, preallocate};
 pub use describe::{ImageDescription, ImageIdentity, describe, modified_ns, set_modified_ns};
@@ -35,6 +36,7 @@ pub use link::ParentLink;
 pub use open::{OpenSpec, Opened, Probed, open, open_over, probe};
 pub use parents::{LAYERS_MAX, Parents};
 pub use plan::{PLAN_BYTES_MAX, ReadPlan, WritePlan};
+pub use trouble::{Doing, Trouble, system_reason};
 
 use serde::{Deserialize, Serialize};
 

@@ -13,7 +13,7 @@ use super::layer::{FileBacking, LayerFile};
 use super::{Cache, DiskFormat, DiskKind, FileError, Parents, describe};
 use crate::blocks::{Chain, Engine};
 use crate::mem::SharedMemory;
-use crate::scsi::{BlockLength, SenseFormat, Unit, UnitConfig};
+use crate::scsi::{BlockLength, Features, SenseFormat, Unit, UnitConfig};
 use crate::units::{DiskId, ShardId};
 
 /// What a file system gives back at once: the unmap granularity of a raw disk.
@@ -142,6 +142,7 @@ fn finish(spec: OpenSpec, parts: Parts, poisoned: Arc<AtomicBool>) -> Result<Ope
         Some(disk) => Arc::clone(&disk.stats),
         None => (0..spec.shards).map(|_| OnceLock::new()).collect(),
     };
+    let tokens = spec.predecessor.as_ref().map_or_else(Arc::default, |disk| Arc::clone(&disk.tokens));
     let disk = Disk {
         id: spec.id,
         name: spec.name,
@@ -155,8 +156,13 @@ fn finish(spec: OpenSpec, parts: Parts, poisoned: Arc<AtomicBool>) -> Result<Ope
         unit_read_only,
         backing: parts.backing,
         poisoned,
+        trouble: match &spec.predecessor {
+            Some(disk) => Arc::clone(&disk.trouble),
+            None => Arc::default(),
+        },
         stats,
         notes: parts.notes,
+        tokens,
     };
     Ok(Opened { disk: Arc::new(disk), engine: parts.engine })
 }
@@ -239,7 +245,9 @@ fn unit_for(spec: &OpenSpec, parts: &Parts, read_only: bool) -> Result<Unit, Fil
         },
         sense_format: SenseFormat::Fixed,
     };
-    Unit::new(&config).map_err(|_| size("it cannot be described to an initiator"))
+    let unit = Unit::new(&config).map_err(|_| size("it cannot be described to an initiator"))?;
+    let features = Features::COMPARE_AND_WRITE.and(Features::OR_WRITE).and(Features::MODE_SELECT);
+    Ok(unit.with_features(features.and(Features::COPY)))
 }
 
 /// Largest granularity that is told, in logical blocks. QEMU zeroes at most 65,535 blocks at once and ends with an

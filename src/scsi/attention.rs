@@ -33,11 +33,13 @@ pub enum Attention {
     ModeParametersChanged = 10,
     /// INQUIRY DATA HAS CHANGED: identity or provisioning changed.
     InquiryChanged = 11,
+    /// THIN PROVISIONING SOFT THRESHOLD REACHED: little space is left behind the unit.
+    ThinProvisioningThreshold = 12,
 }
 
 impl Attention {
     /// Every condition, most urgent first.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::PowerOn,
         Self::DeviceReset,
         Self::NexusLoss,
@@ -50,6 +52,7 @@ impl Attention {
         Self::CapacityChanged,
         Self::ModeParametersChanged,
         Self::InquiryChanged,
+        Self::ThinProvisioningThreshold,
     ];
 
     /// The sense that tells it.
@@ -67,6 +70,7 @@ impl Attention {
             Self::CapacityChanged => SenseCode::CAPACITY_DATA_HAS_CHANGED,
             Self::ModeParametersChanged => SenseCode::MODE_PARAMETERS_CHANGED,
             Self::InquiryChanged => SenseCode::INQUIRY_DATA_HAS_CHANGED,
+            Self::ThinProvisioningThreshold => SenseCode::THIN_PROVISIONING_SOFT_THRESHOLD_REACHED,
         }
     }
 

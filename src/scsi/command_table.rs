@@ -6,7 +6,7 @@ use super::execute::{Action, LogicalUnit, TargetView};
 use super::parameter_list::ParameterList;
 use super::unit::{Features, Unit};
 use super::{
-    capacity, defects, diagnostic, format, inquiry, lba_status, log, mode, mode_select, port_groups, read_write,
+    capacity, copy, defects, diagnostic, format, inquiry, lba_status, log, mode, mode_select, port_groups, read_write,
     readiness, report_luns, reservations, sanitize, supported, timestamp, uninterrupted, unmap, write_same,
 };
 
@@ -124,6 +124,12 @@ impl Command {
         self
     }
 
+    /// The same row, for a command that takes longer than its ordering says.
+    const fn timeout(mut self, seconds: u32) -> Self {
+        self.timeout_s = seconds;
+        self
+    }
+
     /// The same row, for units that have these features.
     const fn needs(mut self, features: Features) -> Self {
         self.needs = features;
@@ -236,6 +242,16 @@ use ReservationRule as R;
 const PERSISTENT_IN: &[u8] = &[0x1f, 0, 0, 0, 0, 0, 0xff, 0xff, 0];
 const PERSISTENT_OUT: &[u8] = &[0x1f, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff, 0];
 
+/// CDB usage of the third-party copy commands. RECEIVE COPY OPERATING PARAMETERS has no list identifier any more; that
+/// of SPC-3 is not looked at.
+const EXTENDED_COPY: &[u8] = &[0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0];
+const TOKEN_OUT: &[u8] = &[0x1f, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0];
+const RECEIVE_COPY_LID1: &[u8] = &[0x1f, 0xff, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0];
+const RECEIVE_COPY_LID4: &[u8] = &[0x1f, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0];
+
+/// What a slow disk needs for the longest copies.
+const COPY_TIMEOUT_S: u32 = 15 * 60;
+
 /// Every command, by operation code and service action.
 ///
 /// The CONTROL byte is zero in every row: NACA is refused because NORMACA is zero (SAM-5 clause 5.2), and its other
@@ -345,6 +361,26 @@ pub static COMMANDS: &[Command] = &[
     command("PERSISTENT RESERVE OUT, REGISTER AND MOVE", 0x5f, Some(0x07), PERSISTENT_OUT,
         D::Out, O::Immediate, R::Persistent, Medium(reservations::reserve_out))
         .needs(Features::RESERVATIONS).access(A::Standby),
+    command("EXTENDED COPY(LID1)", 0x83, Some(0x00), EXTENDED_COPY,
+        D::Out, O::Write, R::Write, Medium(copy::commands::copy_out)).needs(Features::COPY).timeout(COPY_TIMEOUT_S),
+    command("EXTENDED COPY(LID4)", 0x83, Some(0x01), EXTENDED_COPY,
+        D::Out, O::Write, R::Write, Medium(copy::commands::copy_out)).needs(Features::COPY).timeout(COPY_TIMEOUT_S),
+    command("POPULATE TOKEN", 0x83, Some(0x10), TOKEN_OUT,
+        D::Out, O::Read, R::Read, Medium(copy::commands::copy_out)).needs(Features::COPY),
+    command("WRITE USING TOKEN", 0x83, Some(0x11), TOKEN_OUT,
+        D::Out, O::Write, R::Write, Medium(copy::commands::copy_out)).needs(Features::COPY).timeout(COPY_TIMEOUT_S),
+    command("COPY OPERATION ABORT", 0x83, Some(0x1c), &[0x1f, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        D::None, O::Immediate, R::Write, Medium(copy::commands::copy_operation_abort)).needs(Features::COPY),
+    command("RECEIVE COPY STATUS(LID1)", 0x84, Some(0x00), RECEIVE_COPY_LID1,
+        D::In, O::Immediate, R::Allowed, Medium(copy::commands::receive_copy)).needs(Features::COPY),
+    command("RECEIVE COPY OPERATING PARAMETERS", 0x84, Some(0x03), RECEIVE_COPY_LID1,
+        D::In, O::Immediate, R::Allowed, Reply(copy::third_party::operating_parameters)).needs(Features::COPY),
+    command("RECEIVE COPY FAILURE DETAILS(LID1)", 0x84, Some(0x04), RECEIVE_COPY_LID1,
+        D::In, O::Immediate, R::Allowed, Medium(copy::commands::receive_copy)).needs(Features::COPY),
+    command("RECEIVE COPY STATUS(LID4)", 0x84, Some(0x05), RECEIVE_COPY_LID4,
+        D::In, O::Immediate, R::Allowed, Medium(copy::commands::receive_copy)).needs(Features::COPY),
+    command("RECEIVE ROD TOKEN INFORMATION", 0x84, Some(0x07), RECEIVE_COPY_LID4,
+        D::In, O::Immediate, R::Allowed, Medium(copy::commands::receive_copy)).needs(Features::COPY),
     command("READ(16)", 0x88, None,
         &[0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
         D::In, O::Read, R::Read, Medium(read_write::read_16)),

@@ -4,6 +4,7 @@
 use super::cdb::Cdb;
 use super::command_table::{self, Command, Handler};
 use super::condition::Condition;
+use super::copy::{CopyIn, CopyOut};
 use super::parameter_list::ParameterList;
 use super::reservations::{ReserveIn, ReserveOut};
 use super::sanitize::SanitizeMethod;
@@ -256,6 +257,34 @@ pub enum Action {
         /// RELEASE.
         release: bool,
     },
+    /// Take the parameter list as Data-Out, read it ([`ExtendedCopy`](super::copy::ExtendedCopy),
+    /// [`PopulateToken`](super::copy::PopulateToken), [`WriteUsingToken`](super::copy::WriteUsingToken)), and do what it
+    /// asks for on units that are mapped for this very I_T nexus, as if that had sent the reads and writes itself:
+    /// where its standing or a read-only mapping refuses them, the copy ends.
+    CopyOut {
+        /// Which command.
+        what: CopyOut,
+        /// LIST IDENTIFIER of the token commands; EXTENDED COPY has it in its list.
+        list_identifier: u32,
+        /// Bytes of Data-Out, 1 to 16 KiB.
+        list_bytes: u32,
+    },
+    /// Abort the copy operation that the nexus began under this number, or answer INVALID FIELD IN CDB (byte 2). The
+    /// answer waits until nothing of the operation is underway.
+    CopyAbort {
+        /// LIST IDENTIFIER.
+        list_identifier: u32,
+    },
+    /// Answer from the copy operation that the nexus began under this number, with
+    /// [`CopyStatus::report`](super::CopyStatus::report); or INVALID FIELD IN CDB (byte 2).
+    CopyIn {
+        /// Which reply.
+        what: CopyIn,
+        /// LIST IDENTIFIER.
+        list_identifier: u32,
+        /// ALLOCATION LENGTH: the most bytes of Data-In.
+        allocation_length: u32,
+    },
     /// Tell which blocks are mapped, from an address on: [`LbaStatusReply`](super::LbaStatusReply) makes Data-In of
     /// what the medium says. Only on units that are thin provisioned.
     GetLbaStatus {
@@ -280,6 +309,7 @@ impl Action {
             Self::Unmap { list_bytes } => return u64::from(list_bytes),
             Self::ReserveOut { list_bytes, .. } => return u64::from(list_bytes),
             Self::ModeSelect { list_bytes, .. } => return u64::from(list_bytes),
+            Self::CopyOut { list_bytes, .. } => return u64::from(list_bytes),
             Self::SetPortGroups { list_bytes } => return u64::from(list_bytes),
             Self::Format { list_bytes } => return u64::from(list_bytes),
             Self::Sanitize { method: SanitizeMethod::Overwrite { list_bytes }, .. } => return u64::from(list_bytes),
@@ -297,6 +327,8 @@ impl Action {
             | Self::ReportPortGroups { .. }
             | Self::LogSense { .. }
             | Self::ReportTimestamp { .. }
+            | Self::CopyAbort { .. }
+            | Self::CopyIn { .. }
             | Self::GetLbaStatus { .. } => 0,
         };
         u64::from(blocks) << block_length.shift()
@@ -376,7 +408,7 @@ pub fn execute(
 /// wrong; elsewhere they are commands of their own.
 #[cold]
 fn not_served(opcode: u8, unit: &Unit) -> Sense {
-    const ONE_COMMAND: [u8; 3] = [0x48, 0x5e, 0x5f];
+    const ONE_COMMAND: [u8; 5] = [0x48, 0x5e, 0x5f, 0x83, 0x84];
     let served = |command: &&Command| command.opcode == opcode && command.is_served_on(unit);
     if ONE_COMMAND.contains(&opcode) && command_table::COMMANDS.iter().any(|command| served(&command)) {
         return Sense::invalid_field_in_cdb(1, Some(4));
@@ -434,7 +466,8 @@ mod tests {
             assert_eq!(run(&DISK, bytes), refused(SenseCode::INVALID_COMMAND_OPERATION_CODE), "{bytes:02x?}");
         }
         let plain = Unit::new(&DISK).expect("valid");
-        for bytes in [[0x48, 0x03], [0x5e, 0x04], [0x5f, 0x08], [0x5f, 0x1f]] {
+        for bytes in [[0x48, 0x03], [0x5e, 0x04], [0x5f, 0x08], [0x5f, 0x1f], [0x83, 0x02], [0x84, 0x01], [0x84, 0x06]]
+        {
             assert_eq!(run(&DISK, &bytes), invalid_field(1, Some(4)), "{bytes:02x?}");
             let (action, _) = run_on(Some(&plain), &mut NexusUnit::default(), &bytes);
             assert_eq!(action, refused(SenseCode::INVALID_COMMAND_OPERATION_CODE), "{bytes:02x?}");
@@ -581,6 +614,11 @@ mod tests {
             }
             Action::ReserveIn { .. } | Action::ReserveUnit { .. } | Action::ExitSanitizeFailure => None,
             Action::ReportPortGroups { .. } | Action::LogSense { .. } | Action::ReportTimestamp { .. } => None,
+            Action::CopyOut { list_bytes, .. } => {
+                assert!((1..=crate::limits::COPY_LIST_BYTES_MAX).contains(&list_bytes), "{cdb:02x?}");
+                None
+            }
+            Action::CopyAbort { .. } | Action::CopyIn { .. } => None,
             Action::SetPortGroups { list_bytes } => {
                 assert!((4..=1028).contains(&list_bytes), "{cdb:02x?}");
                 None

@@ -4,7 +4,7 @@ use super::cdb::Cdb;
 use super::execute::{Action, LogicalUnit, TargetView};
 use super::parameter_list::ParameterList;
 use super::sense::Sense;
-use super::unit::{self, Unit};
+use super::unit::{self, Features, Unit};
 use super::vital_product_data;
 
 /// Peripheral device type 00h (direct access), connected.
@@ -16,6 +16,8 @@ pub(super) const NO_UNIT: u8 = 0x7f;
 const VERSION_SPC_4: u8 = 0x06;
 /// HISUP (LUNs are reported in SAM-5's formats) and RESPONSE DATA FORMAT 2.
 const HISUP_FORMAT_2: u8 = 0x12;
+/// 3PC: third-party copy commands are served; page 8Fh tells which.
+const THREE_PC: u8 = 0x08;
 /// CMDQUE: the whole command management model of SAM-5.
 const CMDQUE: u8 = 0x02;
 /// Bytes of the standard data.
@@ -49,7 +51,9 @@ pub(super) fn inquiry(
 fn push_standard(unit: Option<&Unit>, out: &mut ParameterList<'_>) {
     let peripheral = if unit.is_some() { DIRECT_ACCESS } else { NO_UNIT };
     let tpgs = unit.map_or(0, Unit::target_port_group_support) << 4;
-    out.push(&[peripheral, 0, VERSION_SPC_4, HISUP_FORMAT_2, STANDARD_BYTES - 5, tpgs, 0, CMDQUE]);
+    let third_party_copy = unit.is_some_and(|unit| unit.features().contains(Features::COPY));
+    let flags = tpgs | if third_party_copy { THREE_PC } else { 0 };
+    out.push(&[peripheral, 0, VERSION_SPC_4, HISUP_FORMAT_2, STANDARD_BYTES - 5, flags, 0, CMDQUE]);
     out.push_ascii(unit::VENDOR, 8);
     match unit {
         Some(unit) => out.push(unit.product()),
@@ -73,7 +77,7 @@ mod tests {
     fn standard_data() {
         let data = reply(&DISK, &[0x12, 0, 0, 0, 255, 0]);
         assert_eq!(data.len(), 96);
-        assert_eq!(data[..8], [0, 0, 6, 0x12, 91, 0x30, 0, 2]);
+        assert_eq!(data[..8], [0, 0, 6, 0x12, 91, 0x38, 0, 2]);
         assert_eq!(data[8..36], *b"LUNARINGVHDX disk       0.1 ");
         assert_eq!(data[36..58], [0; 22]);
         assert_eq!(data[58..66], [0x00, 0xa0, 0x09, 0x60, 0x04, 0x60, 0x04, 0xc0]);

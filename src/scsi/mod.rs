@@ -11,6 +11,7 @@ mod capacity;
 mod cdb;
 pub mod command_table;
 pub mod condition;
+pub mod copy;
 mod defects;
 mod diagnostic;
 pub mod execute;
@@ -42,6 +43,7 @@ mod write_same;
 
 pub use attention::{Attention, Attentions};
 pub use condition::Condition;
+pub use copy::{CopyIn, CopyOut, CopyState, CopyStatus, TokenTable};
 pub use execute::{Action, ByteCheck, CommandRequest, LogicalUnit, TargetView, execute};
 pub use lba_status::{LbaStatusReply, Provisioning};
 pub use log::LogData;

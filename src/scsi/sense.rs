@@ -90,6 +90,8 @@ impl SenseKey {
     pub const UNIT_ATTENTION: Self = Self(0x6);
     /// Writing is not allowed.
     pub const DATA_PROTECT: Self = Self(0x7);
+    /// A copy between units ended before it was complete.
+    pub const COPY_ABORTED: Self = Self(0xa);
     /// The target gave the command up; it may be sent again.
     pub const ABORTED_COMMAND: Self = Self(0xb);
     /// Compared data differ.
@@ -123,6 +125,8 @@ macro_rules! sense_codes {
 
 sense_codes! {
     NO_ADDITIONAL_SENSE_INFORMATION = NO_SENSE, 0x00, 0x00, "NO ADDITIONAL SENSE INFORMATION";
+    OPERATION_IN_PROGRESS = ILLEGAL_REQUEST, 0x00, 0x16, "OPERATION IN PROGRESS";
+    COPY_ENDED = COPY_ABORTED, 0x00, 0x00, "NO ADDITIONAL SENSE INFORMATION";
     LOGICAL_UNIT_NOT_READY_MANUAL_INTERVENTION_REQUIRED =
         NOT_READY, 0x04, 0x03, "LOGICAL UNIT NOT READY, MANUAL INTERVENTION REQUIRED";
     LOGICAL_UNIT_NOT_READY_FORMAT_IN_PROGRESS = NOT_READY, 0x04, 0x04, "LOGICAL UNIT NOT READY, FORMAT IN PROGRESS";
@@ -139,16 +143,38 @@ sense_codes! {
     WRITE_ERROR = MEDIUM_ERROR, 0x0c, 0x00, "WRITE ERROR";
     WRITE_ERROR_UNEXPECTED_UNSOLICITED_DATA = ABORTED_COMMAND, 0x0c, 0x0c, "WRITE ERROR - UNEXPECTED UNSOLICITED DATA";
     WRITE_ERROR_NOT_ENOUGH_UNSOLICITED_DATA = ABORTED_COMMAND, 0x0c, 0x0d, "WRITE ERROR - NOT ENOUGH UNSOLICITED DATA";
+    THIRD_PARTY_DEVICE_FAILURE = COPY_ABORTED, 0x0d, 0x01, "THIRD PARTY DEVICE FAILURE";
+    COPY_TARGET_DEVICE_NOT_REACHABLE = COPY_ABORTED, 0x0d, 0x02, "COPY TARGET DEVICE NOT REACHABLE";
+    INCORRECT_COPY_TARGET_DEVICE_TYPE = COPY_ABORTED, 0x0d, 0x03, "INCORRECT COPY TARGET DEVICE TYPE";
     UNRECOVERED_READ_ERROR = MEDIUM_ERROR, 0x11, 0x00, "UNRECOVERED READ ERROR";
     PARAMETER_LIST_LENGTH_ERROR = ILLEGAL_REQUEST, 0x1a, 0x00, "PARAMETER LIST LENGTH ERROR";
     MISCOMPARE_DURING_VERIFY_OPERATION = MISCOMPARE, 0x1d, 0x00, "MISCOMPARE DURING VERIFY OPERATION";
     INVALID_COMMAND_OPERATION_CODE = ILLEGAL_REQUEST, 0x20, 0x00, "INVALID COMMAND OPERATION CODE";
     LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE = ILLEGAL_REQUEST, 0x21, 0x00, "LOGICAL BLOCK ADDRESS OUT OF RANGE";
+    INVALID_TOKEN_UNSUPPORTED_TYPE = ILLEGAL_REQUEST, 0x23, 0x01, "INVALID TOKEN OPERATION, UNSUPPORTED TOKEN TYPE";
+    INVALID_TOKEN_UNKNOWN = ILLEGAL_REQUEST, 0x23, 0x04, "INVALID TOKEN OPERATION, TOKEN UNKNOWN";
+    INVALID_TOKEN_CORRUPT = ILLEGAL_REQUEST, 0x23, 0x05, "INVALID TOKEN OPERATION, TOKEN CORRUPT";
+    INVALID_TOKEN_REVOKED = ILLEGAL_REQUEST, 0x23, 0x06, "INVALID TOKEN OPERATION, TOKEN REVOKED";
+    INVALID_TOKEN_EXPIRED = ILLEGAL_REQUEST, 0x23, 0x07, "INVALID TOKEN OPERATION, TOKEN EXPIRED";
+    INVALID_TOKEN_CANCELLED = ILLEGAL_REQUEST, 0x23, 0x08, "INVALID TOKEN OPERATION, TOKEN CANCELLED";
+    INVALID_TOKEN_DELETED = ILLEGAL_REQUEST, 0x23, 0x09, "INVALID TOKEN OPERATION, TOKEN DELETED";
+    INVALID_TOKEN_LENGTH = ILLEGAL_REQUEST, 0x23, 0x0a, "INVALID TOKEN OPERATION, INVALID TOKEN LENGTH";
     INVALID_FIELD_IN_CDB = ILLEGAL_REQUEST, 0x24, 0x00, "INVALID FIELD IN CDB";
     LOGICAL_UNIT_NOT_SUPPORTED = ILLEGAL_REQUEST, 0x25, 0x00, "LOGICAL UNIT NOT SUPPORTED";
     INVALID_FIELD_IN_PARAMETER_LIST = ILLEGAL_REQUEST, 0x26, 0x00, "INVALID FIELD IN PARAMETER LIST";
     INVALID_RELEASE_OF_PERSISTENT_RESERVATION =
         ILLEGAL_REQUEST, 0x26, 0x04, "INVALID RELEASE OF PERSISTENT RESERVATION";
+    TOO_MANY_TARGET_DESCRIPTORS = ILLEGAL_REQUEST, 0x26, 0x06, "TOO MANY TARGET DESCRIPTORS";
+    UNSUPPORTED_TARGET_DESCRIPTOR_TYPE_CODE =
+        ILLEGAL_REQUEST, 0x26, 0x07, "UNSUPPORTED TARGET DESCRIPTOR TYPE CODE";
+    TOO_MANY_SEGMENT_DESCRIPTORS = ILLEGAL_REQUEST, 0x26, 0x08, "TOO MANY SEGMENT DESCRIPTORS";
+    UNSUPPORTED_SEGMENT_DESCRIPTOR_TYPE_CODE =
+        ILLEGAL_REQUEST, 0x26, 0x09, "UNSUPPORTED SEGMENT DESCRIPTOR TYPE CODE";
+    UNEXPECTED_INEXACT_SEGMENT = COPY_ABORTED, 0x26, 0x0a, "UNEXPECTED INEXACT SEGMENT";
+    INLINE_DATA_LENGTH_EXCEEDED = ILLEGAL_REQUEST, 0x26, 0x0b, "INLINE DATA LENGTH EXCEEDED";
+    INVALID_OPERATION_FOR_COPY_SOURCE_OR_DESTINATION =
+        COPY_ABORTED, 0x26, 0x0c, "INVALID OPERATION FOR COPY SOURCE OR DESTINATION";
+    COPY_SEGMENT_GRANULARITY_VIOLATION = COPY_ABORTED, 0x26, 0x0d, "COPY SEGMENT GRANULARITY VIOLATION";
     WRITE_PROTECTED = DATA_PROTECT, 0x27, 0x00, "WRITE PROTECTED";
     SPACE_ALLOCATION_FAILED_WRITE_PROTECT = DATA_PROTECT, 0x27, 0x07, "SPACE ALLOCATION FAILED WRITE PROTECT";
     POWER_ON_OR_RESET_OCCURRED = UNIT_ATTENTION, 0x29, 0x00, "POWER ON, RESET, OR BUS DEVICE RESET OCCURRED";
@@ -161,11 +187,13 @@ sense_codes! {
     ASYMMETRIC_ACCESS_STATE_CHANGED = UNIT_ATTENTION, 0x2a, 0x06, "ASYMMETRIC ACCESS STATE CHANGED";
     CAPACITY_DATA_HAS_CHANGED = UNIT_ATTENTION, 0x2a, 0x09, "CAPACITY DATA HAS CHANGED";
     COMMANDS_CLEARED_BY_ANOTHER_INITIATOR = UNIT_ATTENTION, 0x2f, 0x00, "COMMANDS CLEARED BY ANOTHER INITIATOR";
+    COMMANDS_CLEARED_BY_DEVICE_SERVER = COPY_ABORTED, 0x2f, 0x02, "COMMANDS CLEARED BY DEVICE SERVER";
     MEDIUM_FORMAT_CORRUPTED = MEDIUM_ERROR, 0x31, 0x00, "MEDIUM FORMAT CORRUPTED";
     FORMAT_COMMAND_FAILED = MEDIUM_ERROR, 0x31, 0x01, "FORMAT COMMAND FAILED";
     SANITIZE_COMMAND_FAILED = MEDIUM_ERROR, 0x31, 0x03, "SANITIZE COMMAND FAILED";
     SAVING_PARAMETERS_NOT_SUPPORTED = ILLEGAL_REQUEST, 0x39, 0x00, "SAVING PARAMETERS NOT SUPPORTED";
     LOGICAL_UNIT_FAILURE = MEDIUM_ERROR, 0x3e, 0x01, "LOGICAL UNIT FAILURE";
+    THIN_PROVISIONING_SOFT_THRESHOLD_REACHED = UNIT_ATTENTION, 0x38, 0x07, "THIN PROVISIONING SOFT THRESHOLD REACHED";
     INQUIRY_DATA_HAS_CHANGED = UNIT_ATTENTION, 0x3f, 0x03, "INQUIRY DATA HAS CHANGED";
     REPORTED_LUNS_DATA_HAS_CHANGED = UNIT_ATTENTION, 0x3f, 0x0e, "REPORTED LUNS DATA HAS CHANGED";
     INVALID_MESSAGE_ERROR = ILLEGAL_REQUEST, 0x49, 0x00, "INVALID MESSAGE ERROR";
@@ -214,6 +242,13 @@ enum Detail {
     },
     /// PROGRESS INDICATION, with NOT READY.
     Progress(u16),
+    /// Where a copy ended: the segment's number, the blocks of it that were not written (if some were), and the byte of
+    /// the parameter list that is wrong (SPC-4 clause 5.17.7.4).
+    Segment {
+        number: u16,
+        residual: Option<u32>,
+        byte: Option<u16>,
+    },
 }
 
 impl Sense {
@@ -244,6 +279,12 @@ impl Sense {
         Self { code: self.code, detail: Detail::Progress(progress) }
     }
 
+    /// With where a copy ended: the number of the segment descriptor, from zero; of its blocks, those that were not
+    /// written, if some were; and the byte of the parameter list that is wrong, if one is. Only with COPY ABORTED.
+    pub const fn with_segment(self, number: u16, residual: Option<u32>, byte: Option<u16>) -> Self {
+        Self { code: self.code, detail: Detail::Segment { number, residual, byte } }
+    }
+
     /// The named condition.
     pub const fn code(self) -> SenseCode {
         self.code
@@ -253,7 +294,12 @@ impl Sense {
     pub const fn information(self) -> Option<u64> {
         match self.detail {
             Detail::Information(information) => Some(information),
-            Detail::None | Detail::CdbField { .. } | Detail::ListField { .. } | Detail::Progress(_) => None,
+            Detail::Segment { residual: Some(residual), .. } => Some(residual as u64),
+            Detail::None
+            | Detail::CdbField { .. }
+            | Detail::ListField { .. }
+            | Detail::Segment { .. }
+            | Detail::Progress(_) => None,
         }
     }
 
@@ -288,6 +334,16 @@ impl Sense {
             }
             Detail::ListField { byte, bit } => bytes[15..18].copy_from_slice(&field_pointer(IN_LIST, byte, bit)),
             Detail::Progress(progress) => bytes[15..18].copy_from_slice(&progress_indication(progress)),
+            Detail::Segment { number, residual, byte } => {
+                if let Some(residual) = residual {
+                    bytes[0] |= 0x80;
+                    bytes[3..7].copy_from_slice(&residual.to_be_bytes());
+                }
+                bytes[10..12].copy_from_slice(&number.to_be_bytes());
+                if let Some(byte) = byte {
+                    bytes[15..18].copy_from_slice(&segment_pointer(byte));
+                }
+            }
         }
         data
     }
@@ -302,16 +358,22 @@ impl Sense {
         bytes[3] = self.code.ascq;
         match self.detail {
             Detail::None => {}
-            Detail::Information(information) => {
-                bytes[8..12].copy_from_slice(&[0x00, 0x0a, 0x80, 0]);
-                bytes[12..20].copy_from_slice(&information.to_be_bytes());
-                data.len = 20;
-            }
+            Detail::Information(information) => data.push_information(information),
             Detail::CdbField { byte, bit } => {
                 data.push_key_specific(field_pointer(IN_CDB, u16::from(byte), bit));
             }
             Detail::ListField { byte, bit } => data.push_key_specific(field_pointer(IN_LIST, byte, bit)),
             Detail::Progress(progress) => data.push_key_specific(progress_indication(progress)),
+            Detail::Segment { number, residual, byte } => {
+                if let Some(residual) = residual {
+                    data.push_information(u64::from(residual));
+                }
+                let [high, low] = number.to_be_bytes();
+                data.push(&[0x01, 0x0a, 0, 0, 0, 0, 0, 0, 0, 0, high, low]);
+                if let Some(byte) = byte {
+                    data.push_key_specific(segment_pointer(byte));
+                }
+            }
         }
         data.bytes[7] = data.len - 8;
         data
@@ -335,6 +397,13 @@ fn field_pointer(flags: u8, byte: u16, bit: Option<u8>) -> [u8; 3] {
     [flags | bit_pointer, high, low]
 }
 
+/// Sense-key-specific bytes of COPY ABORTED (SPC-4 clause 4.5.2.4.5): SKSV, SD zero (the pointer is into the parameter
+/// list), BPV zero, and the field pointer.
+fn segment_pointer(byte: u16) -> [u8; 3] {
+    let [high, low] = byte.to_be_bytes();
+    [0x80, high, low]
+}
+
 /// Sense-key-specific bytes of NOT READY (SPC-5 clause 4.4.2.4.4): SKSV, and PROGRESS INDICATION.
 fn progress_indication(progress: u16) -> [u8; 3] {
     let [high, low] = progress.to_be_bytes();
@@ -350,13 +419,25 @@ pub struct SenseData {
 
 impl SenseData {
     /// The longest sense data that is ever made.
-    pub const BYTES_MAX: usize = 20;
+    pub const BYTES_MAX: usize = 40;
 
-    /// The sense-key-specific descriptor, the only one.
+    fn push(&mut self, descriptor: &[u8]) {
+        let start = usize::from(self.len);
+        self.bytes[start..start + descriptor.len()].copy_from_slice(descriptor);
+        self.len += descriptor.len() as u8;
+    }
+
+    /// The information descriptor.
+    fn push_information(&mut self, information: u64) {
+        self.push(&[0x00, 0x0a, 0x80, 0]);
+        self.push(&information.to_be_bytes());
+    }
+
+    /// The sense-key-specific descriptor.
     fn push_key_specific(&mut self, bytes: [u8; 3]) {
-        self.bytes[8..12].copy_from_slice(&[0x02, 0x06, 0, 0]);
-        self.bytes[12..15].copy_from_slice(&bytes);
-        self.len = 16;
+        self.push(&[0x02, 0x06, 0, 0]);
+        self.push(&bytes);
+        self.push(&[0]);
     }
 }
 
@@ -375,6 +456,7 @@ mod tests {
     /// T10's assignments ("asc-num", SPC-5 annex F), typed from the list: code, qualifier, text.
     const T10: &[(u8, u8, &str)] = &[
         (0x00, 0x00, "NO ADDITIONAL SENSE INFORMATION"),
+        (0x00, 0x16, "OPERATION IN PROGRESS"),
         (0x04, 0x00, "LOGICAL UNIT NOT READY, CAUSE NOT REPORTABLE"),
         (0x04, 0x01, "LOGICAL UNIT IS IN PROCESS OF BECOMING READY"),
         (0x04, 0x02, "LOGICAL UNIT NOT READY, INITIALIZING COMMAND REQUIRED"),
@@ -390,15 +472,34 @@ mod tests {
         (0x0c, 0x00, "WRITE ERROR"),
         (0x0c, 0x0c, "WRITE ERROR - UNEXPECTED UNSOLICITED DATA"),
         (0x0c, 0x0d, "WRITE ERROR - NOT ENOUGH UNSOLICITED DATA"),
+        (0x0d, 0x01, "THIRD PARTY DEVICE FAILURE"),
+        (0x0d, 0x02, "COPY TARGET DEVICE NOT REACHABLE"),
+        (0x0d, 0x03, "INCORRECT COPY TARGET DEVICE TYPE"),
         (0x11, 0x00, "UNRECOVERED READ ERROR"),
         (0x1a, 0x00, "PARAMETER LIST LENGTH ERROR"),
         (0x1d, 0x00, "MISCOMPARE DURING VERIFY OPERATION"),
         (0x20, 0x00, "INVALID COMMAND OPERATION CODE"),
         (0x21, 0x00, "LOGICAL BLOCK ADDRESS OUT OF RANGE"),
+        (0x23, 0x01, "INVALID TOKEN OPERATION, UNSUPPORTED TOKEN TYPE"),
+        (0x23, 0x04, "INVALID TOKEN OPERATION, TOKEN UNKNOWN"),
+        (0x23, 0x05, "INVALID TOKEN OPERATION, TOKEN CORRUPT"),
+        (0x23, 0x06, "INVALID TOKEN OPERATION, TOKEN REVOKED"),
+        (0x23, 0x07, "INVALID TOKEN OPERATION, TOKEN EXPIRED"),
+        (0x23, 0x08, "INVALID TOKEN OPERATION, TOKEN CANCELLED"),
+        (0x23, 0x09, "INVALID TOKEN OPERATION, TOKEN DELETED"),
+        (0x23, 0x0a, "INVALID TOKEN OPERATION, INVALID TOKEN LENGTH"),
         (0x24, 0x00, "INVALID FIELD IN CDB"),
         (0x25, 0x00, "LOGICAL UNIT NOT SUPPORTED"),
         (0x26, 0x00, "INVALID FIELD IN PARAMETER LIST"),
         (0x26, 0x04, "INVALID RELEASE OF PERSISTENT RESERVATION"),
+        (0x26, 0x06, "TOO MANY TARGET DESCRIPTORS"),
+        (0x26, 0x07, "UNSUPPORTED TARGET DESCRIPTOR TYPE CODE"),
+        (0x26, 0x08, "TOO MANY SEGMENT DESCRIPTORS"),
+        (0x26, 0x09, "UNSUPPORTED SEGMENT DESCRIPTOR TYPE CODE"),
+        (0x26, 0x0a, "UNEXPECTED INEXACT SEGMENT"),
+        (0x26, 0x0b, "INLINE DATA LENGTH EXCEEDED"),
+        (0x26, 0x0c, "INVALID OPERATION FOR COPY SOURCE OR DESTINATION"),
+        (0x26, 0x0d, "COPY SEGMENT GRANULARITY VIOLATION"),
         (0x27, 0x00, "WRITE PROTECTED"),
         (0x27, 0x07, "SPACE ALLOCATION FAILED WRITE PROTECT"),
         (0x29, 0x00, "POWER ON, RESET, OR BUS DEVICE RESET OCCURRED"),
@@ -412,6 +513,7 @@ mod tests {
         (0x2a, 0x06, "ASYMMETRIC ACCESS STATE CHANGED"),
         (0x2a, 0x09, "CAPACITY DATA HAS CHANGED"),
         (0x2f, 0x00, "COMMANDS CLEARED BY ANOTHER INITIATOR"),
+        (0x2f, 0x02, "COMMANDS CLEARED BY DEVICE SERVER"),
         (0x31, 0x00, "MEDIUM FORMAT CORRUPTED"),
         (0x31, 0x01, "FORMAT COMMAND FAILED"),
         (0x31, 0x03, "SANITIZE COMMAND FAILED"),
@@ -479,6 +581,30 @@ mod tests {
 
         let expected = [0x72, 5, 0x26, 0, 0, 0, 0, 8, 2, 6, 0, 0, 0x8b, 0x01, 0x18, 0];
         assert_eq!(*Sense::invalid_field_in_list(0x118, Some(3)).encode(SenseFormat::Descriptor), expected);
+    }
+
+    #[test]
+    fn a_copy_that_ended_names_its_segment() {
+        let sense = Sense::new(SenseCode::COPY_TARGET_DEVICE_NOT_REACHABLE).with_segment(0x0102, None, Some(0x0830));
+        let expected = [0x70, 0, 0xa, 0, 0, 0, 0, 10, 0, 0, 1, 2, 0x0d, 2, 0, 0x80, 8, 0x30];
+        assert_eq!(*sense.encode(SenseFormat::Fixed), expected);
+        let expected = [
+            &[0x72, 0xa, 0x0d, 2, 0, 0, 0, 20][..],
+            &[1, 10, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2],
+            &[2, 6, 0, 0, 0x80, 8, 0x30, 0],
+        ];
+        assert_eq!(*sense.encode(SenseFormat::Descriptor), expected.concat());
+
+        let sense = Sense::new(SenseCode::THIRD_PARTY_DEVICE_FAILURE).with_segment(3, Some(0x1_0002), None);
+        assert_eq!(sense.information(), Some(0x1_0002));
+        let expected = [0xf0, 0, 0xa, 0, 1, 0, 2, 10, 0, 0, 0, 3, 0x0d, 1, 0, 0, 0, 0];
+        assert_eq!(*sense.encode(SenseFormat::Fixed), expected);
+        let expected = [
+            &[0x72, 0xa, 0x0d, 1, 0, 0, 0, 24][..],
+            &[0, 10, 0x80, 0, 0, 0, 0, 0, 0, 1, 0, 2],
+            &[1, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3],
+        ];
+        assert_eq!(*sense.encode(SenseFormat::Descriptor), expected.concat());
     }
 
     #[test]

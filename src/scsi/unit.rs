@@ -4,6 +4,7 @@
 //! whoever replaces it raises the matching [`Attention`](super::Attention) for every I_T nexus.
 
 use super::attention::{Attention, Attentions};
+use super::command_table::{AccessRule, ReservationRule};
 use super::port_groups::AccessState;
 use super::reservations::Standing;
 use super::sense::SenseFormat;
@@ -75,8 +76,11 @@ impl Features {
     pub const LOG_DATA: Self = Self(1 << 8);
     /// [`Action::ReportTimestamp`](super::Action::ReportTimestamp).
     pub const TIMESTAMP: Self = Self(1 << 9);
+    /// [`Action::CopyOut`](super::Action::CopyOut), [`Action::CopyAbort`](super::Action::CopyAbort) and
+    /// [`Action::CopyIn`](super::Action::CopyIn).
+    pub const COPY: Self = Self(1 << 10);
     /// All of them.
-    pub const ALL: Self = Self((1 << 10) - 1);
+    pub const ALL: Self = Self((1 << 11) - 1);
     /// Blocks can be unmapped: [`UnitConfig::thin_provisioned`] says so.
     pub(super) const UNMAP: Self = Self(1 << 30);
     /// [`Unit::with_atomic_writes`] says so.
@@ -417,6 +421,13 @@ impl NexusUnit {
     /// The state in which the nexus's target port leads to the unit.
     pub fn access(&self) -> AccessState {
         self.access
+    }
+
+    /// A copy that the nexus has asked for may not read this unit, or write it: a reservation or the state of the target
+    /// port group is against it.
+    pub fn refuses_copy(&self, writes: bool) -> bool {
+        let rule = if writes { ReservationRule::Write } else { ReservationRule::Read };
+        self.standing.conflicts(rule, 0) || self.access.refusal(AccessRule::Active).is_some()
     }
 
     /// The pending conditions.

@@ -1,5 +1,6 @@
 //! Vital product data pages (SPC-5 clause 7.7, SBC-4 clause 6.6): identity, limits and provisioning of a unit.
 
+use super::copy::third_party;
 use super::execute::TargetView;
 use super::inquiry::{DIRECT_ACCESS, NO_UNIT};
 use super::parameter_list::ParameterList;
@@ -9,20 +10,33 @@ use crate::limits;
 /// A page: writes what follows the four-byte header.
 struct Page {
     code: u8,
+    /// Only units that have these features have the page.
+    needs: Features,
     push_body: fn(&TargetView<'_>, &Unit, &mut ParameterList<'_>),
 }
 
 /// Every page, ascending.
-const PAGES: [Page; 8] = [
-    Page { code: 0x00, push_body: supported_pages },
-    Page { code: 0x80, push_body: unit_serial_number },
-    Page { code: 0x83, push_body: device_identification },
-    Page { code: 0x86, push_body: extended_inquiry_data },
-    Page { code: 0x87, push_body: mode_page_policy },
-    Page { code: 0xb0, push_body: block_limits },
-    Page { code: 0xb1, push_body: block_device_characteristics },
-    Page { code: 0xb2, push_body: logical_block_provisioning },
+const PAGES: [Page; 9] = [
+    page(0x00, supported_pages),
+    page(0x80, unit_serial_number),
+    page(0x83, device_identification),
+    page(0x86, extended_inquiry_data),
+    page(0x87, mode_page_policy),
+    Page { needs: Features::COPY, ..page(0x8f, third_party::push_page) },
+    page(0xb0, block_limits),
+    page(0xb1, block_device_characteristics),
+    page(0xb2, logical_block_provisioning),
 ];
+
+const fn page(code: u8, push_body: fn(&TargetView<'_>, &Unit, &mut ParameterList<'_>)) -> Page {
+    Page { code, needs: Features::NONE, push_body }
+}
+
+impl Page {
+    fn is_of(&self, unit: &Unit) -> bool {
+        unit.features().contains(self.needs)
+    }
+}
 
 /// Write the page, or say that there is none of this code. A LUN without a unit has the list of pages only, which says
 /// so.
@@ -33,7 +47,7 @@ pub(super) fn push_page(code: u8, target: &TargetView<'_>, unit: Option<&Unit>, 
         }
         return code == 0;
     };
-    let Some(page) = PAGES.iter().find(|page| page.code == code) else {
+    let Some(page) = PAGES.iter().find(|page| page.code == code && page.is_of(unit)) else {
         return false;
     };
     out.push(&[DIRECT_ACCESS, code, 0, 0]);
@@ -43,8 +57,8 @@ pub(super) fn push_page(code: u8, target: &TargetView<'_>, unit: Option<&Unit>, 
     true
 }
 
-fn supported_pages(_target: &TargetView<'_>, _unit: &Unit, out: &mut ParameterList<'_>) {
-    for page in &PAGES {
+fn supported_pages(_target: &TargetView<'_>, unit: &Unit, out: &mut ParameterList<'_>) {
+    for page in PAGES.iter().filter(|page| page.is_of(unit)) {
         out.push_u8(page.code);
     }
 }
@@ -173,12 +187,21 @@ mod tests {
     #[test]
     fn the_list_of_pages_is_complete_and_true() {
         let list = page(&DISK, 0x00);
-        assert_eq!(list, [0, 0, 0, 8, 0x00, 0x80, 0x83, 0x86, 0x87, 0xb0, 0xb1, 0xb2]);
+        assert_eq!(list, [0, 0, 0, 9, 0x00, 0x80, 0x83, 0x86, 0x87, 0x8f, 0xb0, 0xb1, 0xb2]);
         for code in &list[4..] {
             let data = page(&DISK, *code);
             assert_eq!(data[..2], [0, *code]);
             assert_eq!(usize::from(u16::from_be_bytes([data[2], data[3]])), data.len() - 4);
         }
+    }
+
+    #[test]
+    fn a_unit_that_copies_nothing_has_no_page_about_copying() {
+        let plain = Unit::new(&DISK).expect("a valid description");
+        let (_, list) = run_on(Some(&plain), &mut NexusUnit::default(), &[0x12, 1, 0, 0, 64, 0]);
+        assert_eq!(list, [0, 0, 0, 8, 0x00, 0x80, 0x83, 0x86, 0x87, 0xb0, 0xb1, 0xb2]);
+        let (action, _) = run_on(Some(&plain), &mut NexusUnit::default(), &[0x12, 1, 0x8f, 4, 0, 0]);
+        assert_eq!(action, crate::scsi::fixture::invalid_field(2, None));
     }
 
     #[test]

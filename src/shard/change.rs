@@ -35,6 +35,8 @@ impl<R: Ring> Shard<R> {
         attention: Option<Attention>,
     ) -> Result<(), DetachError> {
         let slot = self.quiet(disk.id())?;
+        // What it holds may be another now.
+        disk.tokens().revoke_all();
         if let Some((home_disk, home, io, mail)) = self.home_of(disk.id()) {
             home_disk.can_swap(engine.is_some(), retire.is_some())?;
             home_disk.swap(io, Arc::clone(disk), engine, retire);
@@ -44,6 +46,7 @@ impl<R: Ring> Shard<R> {
             // Counters that commands need are made now.
             disk.stats(self.core.id);
             entry.disk = Arc::clone(disk);
+            entry.settings.take_over(disk);
             entry.swaps = entry.swaps.wrapping_add(1);
         }
         for link in self.links.iter_mut().flatten() {

@@ -1,5 +1,6 @@
 //! A SCSI command's start and its end.
 
+use super::parameters::List;
 use super::peer::{HomeRequest, LinkKey};
 use super::session::{Answer, Immediate, Kind, Resume, Step, Work};
 use crate::blocks::Done;
@@ -11,8 +12,8 @@ use crate::observe::Operation;
 use crate::ring::Ring;
 use crate::scsi::sense::SenseKey;
 use crate::scsi::{
-    self, Action, ByteCheck, CommandRequest, Condition, LogicalUnit, MediumError, Outcome, ParameterList, Sense,
-    SenseCode, SenseFormat, TargetView,
+    self, Action, ByteCheck, CommandRequest, LogicalUnit, MediumError, Outcome, ParameterList, Sense, SenseCode,
+    SenseFormat, TargetView,
 };
 
 impl<R: Ring> Work<'_, R> {
@@ -41,13 +42,16 @@ impl<R: Ring> Work<'_, R> {
         let lun_index = scsi::lun::decode(lun_raw).and_then(|lun| self.session.lun_index(lun));
         let disk = lun_index.map(|index| self.session.luns[index].disk);
         let share = lun_index.map(|index| self.session.begin(index, attribute));
+        let mut writes_through = false;
         if let Some(slot) = disk.and_then(|slot| self.core.disks.at_mut(slot)) {
             slot.tasks += 1;
+            writes_through = slot.settings.writes_through;
         }
         let entry = self.task(task);
         entry.started = now;
         entry.disk = disk;
         entry.share = share;
+        entry.durable = writes_through;
         if attribute == TaskAttribute::ACA {
             // No ACA condition is ever in effect here (NORMACA is zero), which is the only time for this attribute.
             self.complete(task, Sense::new(SenseCode::INVALID_MESSAGE_ERROR).into());
@@ -97,11 +101,11 @@ impl<R: Ring> Work<'_, R> {
         let unit = match lun_index {
             Some(index) => {
                 let entry = &mut session.luns[index];
-                let disk = self.core.disks.of_task(entry.disk);
+                let slot = self.core.disks.at(entry.disk).expect("a disk stays attached while tasks use it");
                 Some(LogicalUnit {
-                    unit: disk.unit(entry.read_only),
+                    unit: slot.unit(entry.read_only),
                     nexus: &mut entry.nexus,
-                    condition: Condition::Ready,
+                    condition: slot.settings.condition,
                 })
             }
             None => None,
@@ -139,8 +143,7 @@ impl<R: Ring> Work<'_, R> {
                 let medium = u64::from(blocks) << length.shift();
                 (lba.0 << length.shift(), medium, action.data_out_bytes(length))
             }
-            // No unit here says that it serves any other.
-            (_, Some(_)) => return self.complete(task, Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into()),
+            (_, Some(_)) => return self.carry_out_other(task, action, data),
         };
         let entry = self.task(task);
         entry.offset_bytes = offset_bytes;
@@ -155,7 +158,7 @@ impl<R: Ring> Work<'_, R> {
             Action::Write { fua, .. } => {
                 entry.kind = Kind::Write;
                 entry.operation = Operation::Write;
-                entry.durable = fua;
+                entry.durable |= fua;
                 self.start_write(task, medium_bytes, data_out, data);
             }
             Action::Verify { byte_check, .. } => {
@@ -179,6 +182,28 @@ impl<R: Ring> Work<'_, R> {
                 self.start_write_same(task, medium_bytes, unmap, (!no_data_out).then_some(data));
             }
             _ => {}
+        }
+    }
+
+    /// Begin what is neither reading nor writing alone.
+    fn carry_out_other(&mut self, task: TaskId, action: Action, data: Immediate<'_>) {
+        match action {
+            Action::CompareAndWrite { lba, blocks, fua, .. } => {
+                self.start_compare_and_write(task, lba, blocks, fua, data)
+            }
+            Action::OrWrite { lba, blocks, fua, .. } => self.start_or_write(task, lba, blocks, fua, data),
+            Action::ModeSelect { list_bytes, long, save } => {
+                self.start_list(task, List::Mode { long, save }, u32::from(list_bytes), data);
+            }
+            Action::CopyOut { what, list_identifier, list_bytes } => {
+                self.start_copy(task, what, list_identifier, list_bytes, data)
+            }
+            Action::CopyAbort { list_identifier } => self.abort_copy_operation(task, list_identifier),
+            Action::CopyIn { what, list_identifier, allocation_length } => {
+                self.answer_copy_in(task, what, list_identifier, allocation_length)
+            }
+            // No unit here says that it serves any other.
+            _ => self.complete(task, Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into()),
         }
     }
 
@@ -302,17 +327,22 @@ impl<R: Ring> Work<'_, R> {
 
     /// The command has ended: answer as soon as it is allowed.
     pub(crate) fn complete(&mut self, task: TaskId, outcome: Outcome) {
+        if self.is_mover(task) {
+            return self.copy_step_ended(task, outcome);
+        }
         self.end_work(task);
         if matches!(self.task(task).answer, Answer::Resend) {
             return self.end_resend(task, false);
         }
+        self.release_range(task);
         let entry = self.task(task);
         entry.answer = Answer::Response(outcome);
         entry.buf = None;
         entry.data = None;
+        entry.second = None;
         entry.clear_read();
         // What these have done to the medium says nothing of how much data was transferred.
-        let apart = matches!(entry.kind, Kind::Unmap | Kind::Zero | Kind::WriteSame { .. });
+        let apart = matches!(entry.kind, Kind::Unmap | Kind::Zero | Kind::WriteSame { .. } | Kind::CompareAndWrite);
         if outcome != Outcome::GOOD && !apart {
             entry.transfer_length = u64::from(entry.done);
         }
@@ -334,10 +364,12 @@ impl<R: Ring> Work<'_, R> {
     /// Data that nobody wants has come in full.
     pub(crate) fn drained(&mut self, task: TaskId) {
         let entry = self.task(task);
-        if entry.step == Step::Draining {
-            self.send(task);
-        } else if std::mem::take(&mut entry.awaits_data) {
+        let is_awaited = std::mem::take(&mut entry.awaits_data);
+        if is_awaited {
+            // It was aborted, perhaps with its answer ready.
             self.release_if_aborted(task);
+        } else if entry.step == Step::Draining {
+            self.send(task);
         }
     }
 
@@ -443,11 +475,13 @@ impl<R: Ring> Work<'_, R> {
         let entry = self.task(task);
         assert_eq!(entry.operations, 0, "a task ends after its last operation");
         self.end_work(task);
+        self.release_range(task);
         let entry = self.task(task);
         let slot = entry.disk.take();
         let job = entry.job.take();
         entry.buf = None;
         entry.data = None;
+        entry.second = None;
         entry.clear_read();
         entry.answer = Answer::None;
         entry.kind = Kind::None;

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::copy::Secrets;
+use super::exclusive::{HeldRanges, RANGES_MAX};
 use super::home::{BARRIERS_MAX, Home, HomeDisk};
 use super::link::STREAM_RESERVE_BYTES;
 use super::mailbox::Senders;
@@ -11,6 +13,7 @@ use super::message::Configuration;
 use super::notices::Notices;
 use super::pause::{AtWork, Pause};
 use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage};
+use super::settings::{CHANGES_MAX, Settings};
 use crate::bounded::Queue;
 use crate::medium::Disk;
 use crate::mem::{Arena, Buf};
@@ -54,6 +57,10 @@ pub(crate) struct DiskSlot {
     pub(crate) home: Option<Box<HomeDisk>>,
     /// Who is at work on its files.
     pub(crate) at_work: AtWork,
+    /// Ranges of it that single commands have to themselves.
+    pub(crate) ranges: HeldRanges,
+    /// What its unit is set to.
+    pub(crate) settings: Settings,
     /// Its commands are held.
     pub(crate) pause: Option<Pause>,
     /// How often another form of it has been put in its place.
@@ -80,6 +87,8 @@ pub(crate) struct Core<R: Ring> {
     pub(crate) home: Home,
     pub(crate) jobs: Jobs,
     pub(crate) configuration: Arc<Configuration>,
+    /// What makes tokens of copies unforgeable.
+    pub(crate) secrets: Secrets,
     pub(crate) stats: Arc<ShardStats>,
     /// Bounds what peers can make the shard write to the log.
     pub(crate) notices: Notices,
@@ -194,8 +203,10 @@ impl<R: Ring> Io<R> {
 impl<W: Wake> Mail<W> {
     pub(crate) fn new(me: ShardId, senders: Senders<W>) -> Self {
         // Answers that may be owed at once: all that every shard may have asked this one as a home shard, and every
-        // job; and barriers with their answers.
-        let owed_max = senders.0.len() * (HOME_REQUESTS_MAX + 2 * BARRIERS_MAX as usize) + JOBS_MAX;
+        // job; barriers with their answers; and four messages about every range.
+        let owed_max = senders.0.len()
+            * (HOME_REQUESTS_MAX + 2 * BARRIERS_MAX as usize + 4 * RANGES_MAX + 2 * CHANGES_MAX)
+            + JOBS_MAX;
         Self { me, senders, local: Queue::new(OUTBOX_MAX + owed_max), outbox: Queue::new(OUTBOX_MAX + owed_max) }
     }
 
@@ -314,6 +325,7 @@ impl<R: Ring> Core<R> {
             jobs: Jobs::new(),
             notices: Notices::default(),
             configuration: Arc::new(Configuration::default()),
+            secrets: Secrets::draw(),
             stats,
             now,
             // A connection that has ended may still be in a queue when its successor in the same place enters it.

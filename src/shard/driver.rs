@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::core::{Io, Mark};
 use crate::blocks::{Engine, EngineError, IoFailure, IoId, MetadataIo, MetadataIoKind};
-use crate::medium::Disk;
+use crate::medium::{Disk, Doing};
 use crate::mem::{Buf, Slice};
 use crate::ring::{AllocateMode, Completion, Errno, Fd, Op, Ring, Window};
 
@@ -154,6 +154,14 @@ impl Driver {
     /// An operation of the engine has completed.
     pub(crate) fn completed<R: Ring>(&mut self, io: &mut Io<R>, id: IoId, completion: Completion) {
         self.operations -= 1;
+        if let Err(errno) = completion.result {
+            let doing = match completion.op {
+                Some(Op::Read { .. }) => None,
+                Some(Op::Sync { .. }) => Some(Doing::Flushing),
+                _ => Some(Doing::WritingMetadata),
+            };
+            let _ = doing.map(|doing| self.disk.trouble().note(doing, errno.0));
+        }
         if self.copy.as_ref().is_some_and(|copy| copy.id == id) {
             return self.copy_completed(io, completion);
         }

@@ -4,6 +4,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use super::core::{Core, DiskSlot};
+use super::exclusive::HeldRanges;
 use super::home::HomeDisk;
 use super::link::{LinkState, Phase};
 use super::login;
@@ -13,6 +14,7 @@ use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage, ResetScope};
 use super::registrar::Decision;
 use super::run::Shard;
 use super::session::Work;
+use super::settings::Settings;
 use crate::blocks::{Done, Engine};
 use crate::iscsi::pdu::LoginStatus;
 use crate::iscsi::transfer::TaskId;
@@ -53,6 +55,18 @@ impl<R: Ring> Shard<R> {
             }
             PeerMessage::Barrier { disk, home } => self.barrier(disk, home),
             PeerMessage::BarrierPassed { disk } => self.barrier_passed(disk),
+            PeerMessage::Set { disk, setting, asker, home, change } => self.set(disk, setting, asker, home, change),
+            PeerMessage::HasSet { change } => self.has_set(change),
+            PeerMessage::HoldRange { disk, number, range, asker, home } => {
+                self.hold_range(disk, number, range, asker, home);
+            }
+            PeerMessage::RangeHeld { disk, number } => self.range_held(disk, number),
+            PeerMessage::RangeGranted { asker, number } => {
+                self.core.home_requests -= 1;
+                self.with_work(asker.link, |work| work.range_granted(TaskId(asker.task), number));
+            }
+            PeerMessage::ReleaseRange { disk, number } => self.range_released(disk, number),
+            PeerMessage::FreeRange { disk, number } => self.free_range(disk, number),
             PeerMessage::Reset { scope, attention, drop_sessions, asker } => {
                 self.reset_units(scope, attention, drop_sessions, asker);
             }
@@ -83,6 +97,11 @@ impl<R: Ring> Shard<R> {
     }
 
     fn home_request(&mut self, disk: DiskId, swaps: u32, asker: Asker, request: HomeRequest) {
+        match request {
+            HomeRequest::HoldRange(range) => return self.range_wanted(disk, asker, range),
+            HomeRequest::Set(setting) => return self.setting_wanted(disk, asker, setting),
+            _ => {}
+        }
         let Core { io, mail, disks, home, .. } = &mut self.core;
         let slot = disks.find(disk).and_then(|slot| disks.at_mut(slot));
         let result = match slot.map(|slot| (slot.swaps == swaps, slot.home.as_mut())) {
@@ -169,6 +188,7 @@ impl<R: Ring> Shard<R> {
                 Some(slot) => {
                     self.resume(disk);
                     if let Some(entry) = self.core.disks.at_mut(slot) {
+                        entry.disk.tokens().revoke_all();
                         entry.detaching = Some(reply);
                     }
                     self.detaching.push(slot);
@@ -183,6 +203,7 @@ impl<R: Ring> Shard<R> {
             ToShard::Swap { disk, engine, retire, retired, attention, reply } => {
                 reply(self.swap(&disk, engine, retire.then_some(retired), attention));
             }
+            ToShard::Kept { ticket, is_kept } => self.kept(ticket, is_kept),
             ToShard::CloseEngine { disk, reply } => self.close_engine(disk, reply),
             ToShard::BeginSession { disk, reply } => self.begin_session(disk, reply),
             ToShard::Relocate { disk, reply } => match self.home_of(disk) {
@@ -216,6 +237,8 @@ impl<R: Ring> Shard<R> {
             disk: Arc::clone(&disk),
             tasks: 0,
             at_work: AtWork::default(),
+            ranges: HeldRanges::default(),
+            settings: Settings::new(&disk),
             pause: None,
             swaps: 0,
             home: None,
@@ -230,6 +253,12 @@ impl<R: Ring> Shard<R> {
     /// Put a configuration in force.
     pub fn configure(&mut self, configuration: Arc<Configuration>) {
         self.core.configuration = Arc::clone(&configuration);
+        for (disk, settings) in &configuration.disks {
+            let slot = self.core.disks.find(*disk);
+            if let Some(entry) = slot.and_then(|slot| self.core.disks.at_mut(slot)) {
+                entry.settings.configure(settings);
+            }
+        }
         let Self { core, links, .. } = self;
         for link in links.iter_mut().flatten() {
             let Phase::Session(session) = &mut link.phase else { continue };

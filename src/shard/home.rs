@@ -11,12 +11,14 @@ use std::sync::Arc;
 
 use super::core::{DRIVER_NUMBERS, Io, Mail, Mark};
 use super::driver::{Driver, Started, failure};
+use super::exclusive::Arbiter;
 use super::load::Loads;
 use super::message::{DetachError, EngineReport, Reply};
 use super::peer::{Asker, HomeRequest, PeerMessage};
+use super::settings::Changes;
 use crate::blocks::{Asked, Done, Engine, EngineError, Event, FlushMark, IoId, Ticket};
 use crate::bounded::{Key, Slab};
-use crate::medium::{Disk, Health};
+use crate::medium::{Disk, Doing, Health};
 use crate::ring::{Completion, Errno, Op, Ring, Wake};
 use crate::scsi::MediumError;
 use crate::units::ShardId;
@@ -52,6 +54,10 @@ pub(crate) struct Home {
     shards: u16,
     pending: Slab<Pending>,
     barriers: u32,
+    /// Who has ranges to himself.
+    pub(super) ranges: Arbiter,
+    /// What is being told to all shards.
+    pub(super) changes: Changes,
 }
 
 /// A flush that runs.
@@ -105,7 +111,8 @@ pub(crate) struct HomeDisk {
 
 impl Home {
     pub(crate) fn new(me: ShardId, shards: u16) -> Self {
-        Self { me, shards, pending: Slab::new(PENDING_MAX), barriers: 0 }
+        let (ranges, changes) = (Arbiter::new(shards), Changes::new());
+        Self { me, shards, pending: Slab::new(PENDING_MAX), barriers: 0, ranges, changes }
     }
 }
 
@@ -182,7 +189,9 @@ impl HomeDisk {
             }
             HomeRequest::Unmap { offset_bytes, len_bytes } => engine.unmap(offset_bytes, len_bytes, ticket),
             HomeRequest::Load(fault) => engine.load(fault.fault, ticket),
-            HomeRequest::Flush => unreachable!("the engine has no part in flushes"),
+            HomeRequest::Flush | HomeRequest::HoldRange(_) | HomeRequest::Set(_) => {
+                unreachable!("the engine has no part in it")
+            }
         };
         if asked == Ok(Asked::Queued) {
             return;
@@ -378,7 +387,8 @@ impl HomeDisk {
         if let (Some(engine), Some(mark)) = (self.driver.engine(), mark) {
             engine.flush_done(mark, result.map_err(failure));
         }
-        if result.is_err() {
+        if let Err(errno) = result {
+            self.disk().trouble().note(Doing::Flushing, errno.0);
             // A failed fsync may have dropped what it could not write: nothing after it can be believed.
             self.disk().poison();
         }

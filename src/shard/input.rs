@@ -435,6 +435,7 @@ pub(crate) fn advance<R: Ring>(link: &mut Link, core: &mut Core<R>) {
         if let Some((mut work, _, _)) = link.work(core) {
             work.send_ready();
             work.rouse_dormant();
+            work.run_copies();
         }
         run_session(link, core);
         if let Some((mut work, _, _)) = link.work(core) {
@@ -446,8 +447,12 @@ pub(crate) fn advance<R: Ring>(link: &mut Link, core: &mut Core<R>) {
         }
         if let Phase::Session(session) = &mut link.phase {
             session.count(&core.stats);
-            if session.starved > 0 {
+            let (starved, copies) = (session.starved > 0, session.copies.wants_turn());
+            if starved {
                 link.starve(core);
+            }
+            if copies {
+                link.queue(core);
             }
         }
     }

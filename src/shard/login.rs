@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::copy::{Copies, SESSION_TASKS};
 use super::core::Core;
 use super::fence::FENCES_MAX;
 use super::link::{Link, LinkState, Phase};
@@ -133,7 +134,7 @@ fn session<R: Ring>(link: &Link, core: &Core<R>, established: Established, id: u
     let parameters = established.session_parameters(PING_INTERVAL_MS, PING_TIMEOUT_MS);
     let mut session = Session {
         connection: Connection::new(parameters, core.now_ms()),
-        tasks: (0..TASKS_MAX).map(|_| Task::idle()).collect(),
+        tasks: (0..SESSION_TASKS).map(|_| Task::idle()).collect(),
         luns: Vec::new(),
         lun_numbers: Vec::new(),
         target: established.identity.target,
@@ -152,10 +153,12 @@ fn session<R: Ring>(link: &Link, core: &Core<R>, established: Established, id: u
         patience_ends_ms: None,
         starved: 0,
         held: 0,
+        at_work: 0,
         lingering: 0,
         solicited_bytes: 0,
         scratch: None,
         stats: Arc::new(SessionStats::new()),
+        copies: Copies::default(),
         counted: Counters::default(),
         since_ms: core.now_ms(),
     };

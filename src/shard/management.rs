@@ -6,6 +6,7 @@
 //! way: a function that covers it waits for it too, for who is told that a task has ended may count on nothing of it
 //! happening any more.
 
+use super::copy::SESSION_TASKS;
 use super::core::Core;
 use super::link::LinkState;
 use super::peer::{Asker, PeerMessage, ResetScope};
@@ -209,7 +210,7 @@ impl<R: Ring> Work<'_, R> {
 
     /// The job also waits for tasks (of this disk) that were aborted before and are still under way.
     fn await_lingering(&mut self, disk: Option<u32>, job: Key) {
-        for index in 0..TASKS_MAX as u16 {
+        for index in 0..SESSION_TASKS as u16 {
             let entry = self.task(TaskId(index));
             let lingers = entry.aborted && entry.operations > 0;
             if lingers && entry.disk.is_some() && (disk.is_none() || disk == entry.disk) {
@@ -219,7 +220,7 @@ impl<R: Ring> Work<'_, R> {
     }
 
     /// A job waits for a task that has been aborted already.
-    fn join(&mut self, task: TaskId, job: Key) {
+    pub(super) fn join(&mut self, task: TaskId, job: Key) {
         match self.task(task).job {
             Some(earlier) => self.core.job_follows(job, earlier),
             None => {
@@ -268,6 +269,9 @@ impl<R: Ring> Work<'_, R> {
             if disk.is_none_or(|slot| slot == entry.disk) && attention != Attention::CommandsCleared {
                 entry.nexus.raise(attention);
             }
+        }
+        if attention == Attention::DeviceReset {
+            self.reset_copies(disk, job);
         }
         if is_own {
             // Its own tasks were aborted when the function arrived; later ones are not affected.
@@ -320,7 +324,7 @@ impl<R: Ring> Work<'_, R> {
             }
             return;
         }
-        let owes_data = self.session.connection.abort(task);
+        let owes_data = !self.is_mover(task) && self.session.connection.abort(task);
         if let Some(job) = job {
             self.core.job_has_task(job);
         }
@@ -334,6 +338,7 @@ impl<R: Ring> Work<'_, R> {
         if entry.awaits_data {
             self.be_patient();
         }
+        self.abort_copy_of(task);
         self.release_if_aborted(task);
         let entry = self.task(task);
         if entry.aborted && !std::mem::replace(&mut entry.lingers, true) {
@@ -367,6 +372,10 @@ impl<R: Ring> Work<'_, R> {
             return ends;
         }
         if entry.operations == 0 && !entry.awaits_data {
+            if self.is_mover(task) {
+                self.copy_aborted(task);
+                return true;
+            }
             if *self.state != LinkState::Closing {
                 self.session.connection.release(task);
             }
@@ -380,7 +389,7 @@ impl<R: Ring> Work<'_, R> {
         self.session.stalled = None;
         self.session.ready.clear();
         self.drop_fences();
-        for index in 0..TASKS_MAX as u16 {
+        for index in 0..SESSION_TASKS as u16 {
             let task = TaskId(index);
             self.task(task).queued = false;
             self.task(task).awaits_data = false;

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use super::settings::{DiskSettings, Keeper};
 use crate::blocks::{Engine, SpaceReport};
 use crate::iscsi::access::{AccessRule, Caller};
 use crate::iscsi::directory::Directory;
@@ -38,6 +39,10 @@ pub struct Configuration {
     pub luns: HashMap<TargetId, LunMap>,
     /// LUNs that only some initiators see, narrow rules first.
     pub masks: HashMap<TargetId, Vec<Mask>>,
+    /// Settings of disks. What initiators change themselves counts from here when the disk is first configured.
+    pub disks: HashMap<DiskId, DiskSettings>,
+    /// Keeps what initiators save.
+    pub keeper: Option<Keeper>,
 }
 
 /// LUNs for the initiators that a rule means.
@@ -199,6 +204,13 @@ pub enum ToShard {
         attention: Option<Attention>,
         /// Answered when the commands go on.
         reply: Reply<Result<(), DetachError>>,
+    },
+    /// What a shard wanted kept ([`Keep`](super::Keep)) is durable, or cannot be.
+    Kept {
+        /// [`Keep::ticket`](super::Keep::ticket).
+        ticket: u64,
+        /// It is durable.
+        is_kept: bool,
     },
     /// Close the engine of a paused disk, on its home shard; its files stay open and can be read. It can be opened anew
     /// and put in its place with `Swap`.

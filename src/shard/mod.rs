@@ -18,10 +18,15 @@
 //! | `read`, `write` | how a command's data moves between connection and medium |
 //! | `provision` | UNMAP, WRITE SAME, GET LBA STATUS |
 //! | `order` | which command may begin, by its task attribute |
+//! | `compare` | COMPARE AND WRITE and ORWRITE |
+//! | `parameters` | commands whose data is a parameter list |
+//! | `copy` | copies between disks, and tokens |
 //! | `management` | aborts, resets, logout |
 //! | `resend` | Data-In that an initiator has missed |
 //! | `fence` | what a function waits for on other initiators' sessions |
 //! | `pause` | who is at work on a disk's files, and keeping everybody away from them for a moment |
+//! | `exclusive` | ranges of a disk that one command has to itself, on all shards |
+//! | `settings` | what a unit is set to, on all shards |
 //! | `change` | another form of a disk in its place, and what else the control plane asks of a home shard |
 //! | `home` | what a disk's home shard does for all: space, visibility, pages of maps, flushes |
 //! | `driver`, `load` | an engine's operations, and pages of maps, on the ring |
@@ -35,8 +40,11 @@
 
 mod change;
 mod command;
+mod compare;
+mod copy;
 mod core;
 mod driver;
+mod exclusive;
 mod fence;
 mod hear;
 mod home;
@@ -51,6 +59,7 @@ mod newcomers;
 mod notices;
 mod order;
 mod output;
+mod parameters;
 mod pause;
 mod peer;
 pub mod placement;
@@ -60,6 +69,7 @@ mod registrar;
 mod resend;
 mod run;
 mod session;
+mod settings;
 mod threads;
 mod write;
 
@@ -69,4 +79,5 @@ pub use message::{
 };
 pub(crate) use run::Parts;
 pub use run::Shard;
+pub use settings::{DiskSettings, Keep, Keeper, Kept};
 pub use threads::{Shards, ShardsConfig, StartError, portal_listeners};

@@ -8,13 +8,14 @@
 //! Beside that, plans whose file operations run are counted by the *epoch* they were made in, so that space can be
 //! given to others only when nobody reads or writes what was there before ([`DiskSlot::begin_barrier`]).
 
+use super::copy::SESSION_TASKS;
 use super::core::{Core, DiskSlot};
 use super::link::Phase;
 use super::message::{PauseError, Reply};
 use super::peer::PeerMessage;
 use super::run::Shard;
 use super::session::{Resume, Step, Work};
-use crate::iscsi::transfer::{TASKS_MAX, TaskId};
+use crate::iscsi::transfer::TaskId;
 use crate::ring::Ring;
 use crate::units::{DiskId, ShardId};
 
@@ -42,7 +43,7 @@ pub(crate) struct AtWork {
 
 impl AtWork {
     /// No window has begun and not ended.
-    fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.windows == 0
     }
 }
@@ -52,6 +53,12 @@ impl DiskSlot {
     #[inline]
     pub(crate) fn is_paused(&self) -> bool {
         self.pause.is_some()
+    }
+
+    /// Nothing holds any command of the disk: it is not paused, and nobody has a range of it to himself.
+    #[inline]
+    pub(crate) fn is_open(&self) -> bool {
+        self.pause.is_none() & self.ranges.is_empty()
     }
 
     /// The home shard wants to know when every plan made so far has ended. `Some`: that is so already.
@@ -83,7 +90,8 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn is_held(&mut self, task: TaskId, resume: Resume) -> bool {
         let entry = &self.session.tasks[usize::from(task.0)];
         let slot = entry.disk.and_then(|slot| self.core.disks.at(slot));
-        if entry.at_work || !slot.is_some_and(DiskSlot::is_paused) {
+        let Some(slot) = slot.filter(|slot| !entry.at_work && !slot.is_open()) else { return false };
+        if !slot.is_paused() && !self.meets_held_range(task, resume) {
             return false;
         }
         self.set_step(task, Step::Paused(resume));
@@ -98,6 +106,7 @@ impl<R: Ring> Work<'_, R> {
         {
             entry.at_work = true;
             slot.at_work.windows += 1;
+            self.session.at_work += 1;
         }
     }
 
@@ -106,9 +115,15 @@ impl<R: Ring> Work<'_, R> {
         self.end_plan(task);
         let entry = &mut self.session.tasks[usize::from(task.0)];
         if std::mem::take(&mut entry.at_work)
-            && let Some(slot) = entry.disk.and_then(|slot| self.core.disks.at_mut(slot))
+            && let Some(disk) = entry.disk
+            && let Some(slot) = self.core.disks.at_mut(disk)
         {
             slot.at_work.windows -= 1;
+            let impedes = std::mem::take(&mut entry.impedes);
+            self.session.at_work -= 1;
+            if impedes != 0 {
+                self.end_impeding(disk, impedes);
+            }
         }
     }
 
@@ -137,7 +152,7 @@ impl<R: Ring> Work<'_, R> {
 
     /// Go on with the commands of a disk that were held.
     fn resume_held(&mut self, disk: u32) {
-        for index in 0..TASKS_MAX as u16 {
+        for index in 0..SESSION_TASKS as u16 {
             let task = TaskId(index);
             let entry = self.task(task);
             let Step::Paused(resume) = entry.step else { continue };
@@ -225,6 +240,11 @@ impl<R: Ring> Shard<R> {
         if let Some(reply) = pause.reply {
             reply(Err(PauseError("it was told to go on".into())));
         }
+        self.let_held_go_on(slot);
+    }
+
+    /// Have the commands of a disk try again that were held.
+    pub(super) fn let_held_go_on(&mut self, slot: u32) {
         let Self { core, links, .. } = self;
         for link in links.iter_mut().flatten() {
             let Phase::Session(session) = &link.phase else { continue };

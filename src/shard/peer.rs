@@ -4,6 +4,8 @@
 //! the write session, flush); and it asks the **registrar** (shard 0) for a session identity at login. Questions carry
 //! who asks, answers carry it back; nothing is remembered in between except by the asker.
 
+use super::exclusive::ByteRange;
+use super::settings::Setting;
 use crate::blocks::{Done, LevelFault};
 use crate::iscsi::login::SessionIdentity;
 use crate::iscsi::pdu::LoginStatus;
@@ -22,6 +24,9 @@ pub(crate) struct LinkKey {
 impl LinkKey {
     /// An asker that does not wait for the answer.
     pub(crate) const NOBODY: Self = Self { index: u32::MAX, generation: 0 };
+
+    /// Nobody asked: there is no answer.
+    pub(crate) const UNASKED: Self = Self { index: u32::MAX, generation: 1 };
 }
 
 /// Who asked the home shard, and for which task.
@@ -66,6 +71,10 @@ pub(crate) enum HomeRequest {
     Load(LevelFault),
     /// Make everything that completed before durable.
     Flush,
+    /// Have these bytes of the disk to oneself, on all shards. Answered by [`PeerMessage::RangeGranted`].
+    HoldRange(ByteRange),
+    /// Change a setting of the unit, on all shards.
+    Set(Setting),
 }
 
 /// A message between shards.
@@ -101,6 +110,65 @@ pub(crate) enum PeerMessage {
     BarrierPassed {
         /// The disk.
         disk: DiskId,
+    },
+    /// From a disk's home, to every shard: a setting of the unit has changed. Say when it is in force.
+    Set {
+        /// The disk.
+        disk: DiskId,
+        /// What has changed.
+        setting: Setting,
+        /// Who has asked for it.
+        asker: Asker,
+        /// The disk's home.
+        home: ShardId,
+        /// Which change that is there.
+        change: u64,
+    },
+    /// To a disk's home: a change is in force on this shard.
+    HasSet {
+        /// Which.
+        change: u64,
+    },
+    /// From a disk's home, to every shard: a command is to have a range to itself. Say when nobody is at work there.
+    HoldRange {
+        /// The disk.
+        disk: DiskId,
+        /// Tells the disk's ranges apart.
+        number: u8,
+        /// The range.
+        range: ByteRange,
+        /// The command.
+        asker: Asker,
+        /// The disk's home.
+        home: ShardId,
+    },
+    /// To a disk's home: nobody of this shard is at work in a range, nor will be.
+    RangeHeld {
+        /// The disk.
+        disk: DiskId,
+        /// The range's.
+        number: u8,
+    },
+    /// From a disk's home: the asker has the range that it asked for.
+    RangeGranted {
+        /// Who asked.
+        asker: Asker,
+        /// The range's.
+        number: u8,
+    },
+    /// To a disk's home: who had a range needs it no longer.
+    ReleaseRange {
+        /// The disk.
+        disk: DiskId,
+        /// The range's.
+        number: u8,
+    },
+    /// From a disk's home, to every shard: nobody has the range any more.
+    FreeRange {
+        /// The disk.
+        disk: DiskId,
+        /// The range's.
+        number: u8,
     },
     /// To the registrar: a login wants its session identity. An older session of the same name is ended first.
     Register {

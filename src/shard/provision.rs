@@ -124,6 +124,15 @@ impl<R: Ring> Work<'_, R> {
         }
     }
 
+    /// A copy has found nothing but zeros: this range of the destination is to read as zeros.
+    pub(crate) fn start_zeroing(&mut self, task: TaskId, start: u64, end: u64) {
+        let entry = self.task(task);
+        entry.kind = Kind::Zero;
+        entry.window = 0;
+        entry.provision = Provision { start, end, ..Provision::default() };
+        self.provision(task);
+    }
+
     /// The block that is to be written over and over is here.
     pub(crate) fn same_received(&mut self, task: TaskId) {
         let entry = self.task(task);
@@ -175,7 +184,7 @@ impl<R: Ring> Work<'_, R> {
         self.write_out(task);
     }
 
-    fn block_bytes(&mut self, task: TaskId) -> u32 {
+    pub(super) fn block_bytes(&mut self, task: TaskId) -> u32 {
         let slot = self.task(task).disk.expect("a command on blocks has a unit");
         self.core.disks.of_task(slot).block_length()
     }
@@ -190,7 +199,7 @@ impl<R: Ring> Work<'_, R> {
             }
             let (start, end) = match self.present_range(task) {
                 Ok(Some(range)) => range,
-                Ok(None) => return self.complete(task, Outcome::GOOD),
+                Ok(None) => return self.provisioned(task),
                 Err(outcome) => return self.complete(task, outcome),
             };
             let slot = self.task(task).disk.expect("a range has a unit");
@@ -218,8 +227,19 @@ impl<R: Ring> Work<'_, R> {
         }
     }
 
+    /// All ranges read as zeros. That is made durable where every write is.
+    fn provisioned(&mut self, task: TaskId) {
+        let entry = self.task(task);
+        let slot = entry.disk.expect("a range has a unit");
+        if entry.durable && self.flushes(slot) {
+            self.task(task).kind = Kind::Flush;
+            return self.ask_flush(task);
+        }
+        self.complete(task, Outcome::GOOD);
+    }
+
     /// The range that the task is at, in bytes of the disk. The disk may have become smaller since the last one.
-    fn present_range(&mut self, task: TaskId) -> Result<Option<(u64, u64)>, Outcome> {
+    pub(super) fn present_range(&mut self, task: TaskId) -> Result<Option<(u64, u64)>, Outcome> {
         let entry = &self.session.tasks[usize::from(task.0)];
         let disk = self.core.disks.of_task(entry.disk.expect("a range has a unit"));
         let index = usize::from(entry.provision.range);
@@ -241,6 +261,7 @@ impl<R: Ring> Work<'_, R> {
         let slot = self.task(task).disk.expect("a range has a unit");
         let disk = self.core.disks.of_task(slot);
         let (offset_bytes, len_bytes) = (parts.head_end, parts.tail_start - parts.head_end);
+        self.core.revoke_tokens(slot, offset_bytes, len_bytes);
         if disk.map().is_some() {
             return self.ask(task, HomeRequest::Unmap { offset_bytes, len_bytes }, Resume::Provision);
         }
@@ -301,6 +322,9 @@ impl<R: Ring> Work<'_, R> {
     }
 
     fn whole_released(&mut self, task: TaskId, parts: &Parts) {
+        if let Some(slot) = self.task(task).disk {
+            self.core.revoke_tokens(slot, parts.start, parts.end - parts.start);
+        }
         let provision = &mut self.task(task).provision;
         provision.part = Part::Head;
         (provision.from, provision.to) = (parts.start, parts.head_end);

@@ -9,7 +9,7 @@ use crate::blocks::{Extent, ExtentList};
 use crate::iscsi::transfer::TaskId;
 use crate::iscsi::transmit::Ending;
 use crate::limits::BURST_LENGTH_MAX;
-use crate::medium::{Backing, ReadPlan};
+use crate::medium::{Backing, Doing, ReadPlan};
 use crate::mem::{Buf, Slice};
 use crate::ring::{Completion, Errno, Fd, Op, Ring, Window};
 use crate::scsi::{ByteCheck, MediumError, Outcome, Sense, SenseCode};
@@ -60,11 +60,11 @@ impl<R: Ring> Work<'_, R> {
                 self.part_read(task, zeros);
             }
             ReadPlan::Memory => {
-                let Some(mut buf) = self.core.io.arena.take(len_bytes as usize) else {
+                let Some(mut buf) = self.buffer_to_read(task, len_bytes) else {
                     return self.starve(task, Resume::ReadIn);
                 };
                 buf.truncate(len_bytes as usize);
-                if let Backing::Memory(memory) = disk.backing() {
+                if let Backing::Memory(memory) = self.core.disks.of_task(slot).backing() {
                     memory.read(offset_bytes, &mut buf);
                 }
                 self.part_read(task, buf.freeze());
@@ -88,7 +88,7 @@ impl<R: Ring> Work<'_, R> {
     /// it whole again.
     fn read_extents(&mut self, task: TaskId, slot: u32, extents: &ExtentList) {
         let covered = extents.covered_bytes();
-        let Some(mut rest) = self.core.io.arena.take(covered as usize) else {
+        let Some(mut rest) = self.buffer_to_read(task, covered) else {
             return self.starve(task, Resume::ReadIn);
         };
         let entry = self.task(task);
@@ -121,9 +121,23 @@ impl<R: Ring> Work<'_, R> {
         }
     }
 
+    /// Write down for the operator how a change to a file has failed.
+    fn note_failure(&mut self, task: TaskId, completion: &Completion) {
+        let Err(errno) = completion.result else { return };
+        let doing = match completion.op {
+            Some(Op::Write { .. }) => Doing::WritingData,
+            Some(Op::Allocate { .. }) => Doing::ReleasingSpace,
+            _ => return,
+        };
+        if let Some(slot) = self.task(task).disk {
+            self.core.disks.of_task(slot).trouble().note(doing, errno.0);
+        }
+    }
+
     /// File I/O of a task has completed.
     pub(crate) fn file_completed(&mut self, task: TaskId, completion: Completion) {
         self.end_operation(task);
+        self.note_failure(task, &completion);
         match completion.op {
             Some(Op::Read { file, offset_bytes, into }) => {
                 self.read_completed(task, (file, offset_bytes), into, completion.result);
@@ -211,8 +225,14 @@ impl<R: Ring> Work<'_, R> {
         let entry = self.task(task);
         let len = bytes.len() as u32;
         if entry.compares_data() {
+            if entry.kind == Kind::OrWrite {
+                self.merge(task, &bytes);
+            }
+            let entry = self.task(task);
             let difference = entry.first_difference(&bytes);
             entry.through += len;
+            self.keep_buffer(task, bytes);
+            let entry = self.task(task);
             return match difference {
                 Some(offset) => self.fail(task, MediumError::Miscompare { offset }),
                 None if entry.through < entry.window => self.read_in(task),
@@ -234,6 +254,8 @@ impl<R: Ring> Work<'_, R> {
     fn window_read(&mut self, task: TaskId) {
         match self.task(task).kind {
             Kind::Read => self.send(task),
+            Kind::Copy => self.copy_read(task),
+            Kind::CompareAndWrite | Kind::OrWrite => self.write_exclusively(task),
             _ => self.window_done(task),
         }
     }
@@ -296,15 +318,16 @@ impl<R: Ring> Work<'_, R> {
 }
 
 impl Task {
-    /// The window is compared with data of its own length.
+    /// The window is compared (or merged) with data of its own length.
     fn compares_data(&self) -> bool {
-        matches!(self.kind, Kind::Verify(ByteCheck::DataOut) | Kind::WriteAndVerify { .. })
+        let exclusive = matches!(self.kind, Kind::CompareAndWrite | Kind::OrWrite);
+        exclusive || matches!(self.kind, Kind::Verify(ByteCheck::DataOut) | Kind::WriteAndVerify { .. })
     }
 
     /// Where bytes of the window, read from `through` on, differ from the initiator's data, counted from the start of
     /// that data.
     fn first_difference(&self, bytes: &[u8]) -> Option<u64> {
-        if self.kind == (Kind::WriteAndVerify { compare: false }) {
+        if matches!(self.kind, Kind::WriteAndVerify { compare: false } | Kind::OrWrite) {
             return None;
         }
         let data = self.data.as_ref()?;

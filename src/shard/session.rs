@@ -3,12 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::copy::{Copies, SESSION_TASKS};
 use super::core::{Core, DiskTable};
 use super::fence::Fence;
 use super::link::LinkState;
 use super::message::Configuration;
 use super::order::{Begun, Share};
 use super::output::Tx;
+use super::parameters::List;
 use super::peer::LinkKey;
 use super::provision::Provision;
 use crate::bounded::{Key, Queue};
@@ -17,11 +19,11 @@ use crate::iscsi::connection::{Connection, Counters};
 use crate::iscsi::discovery::TextExchange;
 use crate::iscsi::names::IscsiName;
 use crate::iscsi::pdu::{LogoutResponseCode, TaskManagementResponseCode};
-use crate::iscsi::transfer::{TASKS_MAX, TaskId};
+use crate::iscsi::transfer::TaskId;
 use crate::mem::{Buf, Slice};
 use crate::observe::{Operation, SessionStats, ShardStats};
 use crate::ring::{Nanos, Ring};
-use crate::scsi::{ByteCheck, MediumError, NexusUnit, Outcome};
+use crate::scsi::{ByteCheck, CopyOut, MediumError, NexusUnit, Outcome};
 use crate::units::{DiskId, Lun, ShardId, TargetId};
 
 /// One LUN as one session sees it.
@@ -67,6 +69,8 @@ pub(crate) struct Session {
     pub(crate) starved: u32,
     /// Tasks in [`Step::Paused`].
     pub(crate) held: u32,
+    /// Tasks that are at work on a disk's files.
+    pub(crate) at_work: u32,
     /// Tasks that were aborted and of which operations are still in flight.
     pub(crate) lingering: u32,
     /// Bytes of R2Ts that have not come yet: large ones are received straight into place.
@@ -74,6 +78,7 @@ pub(crate) struct Session {
     /// For replies of commands that move no blocks.
     pub(crate) scratch: Option<Buf>,
     pub(crate) stats: Arc<SessionStats>,
+    pub(crate) copies: Copies,
     /// What of the engine's counters the shard's have taken over.
     pub(crate) counted: Counters,
     pub(crate) since_ms: u64,
@@ -143,6 +148,8 @@ pub(crate) enum Step {
     Draining,
     /// A task management function or logout that waits for tasks to end.
     Managing,
+    /// A copy that waits for its connection's turn, or a command that waits for a copy to end.
+    Copying,
 }
 
 /// What a task does next that is starved or paused.
@@ -155,7 +162,11 @@ pub(crate) enum Resume {
     Flush,
     Provision,
     FillSame,
+    Exclude,
+    AskRange,
     LbaStatus,
+    SettingChanged,
+    Copy,
     Answer,
 }
 
@@ -191,11 +202,23 @@ pub(crate) enum Kind {
     WriteAndVerify {
         compare: bool,
     },
+    /// One half of the data is compared, the other written.
+    CompareAndWrite,
+    OrWrite,
     Flush,
     /// Ranges of a list are to read as zeros.
     Unmap,
     /// One range is to read as zeros.
     Zero,
+    /// Something is done with a parameter list.
+    List(List),
+    /// A parameter list of copy offload.
+    CopyCommand {
+        what: CopyOut,
+        list_identifier: u32,
+    },
+    /// A copy reads its source, or writes its destination.
+    Copy,
     /// One block is written over and over.
     WriteSame {
         unmap: bool,
@@ -234,6 +257,12 @@ pub(crate) struct Task {
     pub(crate) buf: Option<Buf>,
     /// The window's Data-Out, complete; for VERIFY with a single block, that block.
     pub(crate) data: Option<Slice>,
+    /// What COMPARE AND WRITE writes, while `data` is what it compares with.
+    pub(crate) second: Option<Slice>,
+    /// The range of the disk that the command has to itself.
+    pub(crate) range: Option<u8>,
+    /// Ranges, by the bits of their numbers, that are granted when this command's window has ended.
+    pub(crate) impedes: u8,
     /// Bytes of the window that the medium has, or that have been compared with it.
     pub(crate) through: u32,
     /// Bytes behind those that are being read or written now.
@@ -305,6 +334,9 @@ impl Task {
             epoch: 0,
             buf: None,
             data: None,
+            second: None,
+            range: None,
+            impedes: 0,
             through: 0,
             planned: 0,
             provision: Provision::default(),
@@ -412,7 +444,7 @@ impl<R: Ring> Work<'_, R> {
         if self.session.starved == 0 {
             return;
         }
-        for index in 0..TASKS_MAX as u16 {
+        for index in 0..SESSION_TASKS as u16 {
             let task = TaskId(index);
             let Step::Starved(resume) = self.task(task).step else { continue };
             self.set_step(task, Step::Idle);
@@ -430,7 +462,11 @@ impl<R: Ring> Work<'_, R> {
             Resume::Flush => self.ask_flush(task),
             Resume::Provision => self.provision(task),
             Resume::FillSame => self.fill_same_again(task),
+            Resume::Exclude => self.exclude(task),
+            Resume::AskRange => self.ask_range(task),
             Resume::LbaStatus => self.lba_status_again(task),
+            Resume::SettingChanged => self.setting_changed(task),
+            Resume::Copy => self.copy_go_on(task),
             Resume::Answer => self.send_when_drained(task),
         }
     }

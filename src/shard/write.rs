@@ -5,7 +5,7 @@
 //! after the last write has completed and every allocation it needed is in the file (the promise of GOOD), and with FUA
 //! after all of that is durable.
 
-use super::core::Mark;
+use super::core::{DiskSlot, Mark};
 use super::peer::HomeRequest;
 use super::session::{Immediate, Kind, Resume, Step, Work};
 use crate::blocks::{Extent, ExtentList};
@@ -84,11 +84,18 @@ impl<R: Ring> Work<'_, R> {
     /// All data is in the stream and the disk is memory: no buffer is needed.
     fn write_at_once(&mut self, task: TaskId, data: &[u8]) -> bool {
         let entry = self.task(task);
-        let (offset_bytes, slot, total) = (entry.offset_bytes, entry.disk, entry.total);
-        let disk = self.core.disks.of_task(slot.expect("a write has a unit"));
+        let (offset_bytes, slot, total) = (entry.offset_bytes, entry.disk.expect("a write has a unit"), entry.total);
+        if !self.core.disks.at(slot).is_some_and(DiskSlot::is_open) {
+            return false;
+        }
+        let disk = self.core.disks.of_task(slot);
         match disk.backing() {
             Backing::Null => {}
-            Backing::Memory(memory) => memory.write(offset_bytes, data),
+            Backing::Memory(memory) => {
+                self.core.revoke_tokens(slot, offset_bytes, data.len() as u64);
+                memory.write(offset_bytes, data);
+                self.core.revoke_tokens(slot, offset_bytes, data.len() as u64);
+            }
             _ => return false,
         }
         self.task(task).done = total;
@@ -101,8 +108,11 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn open_window(&mut self, task: TaskId) {
         let entry = self.task(task);
         // A single block is one window of Data-Out, which then serves for all windows of the medium.
-        entry.window =
-            if entry.kind.repeats_data() { entry.data_total } else { (entry.total - entry.done).min(BURST_LENGTH_MAX) };
+        entry.window = if entry.kind.repeats_data() {
+            entry.data_total
+        } else {
+            (entry.total - entry.done).min(entry.window_bytes_max())
+        };
         if let Some(buf) = entry.buf.as_ref().filter(|_| entry.received > 0) {
             // What came with the command is in its buffer, which may be smaller than a window can be.
             entry.window = entry.window.min(buf.len() as u32);
@@ -208,6 +218,10 @@ impl<R: Ring> Work<'_, R> {
             Kind::Verify(_) => self.read_in(task),
             Kind::Unmap => self.list_received(task),
             Kind::WriteSame { .. } => self.same_received(task),
+            Kind::CompareAndWrite => self.compare_data_received(task),
+            Kind::OrWrite => self.exclude(task),
+            Kind::List(_) => self.list_is_here(task),
+            Kind::CopyCommand { .. } => self.copy_list_received(task),
             _ => self.write_out(task),
         }
     }
@@ -223,6 +237,7 @@ impl<R: Ring> Work<'_, R> {
         entry.error = None;
         entry.planned = len_bytes;
         let slot = entry.disk.expect("a write has a unit");
+        self.core.revoke_tokens(slot, offset_bytes, u64::from(len_bytes));
         let disk = self.core.disks.of_task(slot);
         match disk.plan_write(offset_bytes, len_bytes) {
             WritePlan::Discard => self.part_written(task),
@@ -358,6 +373,9 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn part_written(&mut self, task: TaskId) {
         self.end_work(task);
         let entry = self.task(task);
+        let (from, len, slot) = (entry.offset_bytes + u64::from(entry.done + entry.through), entry.planned, entry.disk);
+        self.core.revoke_tokens(slot.expect("a write has a unit"), from, u64::from(len));
+        let entry = self.task(task);
         entry.through += entry.planned;
         if entry.through < entry.window {
             return self.write_out(task);
@@ -366,6 +384,7 @@ impl<R: Ring> Work<'_, R> {
         match entry.kind {
             Kind::WriteAndVerify { .. } => self.read_in(task),
             Kind::Unmap | Kind::Zero => self.zeros_written(task),
+            Kind::CompareAndWrite | Kind::OrWrite => self.written_exclusively(task),
             _ => self.window_done(task),
         }
     }

@@ -8,8 +8,7 @@ use super::open::{Front, Kind, Warning, read_front};
 use super::parent::VhdParent;
 use super::spans::Span;
 use super::table::{BlockLayout, PlacedBlock, read_table};
-use crate::blocks::{Storage, StorageError};
-use crate::crc32c::crc32c;
+use crate::blocks::{Storage, StorageError, checksums};
 
 /// Findings that a report lists; more are counted.
 pub const FINDINGS_MAX: usize = 1000;
@@ -119,17 +118,7 @@ pub fn metadata_mark(storage: &mut dyn Storage) -> Result<Vec<u32>, StorageError
         ranges.push((*header, header + HEADER_LEN));
         ranges.push((table.offset_bytes, table.entry_offset(table.blocks)));
     }
-    let mut mark = vec![len_bytes as u32, (len_bytes >> 32) as u32];
-    let mut bytes = vec![0; 1 << 20];
-    for (mut at, end) in ranges {
-        while at < end {
-            let part = &mut bytes[..(end - at).min(1 << 20) as usize];
-            storage.read_at(at, part)?;
-            mark.push(crc32c(part));
-            at += part.len() as u64;
-        }
-    }
-    Ok(mark)
+    checksums(storage, &ranges)
 }
 
 /// Where an error of opening points to.

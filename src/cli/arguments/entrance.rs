@@ -93,3 +93,27 @@ pub enum ChapVerb {
     /// Show what is allowed
     Show,
 }
+
+/// `lunaring isns`
+#[derive(Debug, Args)]
+pub struct IsnsArguments {
+    /// Socket and output.
+    #[command(flatten)]
+    pub client: ClientOptions,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: IsnsVerb,
+}
+
+/// A verb of `lunaring isns`.
+#[derive(Debug, Subcommand)]
+pub enum IsnsVerb {
+    /// Register targets and portals with this iSNS server
+    Set {
+        /// ADDR, NAME, or either with :PORT; or none
+        #[arg(value_name = "ADDR[:PORT]|none")]
+        server: String,
+    },
+    /// Show where they are registered
+    Show,
+}

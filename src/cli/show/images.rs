@@ -14,10 +14,13 @@ fn time(value: &Value, field: &str) -> String {
 pub fn snapshots(answer: &Value) -> String {
     let mut table = Table::new(&["NAME", "TAKEN (UTC)", ">SIZE", ">ON FILE", "AFTER", "STATE", "EXPORTED AS"]);
     for snapshot in list(answer, "snapshots") {
+        let kept_for = list(&snapshot, "kept_for");
+        let kept_for = kept_for.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
         let state = match (yes(&snapshot, "deleting"), yes(&snapshot, "current")) {
-            (true, _) => "being deleted",
-            (_, true) => "current",
-            _ => "",
+            (true, _) if kept_for.is_empty() => "being deleted".to_owned(),
+            (true, _) => format!("deleted; its file stays for {kept_for}"),
+            (_, true) => "current".to_owned(),
+            _ => String::new(),
         };
         let exports = list(&snapshot, "exports");
         table.row(vec![
@@ -26,7 +29,7 @@ pub fn snapshots(answer: &Value) -> String {
             bytes(&snapshot, "size_bytes"),
             bytes(&snapshot, "allocated_bytes"),
             text(&snapshot, "parent"),
-            state.to_owned(),
+            state,
             exports.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "),
         ]);
     }
@@ -263,6 +266,10 @@ mod tests {
             "pause_ms": 1.234});
         assert!(snapshots(&answer).contains("s     1970-01-01 00:00:00    1G       1M         current  x"));
         assert_eq!(taken(&answer), "snapshot 's' of disk 'd' taken; commands waited for 1.23 ms");
+        let answer = json!({"snapshots": [{"name": "s", "disk": "d", "deleting": true,
+            "kept_for": ["snapshot 'a'", "disk 'd' as it is now"]}]});
+        let said = snapshots(&answer);
+        assert!(said.contains("deleted; its file stays for snapshot 'a', disk 'd' as it is now"), "{said}");
         let answer = json!({"jobs": [{"id": 3, "kind": "merge", "disk": "d", "state": "running", "bytes_done": 1,
             "bytes_total": 4, "started": 0}]});
         assert!(jobs(&answer).contains("25 %"), "{}", jobs(&answer));

@@ -65,3 +65,27 @@ pub struct NewRedirect {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub portal: Option<String>,
 }
+
+/// `GET /v1/isns`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Isns {
+    /// The iSNS server, when there is one.
+    pub server: Option<String>,
+    /// What this server is called there.
+    pub entity: Option<String>,
+    /// What is configured is registered there.
+    pub registered: bool,
+    /// Why it is not.
+    pub reason: Option<String>,
+    /// Targets that are registered.
+    pub targets: usize,
+}
+
+/// `PUT /v1/isns`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewIsns {
+    /// The iSNS server: an address or domain name, with a port unless it is 3205. None: register nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
+}

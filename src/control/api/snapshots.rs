@@ -30,8 +30,12 @@ pub struct Snapshot {
     pub allocated_bytes: u64,
     /// Disks that were exported from it.
     pub exports: Vec<String>,
-    /// It is being deleted: its file is being merged.
+    /// It is deleted: its file is being merged, or stays for those in `kept_for`.
     pub deleting: bool,
+    /// What keeps the file of a deleted snapshot: more than one thing that came after it, and each is based on it. It
+    /// is merged when only one is left. Snapshots and disks, as people call them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept_for: Vec<String>,
 }
 
 /// `GET /v1/disks/{disk}/snapshots`

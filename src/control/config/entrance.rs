@@ -28,6 +28,16 @@ pub struct AuthConfig {
     pub algorithms: Vec<String>,
 }
 
+/// Where targets and portals are registered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IsnsConfig {
+    /// The iSNS server: an address or domain name, with a port.
+    pub server: String,
+    /// What this server is called there.
+    pub entity: String,
+}
+
 /// Where initiators of a target are sent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -137,6 +147,12 @@ impl Config {
         for auth in of_targets.chain(&self.discovery_auth) {
             auth.credentials(&of_server)?;
         }
+        if let Some(isns) = &self.isns {
+            check_destination(&isns.server)?;
+            if isns.entity.is_empty() || isns.entity.len() > 255 {
+                return Err(Refused::invalid("the entity identifier of iSNS has 1 to 255 bytes"));
+            }
+        }
         for (portal, told) in &self.advertised {
             if !self.portals.contains(portal) {
                 return Err(Refused::not_found(format!("there is no portal {portal} to advertise as {told}")));
@@ -166,8 +182,11 @@ impl Config {
     }
 }
 
-/// Whether initiators can be sent there.
-fn check_destination(to: &str) -> Result<(), Refused> {
+/// Whether this is an address or name with a port, to which initiators can be sent.
+///
+/// # Errors
+/// How to write it.
+pub fn check_destination(to: &str) -> Result<(), Refused> {
     let wrong = || {
         Refused::invalid(format!(
             "'{}' is not a place to send initiators to; write ADDRESS:PORT or NAME:PORT, for example 192.0.2.10:3260",

@@ -22,6 +22,12 @@ pub(super) fn paths() -> Value {
                 ("200", Some("ChapPolicy")),
             ),
         },
+        "/v1/isns": {
+            "get": operation("Where targets and portals are registered", &[], None, ("200", Some("Isns"))),
+            "put": operation(
+                "Register with this iSNS server, or without one nowhere", &[], Some("NewIsns"), ("200", Some("Isns")),
+            ),
+        },
         "/v1/targets/{target}/redirect": {
             "put": operation(
                 "Send initiators elsewhere (login redirection)", &[target()], Some("NewRedirect"),
@@ -39,6 +45,8 @@ pub(super) fn schemas() -> Value {
         ),
         "Discovery": object("auth? TargetAuth"),
         "ChapPolicy": object("algorithms string[]"),
+        "Isns": object("server? string, entity? string, registered boolean, reason? string, targets integer"),
+        "NewIsns": object("server? string"),
         "Redirect": object("to string, permanent boolean, portal? string"),
         "NewRedirect": object("to string, permanent? boolean, portal? string"),
     })

@@ -103,7 +103,7 @@ pub(super) fn schemas() -> Value {
         "Snapshot": object(
             "name string, disk string, created integer, parent? string, current boolean, group? string, \
              size_bytes integer, format vhdx|vhd|raw, file string, allocated_bytes integer, exports string[], \
-             deleting boolean",
+             deleting boolean, kept_for? string[]",
         ),
         "Snapshots": object("snapshots Snapshot[]"),
         "NewSnapshot": object("name? string"),

@@ -13,6 +13,7 @@ pub(super) fn routes() -> Router<Server> {
         .route("/v1/discovery", get(discovery))
         .route("/v1/discovery/auth", put(discovery_auth).delete(discovery_auth_none))
         .route("/v1/chap", get(chap).put(chap_set))
+        .route("/v1/isns", get(isns).put(isns_set))
         .route("/v1/targets/{target}/redirect", put(redirect).delete(redirect_none))
 }
 
@@ -39,6 +40,16 @@ async fn chap_set(State(server): State<Server>, new: InBody<api::ChapPolicy>) ->
     let new = body(new)?;
     server.handle.change(move |controller| Box::pin(controller.chap_algorithms(new))).await?;
     Ok(chap(State(server)).await)
+}
+
+async fn isns(State(server): State<Server>) -> Json<api::Isns> {
+    Json(server.handle.isns.status(&server.handle.view().config))
+}
+
+async fn isns_set(State(server): State<Server>, new: InBody<api::NewIsns>) -> Answer<Json<api::Isns>> {
+    let new = body(new)?;
+    server.handle.change(move |controller| Box::pin(controller.isns_set(new))).await?;
+    Ok(isns(State(server)).await)
 }
 
 async fn redirect(

@@ -65,8 +65,8 @@ async fn convert(State(server): State<Server>, disk: InPath<String>, wanted: InB
 async fn merge(State(server): State<Server>, disk: InPath<String>) -> Answer<Started> {
     let disk = path(disk)?;
     let name = disk.clone();
-    server.handle.change(move |c| Box::pin(async move { c.merge_begin(&name).await })).await?;
-    server.handle.start_merge(JobKind::Merge, disk, None).await.map(started)
+    let told = server.handle.change(move |c| Box::pin(async move { c.merge_begin(&name).await })).await?;
+    server.handle.start_merge(JobKind::Merge, disk, told).await.map(started)
 }
 
 async fn compact(State(server): State<Server>, disk: InPath<String>) -> Answer<Started> {

@@ -9,7 +9,7 @@ use super::fake::{FakePlane, free_portal, started};
 use crate::control::api::{NewAuth, NewDisk, NewLun, NewPortal, NewTarget};
 use crate::control::controller::Controller;
 use crate::control::error::{ErrorKind, Refused};
-use crate::medium::DiskFormat;
+use crate::medium::{DiskFormat, Doing};
 
 pub fn disk(name: &str, format: DiskFormat, size_bytes: u64) -> NewDisk {
     NewDisk {
@@ -311,6 +311,30 @@ fn a_disk_whose_file_is_gone_is_offline_and_disturbs_no_other() {
         controller.target_unmap("t", 0, None).await.unwrap();
         controller.disk_delete("a", false).await.unwrap();
         assert_eq!(controller.config.disks.len(), 1, "an offline disk can be deleted");
+    });
+}
+
+#[test]
+fn what_the_host_did_to_a_disk_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let (mut controller, _plane) = started(dir.path()).await;
+        controller.disk_new(disk("a", DiskFormat::Raw, 4096)).await.unwrap();
+        let live = controller.online("a").unwrap();
+        let (handle, _jobs) = controller.handle();
+        let shown = || handle.view().api_disk_mapped("a").unwrap();
+        assert_eq!(shown().notes, [""; 0]);
+        live.trouble().note(Doing::WritingData, libc::ENOSPC);
+        live.trouble().note(Doing::WritingMetadata, libc::EDQUOT);
+        let note = shown().notes.join(" ");
+        assert!(note.contains("a.raw 2 times") && note.contains("free there now"), "{note}");
+        assert_eq!(shown().state, crate::control::api::DiskState::Online, "what has space is written");
+        live.trouble().note(Doing::Flushing, libc::EIO);
+        live.poison();
+        let shown = shown();
+        assert_eq!(shown.state, crate::control::api::DiskState::Failed);
+        let reason = shown.reason.unwrap();
+        assert!(reason.starts_with("flushing its file failed: input/output error (EIO)"), "{reason}");
     });
 }
 

@@ -5,6 +5,7 @@
 use std::fmt;
 
 use super::contents::{UNIT_BYTES, Version, fill};
+use super::shared::{AREA_SECTORS, SHARED_SECTORS, Tally, bits_data, note_data, tally_data};
 use crate::sim::Random;
 
 /// SCSI statuses (SAM-5 clause 5.3.1).
@@ -23,6 +24,7 @@ pub(super) mod sense_key {
     pub const UNIT_ATTENTION: u8 = 0x6;
     pub const DATA_PROTECT: u8 = 0x7;
     pub const ABORTED_COMMAND: u8 = 0xb;
+    pub const MISCOMPARE: u8 = 0xe;
 }
 
 /// What a command does.
@@ -65,6 +67,27 @@ pub(super) enum Work {
     LbaStatus {
         unit: u64,
     },
+    /// Add one to the shared tally.
+    CountUp {
+        unit: u64,
+        me: usize,
+        from: Tally,
+        note: u32,
+    },
+    /// Write the shared note.
+    Note {
+        unit: u64,
+        note: u32,
+    },
+    /// Set shared bits.
+    SetBits {
+        unit: u64,
+        bits: u64,
+    },
+    /// Read what is shared.
+    Look {
+        unit: u64,
+    },
 }
 
 impl Work {
@@ -75,10 +98,18 @@ impl Work {
             Work::Write { unit, count, .. } | Work::Unmap { unit, count } | Work::WriteSame { unit, count, .. } => {
                 Some((unit, count))
             }
+            Work::CountUp { unit, .. } => Some((unit, 2 * AREA_SECTORS)),
+            Work::SetBits { unit, .. } | Work::Note { unit, .. } => Some((unit, AREA_SECTORS)),
+            Work::Look { unit } => Some((unit, SHARED_SECTORS)),
             // What is mapped may change while anything is written.
             Work::LbaStatus { .. } => Some((0, u64::MAX / 2)),
             Work::TestUnitReady | Work::Inquiry | Work::ReadCapacity | Work::SynchronizeCache { .. } => None,
         }
+    }
+
+    /// It is about what is shared.
+    pub fn is_shared(self) -> bool {
+        matches!(self, Work::CountUp { .. } | Work::Note { .. } | Work::SetBits { .. } | Work::Look { .. })
     }
 
     /// The sectors that it changes, and what they hold afterwards.
@@ -94,6 +125,9 @@ impl Work {
 
     /// Whether the two can run at once without one seeing the other half done.
     pub fn is_compatible(self, other: Work) -> bool {
+        if self.is_shared() && other.is_shared() {
+            return false;
+        }
         let writes = |work: Work| work.change().is_some();
         match (self.range(), other.range()) {
             (Some((a, a_count)), Some((b, b_count))) if writes(self) || writes(other) => {
@@ -107,6 +141,7 @@ impl Work {
     pub fn read_bytes(self) -> usize {
         match self {
             Work::Read { count, .. } => count as usize * UNIT_BYTES,
+            Work::Look { .. } => SHARED_SECTORS as usize * UNIT_BYTES,
             Work::Inquiry => INQUIRY_BYTES,
             Work::ReadCapacity => CAPACITY_BYTES,
             Work::LbaStatus { .. } => LBA_STATUS_BYTES,
@@ -123,6 +158,9 @@ impl Work {
                 fill(0, (block_bytes / UNIT_BYTES) as u64, version, &mut data);
             }
             Work::Unmap { unit, count } => data = unmap_list(unit, count, block_bytes, random),
+            Work::CountUp { me, from, note, .. } => data = tally_data(me, from, note),
+            Work::Note { note, .. } => data = note_data(note),
+            Work::SetBits { bits, .. } => data = bits_data(bits),
             _ => {}
         }
         data
@@ -130,7 +168,8 @@ impl Work {
 
     pub fn is_write(self) -> bool {
         match self {
-            Work::Write { .. } | Work::Unmap { .. } => true,
+            Work::Write { .. } | Work::Unmap { .. } | Work::CountUp { .. } => true,
+            Work::SetBits { .. } | Work::Note { .. } => true,
             Work::WriteSame { no_data, .. } => !no_data,
             _ => false,
         }
@@ -182,6 +221,9 @@ impl Work {
                 cdb[1] = u8::from(unmap) << 3 | u8::from(no_data);
                 cdb
             }
+            Work::CountUp { .. } | Work::Note { .. } | Work::SetBits { .. } | Work::Look { .. } => {
+                self.shared_cdb(blocks, random)
+            }
             Work::LbaStatus { unit } => {
                 let (lba, _) = blocks(unit, 0);
                 let mut cdb = sixteen(0x9e, lba, LBA_STATUS_BYTES as u32);
@@ -193,6 +235,18 @@ impl Work {
                 cdb[0] = if random.below(2) == 0 { 0x35 } else { 0x91 };
                 cdb
             }
+        }
+    }
+
+    /// The command descriptor block of what is shared.
+    fn shared_cdb(self, blocks: impl Fn(u64, u64) -> (u64, u32), random: &mut Random) -> [u8; 16] {
+        let (unit, count) = self.range().expect("it is about sectors");
+        let (lba, len) = blocks(unit, count);
+        match self {
+            Work::CountUp { .. } => sixteen(0x89, lba, len),
+            Work::SetBits { .. } => sixteen(0x8b, lba, len),
+            Work::Note { .. } => any_form([0x2a, 0xaa, 0x8a], lba, len, random),
+            _ => any_form([0x28, 0xa8, 0x88], lba, len, random),
         }
     }
 }

@@ -14,6 +14,7 @@ mod login;
 mod management;
 mod pdu;
 mod session;
+mod shared;
 #[cfg(test)]
 mod small_target;
 
@@ -26,6 +27,8 @@ pub use contents::{LAYER_VERSIONS, UNIT_BYTES, fill, layered_version};
 use login::{Login, Names, Offer, Progress};
 use pdu::{Digests, Pdu, response};
 use session::{Ended, Event, Session};
+use shared::Shared;
+pub use shared::{SHARED_SECTORS, SHARERS_MAX};
 
 use super::random::{Chance, Random};
 use super::stream::Stream;
@@ -68,8 +71,13 @@ pub struct LunPlan {
     pub may_fail: bool,
     /// Whether space is taken when it is first written, and can be given back.
     pub thin: bool,
+    /// Whether its write cache is off: what is answered is durable.
+    pub uncached: bool,
     /// Whether it has two parents, and holds at first what [`layered_version`] says.
     pub layered: bool,
+    /// Where [`SHARED_SECTORS`] sectors begin that initiators change together, a multiple of 8; and which of at most
+    /// [`SHARERS_MAX`] this one is. They hold zeros at first.
+    pub shared: Option<(u64, usize)>,
 }
 
 /// What an initiator does.
@@ -144,6 +152,7 @@ struct Unit {
     is_known: bool,
     /// The next sector of the final comparison.
     compared: u64,
+    shared: Option<Shared>,
 }
 
 /// One initiator with one session at a time.
@@ -187,6 +196,7 @@ impl Initiator {
             block_bytes: UNIT_BYTES,
             is_known: false,
             compared: 0,
+            shared: plan.shared.map(|(first, me)| Shared::new(first, me)),
         });
         Initiator {
             world: world.clone(),
@@ -296,8 +306,9 @@ impl Initiator {
     /// These tasks have ended without an answer.
     fn abandon(&mut self, tasks: Vec<Task>) {
         for task in tasks {
-            let Unit { contents, compared, .. } = &mut self.units[task.unit];
+            let Unit { contents, compared, shared, .. } = &mut self.units[task.unit];
             match task.work {
+                work if work.is_shared() => shared.iter_mut().for_each(|shared| shared.on_doubt(work)),
                 work if work.change().is_some() => {
                     let Some((unit, count, version)) = work.change() else { continue };
                     contents.perhaps_written(unit, count, version);
@@ -472,8 +483,16 @@ impl Initiator {
             self.abandon(vec![task]);
             return Ok(());
         }
-        self.report.failed += 1;
         let key = key_of(&sense).filter(|_| status == status::CHECK_CONDITION);
+        if let Some(shared) = unit.shared.as_mut().filter(|_| task.work.is_shared()) {
+            if key == Some(sense_key::MISCOMPARE) {
+                self.report.retried += 1;
+                shared.on_miscompare();
+                return Ok(());
+            }
+            shared.on_doubt(task.work);
+        }
+        self.report.failed += 1;
         let is_expected = match key {
             Some(sense_key::MEDIUM_ERROR | sense_key::HARDWARE_ERROR | sense_key::DATA_PROTECT) => unit.plan.may_fail,
             Some(sense_key::ABORTED_COMMAND) => true,
@@ -551,7 +570,8 @@ const POKE_AFTER: Nanos = Nanos(20_000_000);
 
 impl Unit {
     fn is_compared(&self) -> bool {
-        self.plan.keeping == Keeping::Nothing || self.compared >= self.contents.count()
+        let is_read = self.plan.keeping == Keeping::Nothing || self.compared >= self.contents.count();
+        is_read && self.shared.as_ref().is_none_or(Shared::is_known)
     }
 }
 
@@ -589,16 +609,23 @@ fn on_good(unit: &mut Unit, work: Work, data_in: &[u8]) -> Result<(), String> {
                 unit.contents.check(first, data_in).map_err(|why| format!("LUN {}: {why}", unit.plan.lun))?;
             }
         }
-        Work::Write { unit: first, count, version, through } => unit.contents.written(first, count, version, through),
+        Work::Write { unit: first, count, version, through } => {
+            unit.contents.written(first, count, version, through || unit.plan.uncached);
+        }
         Work::Unmap { .. } | Work::WriteSame { .. } => {
             if let Some((first, count, version)) = work.change() {
-                unit.contents.written(first, count, version, false);
+                unit.contents.written(first, count, version, unit.plan.uncached);
             }
         }
         Work::LbaStatus { unit: first } => {
             on_lba_status(unit, first, data_in).map_err(|why| format!("LUN {}: {why}", unit.plan.lun))?;
         }
         Work::SynchronizeCache { order } => unit.contents.synchronized(order),
+        Work::CountUp { .. } | Work::Note { .. } | Work::SetBits { .. } | Work::Look { .. } => {
+            if let Some(shared) = unit.shared.as_mut() {
+                shared.on_good(work, data_in).map_err(|why| format!("LUN {}: {why}", unit.plan.lun))?;
+            }
+        }
         Work::TestUnitReady | Work::Inquiry | Work::Verify { .. } => {}
     }
     Ok(())
@@ -656,6 +683,10 @@ fn next_work(
     }
     if *commands_left == 0 {
         let (index, unit) = units.iter_mut().enumerate().find(|(_, unit)| !unit.is_compared())?;
+        if let Some(shared) = unit.shared.as_ref().filter(|shared| !shared.is_known()) {
+            let work = shared.look();
+            return (!is_busy(index, work)).then_some((index, work));
+        }
         let count = (unit.contents.count() - unit.compared).min(128);
         let work = Work::Read { unit: unit.contents.first() + unit.compared, count };
         if is_busy(index, work) {
@@ -674,6 +705,9 @@ fn next_work(
 }
 
 fn draw_work(unit: &mut Unit, transfer_bytes_max: usize, random: &mut Random) -> Work {
+    if let Some(shared) = unit.shared.as_ref().filter(|_| random.below(8) > 0) {
+        return shared.draw_work(random);
+    }
     let groups = unit.contents.count() / 8;
     let first = random.below(groups);
     let groups_max = (transfer_bytes_max / (8 * UNIT_BYTES)).max(1) as u64;

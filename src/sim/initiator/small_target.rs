@@ -307,6 +307,8 @@ fn meet(seed: u64, bug: Bug) -> Result<super::InitiatorReport, String> {
         may_fail: false,
         thin: false,
         layered: false,
+        shared: None,
+        uncached: false,
     };
     let config = InitiatorConfig {
         portal: portal(),

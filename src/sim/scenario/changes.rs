@@ -33,9 +33,7 @@ impl Server {
         match change {
             Change::Pause => {
                 self.pause(&disk, clients)?;
-                let disk = disk.id();
-                let replies = self.tell_all(|reply| ToShard::Resume { disk, reply: Box::new(move |()| reply(Ok(()))) });
-                self.await_replies("resume", replies, clients)
+                self.resume(&disk, clients)
             }
             Change::Snapshot => {
                 self.snapshot(index, &disk, clients)?;
@@ -50,15 +48,43 @@ impl Server {
         }
     }
 
+    /// A snapshot whose former leaf is closed while other things happen.
+    pub fn begin_snapshot(&mut self, index: usize, clients: &mut [Initiator]) -> Result<(), String> {
+        let Some(disk) = self.disk(index).filter(|disk| disk.file().is_some()) else { return Ok(()) };
+        self.snapshot(index, &disk, clients)
+    }
+
     fn disk(&self, index: usize) -> Option<Arc<Disk>> {
         self.process.as_ref().map(|process| Arc::clone(&process.disks[index]))
     }
 
+    /// Try to hold a disk's commands for no longer than this, and let them go on. Gives whether they could be held.
+    pub fn try_pause(&mut self, index: usize, patience_ms: u64, clients: &mut [Initiator]) -> Result<bool, String> {
+        let Some(disk) = self.disk(index) else { return Ok(true) };
+        let held = self.pause_within(&disk, patience_ms, clients);
+        self.resume(&disk, clients)?;
+        match held {
+            Ok(()) => Ok(true),
+            Err(why) if why.contains("were still at work") => Ok(false),
+            Err(why) => Err(why),
+        }
+    }
+
+    fn resume(&mut self, disk: &Disk, clients: &mut [Initiator]) -> Result<(), String> {
+        let disk = disk.id();
+        let replies = self.tell_all(|reply| ToShard::Resume { disk, reply: Box::new(move |()| reply(Ok(()))) });
+        self.await_replies("resume", replies, clients)
+    }
+
     fn pause(&mut self, disk: &Disk, clients: &mut [Initiator]) -> Result<(), String> {
+        self.pause_within(disk, PATIENCE_MS, clients)
+    }
+
+    fn pause_within(&mut self, disk: &Disk, patience_ms: u64, clients: &mut [Initiator]) -> Result<(), String> {
         let disk = disk.id();
         let replies = self.tell_all(|reply| ToShard::Pause {
             disk,
-            patience_ms: PATIENCE_MS,
+            patience_ms,
             reply: Box::new(move |paused| reply(paused.map_err(|error| error.0))),
         });
         self.await_replies("pause", replies, clients)

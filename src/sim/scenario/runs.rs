@@ -6,7 +6,7 @@ use crate::medium::{DiskFormat, DiskKind};
 use crate::ring::Nanos;
 use crate::sim::{
     Chance, End, FileFaults, Initiator, InitiatorConfig, Keeping, LunPlan, NetworkFaults, Outcome, Random, RunLimit,
-    Runnable, World, WorldConfig,
+    Runnable, SHARED_SECTORS, SHARERS_MAX, World, WorldConfig,
 };
 
 /// All scenarios.
@@ -19,6 +19,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "pinched", about: "far less memory than the writes that come unasked would take", run: pinched },
     Scenario { name: "door", about: "more strangers than there is room for, and a ring that is full", run: door },
     Scenario { name: "aborts", about: "initiators abort tasks and task sets and reset logical units", run: aborts },
+    Scenario { name: "shared", about: "initiators change the same blocks, with aborts and resets", run: shared },
     Scenario { name: "crowd", about: "many sessions that each do a little", run: crowd },
     Scenario { name: "stopped", about: "the server stops in good order while sessions are busy", run: stopped },
     Scenario {
@@ -29,6 +30,12 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "changes", about: "pauses, snapshots, reopening and compaction under I/O", run: changes },
     Scenario { name: "changes-killed", about: "the same, and the process is killed in between", run: changes_killed },
     Scenario { name: "changes-power", about: "the same, and the power is cut in between", run: changes_power },
+    Scenario { name: "pauses-late", about: "commands are at work for longer than a pause waits", run: pauses_late },
+    Scenario {
+        name: "snapshots-power",
+        about: "the power is cut while the former leaf of a snapshot, on a slow drive, is not closed yet",
+        run: snapshots_power,
+    },
     Scenario { name: "killed", about: "the process is killed and started again, several times", run: killed },
     Scenario { name: "power-cut", about: "the power is cut and comes back, several times", run: power_cut },
 ];
@@ -39,6 +46,10 @@ pub fn find(name: &str) -> Option<&'static Scenario> {
 }
 
 const MIB: u64 = 1 << 20;
+
+/// Where the shared sectors of each disk begin: behind the regions of all initiators.
+const SHARED_FIRST: u64 = 6144;
+const _: () = assert!(SHARED_FIRST + SHARED_SECTORS <= 4 * MIB / 512);
 
 /// LUN numbers of the standard set of disks.
 const RAW_LUN: usize = 2;
@@ -60,7 +71,7 @@ fn disks() -> Vec<DiskPlan> {
 
 fn server_config(random: &mut Random) -> ServerConfig {
     let shards = 1 + random.below(3) as u16;
-    ServerConfig { shards, disks: disks(), memory_bytes: 64 << 20, ring_slots: 2048 }
+    ServerConfig { shards, disks: disks(), uncached: false, memory_bytes: 64 << 20, ring_slots: 2048 }
 }
 
 /// A scenario's settings.
@@ -76,6 +87,10 @@ struct Setting {
     region_sectors: u64,
     pipe_capacity_bytes: usize,
     transfer_bytes_max: usize,
+    /// Initiators also change some blocks together.
+    shares: bool,
+    /// Write caches are off.
+    uncached: bool,
 }
 
 impl Default for Setting {
@@ -90,6 +105,8 @@ impl Default for Setting {
             region_sectors: 768,
             pipe_capacity_bytes: 256 * 1024,
             transfer_bytes_max: 256 * 1024,
+            shares: false,
+            uncached: false,
         }
     }
 }
@@ -195,7 +212,10 @@ fn initiator_config(number: u64, setting: &Setting, plans: &[DiskPlan], random: 
         may_fail: false,
         thin: matches!(plan.format, DiskFormat::Raw | DiskFormat::Vhdx | DiskFormat::Vhd)
             && plan.kind != DiskKind::Fixed,
+        uncached: setting.uncached,
         layered: plan.kind == DiskKind::Differencing,
+        shared: (setting.shares && plan.kind != DiskKind::Differencing && plan.format != DiskFormat::Null)
+            .then_some((SHARED_FIRST, number as usize)),
     };
     InitiatorConfig {
         portal: Server::portal(),
@@ -325,6 +345,46 @@ fn aborts(run: Run) -> Result<Report, String> {
     scene.finish()
 }
 
+/// Every other run pauses and replaces disks, every other one loses connections.
+fn shared(run: Run) -> Result<Report, String> {
+    let is_lossy = run.seed & 2 != 0;
+    let aborts = if run.seed & 4 != 0 { Chance::percent(1) } else { Chance::NEVER };
+    let mut network = NetworkFaults::default();
+    if is_lossy {
+        network = NetworkFaults::rough();
+        network.reset = Chance::per_million(1000);
+    }
+    let resets = if is_lossy { Chance::per_million(500) } else { Chance::NEVER };
+    let setting = Setting {
+        network,
+        may_lose_connection: is_lossy,
+        resets,
+        aborts,
+        commands: 200,
+        initiators_max: SHARERS_MAX as u64,
+        region_sectors: 256,
+        shares: true,
+        ..Setting::default()
+    };
+    // Few disks, so that they meet.
+    let first = if run.seed & 8 != 0 { 0 } else { RAW_LUN };
+    let disks = vec![disks()[first], disks()[VHDX_LUN + 1]];
+    let mut scene = Scene::new(run, &setting, |config| config.disks = disks)?;
+    let delay_max = Nanos(400_000);
+    scene.world.set_file_faults(FileFaults { delay: Chance::percent(70), delay_max, ..FileFaults::default() });
+    for _ in 0..(run.seed & 1) * 8 {
+        let time = Nanos(scene.random.below(6_000_000));
+        if scene.run(time)? == Outcome::Satisfied {
+            break;
+        }
+        let change = if scene.random.below(2) == 0 { Change::Pause } else { Change::Snapshot };
+        let index = 1;
+        let Scene { server, initiators, .. } = &mut scene;
+        server.change(index, change, initiators).map_err(|why| format!("{change:?} of disk {index}: {why}"))?;
+    }
+    scene.finish()
+}
+
 fn crowd(run: Run) -> Result<Report, String> {
     let setting = Setting { commands: 12, initiators_max: 32, region_sectors: 128, ..Setting::default() };
     Scene::new(run, &setting, |_| {})?.finish()
@@ -411,6 +471,58 @@ fn with_changes(run: Run, end: Option<End>) -> Result<Report, String> {
     scene.finish()
 }
 
+/// Commands that a slow drive keeps at work for longer than a pause waits: it is given up, nothing stays held, and
+/// every command ends well.
+fn pauses_late(run: Run) -> Result<Report, String> {
+    let mut scene = Scene::new(run, &Setting { initiators_max: 2, ..Setting::default() }, |_| {})?;
+    let name = scene.server.file_name(VHDX_LUN).ok_or("the disk has no file")?;
+    let slow = FileFaults { delay: Chance::percent(100), delay_max: Nanos(400_000_000), ..FileFaults::default() };
+    scene.world.set_faults_of(&name, Some(slow));
+    let mut given_up = 0;
+    for _ in 0..20 {
+        if scene.run(Nanos(10_000_000))? == Outcome::Satisfied {
+            break;
+        }
+        let Scene { server, initiators, .. } = &mut scene;
+        given_up += u32::from(!server.try_pause(VHDX_LUN, 20, initiators)?);
+    }
+    if given_up == 0 {
+        return Err("no pause was given up".to_owned());
+    }
+    scene.world.set_faults_of(&name, None);
+    scene.finish()
+}
+
+/// What was written to the former leaf of a snapshot and not flushed before is made durable by flushes after it: those
+/// are answered, and then the power is cut, while the former leaf's own way to a clean end takes long.
+fn snapshots_power(run: Run) -> Result<Report, String> {
+    let setting = Setting { may_lose_connection: true, commands: 300, initiators_max: 2, ..Setting::default() };
+    let plans = [DiskFormat::Vhdx, DiskFormat::Raw].map(|format| DiskPlan {
+        format,
+        kind: DiskKind::Dynamic,
+        size_bytes: 4 * MIB,
+        sector_size_bytes: 512,
+    });
+    let mut scene = Scene::new(run, &setting, |config| config.disks = plans.to_vec())?;
+    for index in [0, 1, 0] {
+        let time = Nanos(scene.random.below(2_000_000));
+        if scene.run(time)? == Outcome::Satisfied {
+            break;
+        }
+        let leaf = scene.server.file_name(index).ok_or("the disk has no file")?;
+        let slow = FileFaults { delay: Chance::percent(100), delay_max: Nanos(200_000_000), ..FileFaults::default() };
+        let Scene { server, initiators, world, .. } = &mut scene;
+        world.set_faults_of(&leaf, Some(slow));
+        server.begin_snapshot(index, initiators).map_err(|why| format!("snapshot of disk {index}: {why}"))?;
+        let time = Nanos(1_000_000 + scene.random.below(8_000_000));
+        scene.run(time)?;
+        scene.world.set_faults_of(&leaf, None);
+        scene.server.crash_and_restart(true)?;
+        scene.initiators.iter_mut().for_each(|initiator| initiator.server_ended(End::PowerCut));
+    }
+    scene.finish()
+}
+
 fn killed(run: Run) -> Result<Report, String> {
     with_crashes(run, End::Killed)
 }
@@ -420,8 +532,10 @@ fn power_cut(run: Run) -> Result<Report, String> {
 }
 
 fn with_crashes(run: Run, end: End) -> Result<Report, String> {
-    let setting = Setting { may_lose_connection: true, commands: 200, ..Setting::default() };
-    let mut scene = Scene::new(run, &setting, |_| {})?;
+    // In every other run everything that is answered is durable.
+    let uncached = run.seed % 2 == 1;
+    let setting = Setting { may_lose_connection: true, commands: 200, uncached, ..Setting::default() };
+    let mut scene = Scene::new(run, &setting, |config| config.uncached = uncached)?;
     for _ in 0..1 + scene.random.below(3) {
         let time = Nanos(scene.random.below(12_000_000));
         if scene.run(time)? == Outcome::Satisfied {

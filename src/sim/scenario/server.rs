@@ -19,7 +19,7 @@ use crate::medium::{self, Cache, Disk, DiskFormat, DiskKind, LayerFile, OpenSpec
 use crate::mem::{Arena, ArenaConfig};
 use crate::observe::ShardStats;
 use crate::ring::{Fd, Ring, Wait};
-use crate::shard::{Configuration, LunMap, Mapping, Parts, Senders, Shard, ToShard, mailbox};
+use crate::shard::{Configuration, DiskSettings, Kept, LunMap, Mapping, Parts, Senders, Shard, ToShard, mailbox};
 use crate::sim::{Initiator, Random, Runnable, SimRing, SimWaker, World};
 use crate::units::{DiskId, Lun, PortalId, ShardId, TargetId};
 
@@ -43,6 +43,8 @@ pub struct ServerConfig {
     pub shards: u16,
     /// The disks; LUN n is the n-th.
     pub disks: Vec<DiskPlan>,
+    /// Their write caches have been turned off.
+    pub uncached: bool,
     /// Memory of each shard's buffers.
     pub memory_bytes: usize,
     /// Operations that each shard's ring takes.
@@ -212,7 +214,7 @@ impl Server {
             let id = self.attach(index)?;
             luns.insert(Lun(index as u16), Mapping { disk: id, read_only: false });
         }
-        let configuration = Arc::new(configuration(luns)?);
+        let configuration = Arc::new(configuration(luns, self.config.uncached)?);
         let listeners: Vec<Fd> = (0..self.config.shards).map(|_| self.world.listen(Server::portal())).collect();
         let process = self.process.as_mut().expect("it has just been made");
         for (Turns(shard), listener) in process.shards.iter_mut().zip(listeners) {
@@ -383,7 +385,7 @@ impl Drop for Server {
 }
 
 /// One target, open to all, with these LUNs.
-fn configuration(luns: LunMap) -> Result<Configuration, String> {
+fn configuration(luns: LunMap, uncached: bool) -> Result<Configuration, String> {
     let target = Target {
         id: TARGET,
         name: IscsiName::new(Server::target_name()).map_err(|error| error.to_string())?,
@@ -397,5 +399,8 @@ fn configuration(luns: LunMap) -> Result<Configuration, String> {
     let directory =
         Directory::new(vec![target], vec![portal], Authentication::None).map_err(|error| error.to_string())?;
     let luns: HashMap<TargetId, LunMap> = BTreeMap::from([(TARGET, luns)]).into_iter().collect();
-    Ok(Configuration { directory: Arc::new(directory), luns, ..Configuration::default() })
+    let kept = Kept { write_cache: uncached.then_some(false), ..Kept::default() };
+    let settings = DiskSettings { kept, ..DiskSettings::default() };
+    let disks = luns.values().flat_map(LunMap::values).map(|mapping| (mapping.disk, settings)).collect();
+    Ok(Configuration { directory: Arc::new(directory), luns, disks, ..Configuration::default() })
 }

@@ -7,13 +7,13 @@ mod table;
 use std::fmt;
 
 use super::error::OpenError;
-use super::format::{Guid, HEADER_SECTION_LEN, MIB};
+use super::format::{Guid, HEADER_SECTION_LEN};
 use super::geometry::Geometry;
 use super::header::{CurrentHeader, read_headers};
 use super::locator::ParentLocator;
 use super::open::ReplaySummary;
 use super::storage::{Storage, StorageError};
-use crate::crc32c::crc32c;
+use crate::blocks::checksums;
 
 /// Problems of one kind that are listed one by one; further ones are counted.
 pub const FINDINGS_PER_KIND_MAX: u64 = 16;
@@ -282,17 +282,7 @@ pub fn metadata_mark(storage: &mut dyn Storage) -> Result<Vec<u32>, StorageError
         let (start, len) = (header.log_offset.get(), u64::from(header.log_length.get()));
         ranges.push((start.min(len_bytes), start.saturating_add(len).min(len_bytes)));
     }
-    let mut mark = vec![len_bytes as u32, (len_bytes >> 32) as u32];
-    let mut bytes = vec![0; MIB as usize];
-    for (mut at, end) in ranges {
-        while at < end {
-            let part = &mut bytes[..(end - at).min(MIB) as usize];
-            storage.read_at(at, part)?;
-            mark.push(crc32c(part));
-            at += part.len() as u64;
-        }
-    }
-    Ok(mark)
+    checksums(storage, &ranges)
 }
 
 fn examine(storage: &mut dyn Storage, report: &mut CheckReport) -> Result<(), StorageError> {

@@ -38,6 +38,16 @@ const TABLE: &[(&str, &str)] = &[
     ("MODE SELECT(10)", "CCACCC"),
     ("MODE SENSE(10)", "ACAACC"),
     ("PERSISTENT RESERVE IN", "AAAAAC"),
+    ("EXTENDED COPY(LID1)", "CCACCC"),
+    ("EXTENDED COPY(LID4)", "CCACCC"),
+    ("POPULATE TOKEN", "ACAACC"),
+    ("WRITE USING TOKEN", "CCACCC"),
+    ("COPY OPERATION ABORT", "CCACCC"),
+    ("RECEIVE COPY STATUS(LID1)", "AAAAAC"),
+    ("RECEIVE COPY OPERATING PARAMETERS", "AAAAAC"),
+    ("RECEIVE COPY FAILURE DETAILS(LID1)", "AAAAAC"),
+    ("RECEIVE COPY STATUS(LID4)", "AAAAAC"),
+    ("RECEIVE ROD TOKEN INFORMATION", "AAAAAC"),
     ("READ(16)", "ACAACC"),
     ("COMPARE AND WRITE", "CCACCC"),
     ("WRITE(16)", "CCACCC"),
@@ -100,6 +110,21 @@ fn conflicts(state: &Reservations, number: u8, cdb: &[u8]) -> bool {
     nexus_unit.set_standing(state.standing(&nexus(number, 1)));
     let (action, _) = run_on(Some(&unit(&DISK)), &mut nexus_unit, cdb);
     action == Action::Done(Outcome::status(Status::RESERVATION_CONFLICT))
+}
+
+/// A copy reads and writes for its nexus, as READ and WRITE do.
+#[test]
+fn a_copy_is_refused_where_a_read_or_write_is() {
+    for (state, _) in columns() {
+        for number in [1, 2] {
+            let mut nexus_unit = NexusUnit::default();
+            nexus_unit.set_standing(state.standing(&nexus(number, 1)));
+            let (read, write) = ([0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], [0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+            assert_eq!(nexus_unit.refuses_copy(false), conflicts(&state, number, &read), "{:?}", state.reservation());
+            assert_eq!(nexus_unit.refuses_copy(true), conflicts(&state, number, &write), "{:?}", state.reservation());
+        }
+    }
+    assert!(!NexusUnit::default().refuses_copy(true));
 }
 
 #[test]
