@@ -155,6 +155,8 @@ impl<R: Ring> Work<'_, R> {
             let waits = match entry.step {
                 // It takes as long as it takes.
                 Step::Asking(Resume::Erased) => entry.aborted,
+                // It waits for commands of others, which do not wait for ever, and its outcome must be told.
+                Step::Asking(Resume::Agreement) => false,
                 Step::Asking(_) | Step::Writing | Step::Committing | Step::Reading | Step::Flushing => {
                     entry.operations > 0
                 }
