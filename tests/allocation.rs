@@ -117,6 +117,7 @@ fn initiator(world: &World, number: u64) -> Initiator {
         aborts: Chance::NEVER,
         resets_units: false,
         may_lose_commands: false,
+        is_strict: false,
     };
     Initiator::new(world, config)
 }

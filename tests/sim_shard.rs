@@ -172,3 +172,11 @@ fn blocks_that_many_change_at_once_lose_no_change() {
     assert!(total(&reports, |r| r.retried) > 300, "they got in each other's way");
     assert!(total(&reports, |r| r.aborted) > 20 && total(&reports, |r| r.lost) > 20);
 }
+
+#[test]
+fn a_file_that_hangs_ends_its_commands_and_concerns_no_other_disk() {
+    let reports = run_all("hung", 8);
+    let failed = total(&reports, |r| r.failed);
+    assert!(failed > 50, "{failed} commands were ended");
+    assert_eq!(total(&reports, |r| r.lost), 0);
+}

@@ -61,6 +61,10 @@ pub struct Config {
     /// Zero: never. A disk may have a threshold of its own.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub thin_threshold_bytes: u64,
+    /// How long a command waits for a file that does not answer before it is ended with ABORTED COMMAND, in seconds; 30
+    /// unless it is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_deadline_seconds: Option<u16>,
 }
 
 /// One disk.
@@ -119,8 +123,8 @@ pub struct DiskSettingsConfig {
     /// WCE, where an initiator has saved it with MODE SELECT.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub write_cache: Option<bool>,
-    /// A SANITIZE has not ended well: only another one makes the disk usable, or, if this is true, also its EXIT FAILURE
-    /// MODE.
+    /// A SANITIZE has not ended well: only another one makes the disk usable, or, if this is true, its EXIT FAILURE
+    /// MODE too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unsanitized: Option<bool>,
     /// The disk's own threshold of free space, in bytes; zero: none.
@@ -249,6 +253,7 @@ impl Default for Config {
             disks: BTreeMap::new(),
             targets: BTreeMap::new(),
             thin_threshold_bytes: 0,
+            io_deadline_seconds: None,
         }
     }
 }

@@ -19,8 +19,8 @@ use super::config::{AuthConfig, Config, LunConfig};
 use super::dataplane::{DataPlane, ask_all, shards, tell};
 use super::error::Refused;
 use super::executor::blocking;
-use super::keeping;
 use super::isns::Isns;
+use super::keeping;
 use super::state::StateDir;
 use crate::iscsi::access::AccessRule;
 use crate::iscsi::directory::{self, Authentication, Directory};
@@ -184,6 +184,11 @@ impl Controller {
         (handle, Jobs(receiver))
     }
 
+    /// Where the view is put, for whoever only looks.
+    pub(super) fn view_place(&self) -> Arc<Mutex<Arc<View>>> {
+        Arc::clone(&self.view)
+    }
+
     /// Replace `config.json`: the moment from which a command counts.
     pub(super) async fn persist(&mut self, config: Config) -> Result<(), Refused> {
         config.check()?;
@@ -259,7 +264,8 @@ impl Controller {
         let discovery = demand(&self.config.discovery_auth)?;
         let directory = Directory::new(targets, portals.collect(), discovery).map_err(Refused::invalid)?;
         let (disks, keeper) = (self.disk_settings(), Some(self.keeper.clone()));
-        Ok(Configuration { directory: Arc::new(directory), luns, masks, disks, keeper })
+        let io_deadline_ms = self.config.io_deadline_seconds.map(|seconds| u64::from(seconds) * 1000);
+        Ok(Configuration { directory: Arc::new(directory), luns, masks, disks, keeper, io_deadline_ms })
     }
 
     /// Logical units in the shards' terms; those whose disks are offline are absent.

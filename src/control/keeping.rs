@@ -59,8 +59,7 @@ impl Controller {
             .map(|(id, disk)| {
                 let set = &disk.settings;
                 let kept = Kept { write_cache: set.write_cache, unsanitized: set.unsanitized };
-                let thin_threshold_bytes = set.thin_threshold_bytes.unwrap_or(self.config.thin_threshold_bytes);
-                (id, DiskSettings { kept, thin_threshold_bytes })
+                (id, DiskSettings { kept })
             })
             .collect()
     }

@@ -31,8 +31,8 @@ mod entrance;
 pub mod error;
 pub mod executor;
 mod images;
-mod keeping;
 pub mod isns;
+mod keeping;
 pub mod launch;
 mod live;
 mod merges;
@@ -48,6 +48,7 @@ pub mod state;
 mod targets;
 mod undertakings;
 mod views;
+mod watch;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

@@ -18,6 +18,7 @@ use super::executor::{self, Stream};
 use super::routes::{self, Server};
 use super::socket::ControlSocket;
 use super::state::StateDir;
+use super::watch;
 
 /// How long commands in flight may take when the server ends.
 const QUIESCE_PATIENCE_MS: u64 = 1000;
@@ -117,6 +118,7 @@ pub fn serve(
         }
         let server = Server { handle: handle.clone(), about: about.clone(), started: Instant::now() };
         socket.serve(routes::router(server))?;
+        executor::spawn(watch::space(controller.view_place(), Arc::clone(&controller.plane)));
         executor::spawn(controller.run(jobs));
         executor::spawn(handle.isns.clone().run());
         handle.resume_merges().await;

@@ -1,12 +1,13 @@
 //! A disk that is being served: immutable description, shared by all shards.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use uuid::Uuid;
 
 use super::layer::{FileBacking, LayerFile};
+use super::space::Space;
 use super::{DiskFormat, DiskKind, FileError, Parents, Trouble};
 use crate::blocks::{BlockMap, Chain, Level};
 use crate::mem::SharedMemory;
@@ -56,6 +57,9 @@ pub struct Disk {
     pub(super) poisoned: Arc<AtomicBool>,
     /// Shared with all forms of the disk.
     pub(super) trouble: Arc<Trouble>,
+    pub(super) space: Arc<Space>,
+    /// Commands that have ended before their writes came back, on all shards.
+    pub(super) orphans: Arc<AtomicU32>,
     /// One for each shard, made when that shard first needs it: a disk that few shards reach costs little.
     pub(super) stats: Arc<[OnceLock<DiskStats>]>,
     pub(super) notes: Vec<String>,
@@ -223,6 +227,22 @@ impl Disk {
         &self.trouble
     }
 
+    /// Whether something may still be written by a command that has ended.
+    #[inline]
+    pub fn has_orphans(&self) -> bool {
+        self.orphans.load(Ordering::Acquire) > 0
+    }
+
+    /// A command ends before its writes have come back.
+    pub fn orphan_begun(&self) {
+        self.orphans.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// They have.
+    pub fn orphan_ended(&self) {
+        self.orphans.fetch_sub(1, Ordering::AcqRel);
+    }
+
     /// The same disk with other layers below its leaf (merged, moved, or newly folded).
     pub fn rebased(&self, parents: &Parents, lower: Vec<Arc<LayerFile>>) -> Result<Arc<Self>, FileError> {
         let leaf = self.leaf().ok_or(FileError::Spec(self.format.as_str(), "has no file"))?;
@@ -242,6 +262,8 @@ impl Disk {
             backing: Backing::Chain { layers: layers.into(), chain },
             poisoned: Arc::clone(&self.poisoned),
             trouble: Arc::clone(&self.trouble),
+            space: Arc::clone(&self.space),
+            orphans: Arc::clone(&self.orphans),
             stats: Arc::clone(&self.stats),
             notes: self.notes.clone(),
             tokens: Arc::clone(&self.tokens),

@@ -24,6 +24,7 @@ pub mod offline;
 mod open;
 mod parents;
 mod plan;
+mod space;
 mod storage;
 mod trouble;
 
@@ -36,6 +37,7 @@ pub use link::ParentLink;
 pub use open::{OpenSpec, Opened, Probed, open, open_over, probe};
 pub use parents::{LAYERS_MAX, Parents};
 pub use plan::{PLAN_BYTES_MAX, ReadPlan, WritePlan};
+pub use space::Space;
 pub use trouble::{Doing, Trouble, system_reason};
 
 use serde::{Deserialize, Serialize};

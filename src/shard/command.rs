@@ -12,8 +12,8 @@ use crate::observe::Operation;
 use crate::ring::Ring;
 use crate::scsi::sense::SenseKey;
 use crate::scsi::{
-    self, Action, ByteCheck, CommandRequest, LogicalUnit, MediumError, Outcome, ParameterList, Sense, SenseCode,
-    SenseFormat, TargetView,
+    self, Action, ByteCheck, CommandRequest, LogicalUnit, MediumError, Outcome, ParameterList, SanitizeMethod, Sense,
+    SenseCode, SenseFormat, TargetView,
 };
 
 impl<R: Ring> Work<'_, R> {
@@ -195,6 +195,15 @@ impl<R: Ring> Work<'_, R> {
             Action::ModeSelect { list_bytes, long, save } => {
                 self.start_list(task, List::Mode { long, save }, u32::from(list_bytes), data);
             }
+            Action::LogSense { page, allocation_length } => self.log_sense(task, page, allocation_length),
+            Action::Format { list_bytes } => self.start_list(task, List::Format, u32::from(list_bytes), data),
+            Action::Sanitize { method: SanitizeMethod::Overwrite { list_bytes }, immed, may_exit } => {
+                self.start_list(task, List::Sanitize { immed, may_exit }, u32::from(list_bytes), data);
+            }
+            Action::Sanitize { method: SanitizeMethod::BlockErase, immed, may_exit } => {
+                self.start_block_erase(task, immed, may_exit);
+            }
+            Action::ExitSanitizeFailure => self.exit_sanitize_failure(task),
             Action::CopyOut { what, list_identifier, list_bytes } => {
                 self.start_copy(task, what, list_identifier, list_bytes, data)
             }
@@ -245,7 +254,8 @@ impl<R: Ring> Work<'_, R> {
             return;
         }
         let slot = self.task(task).disk.expect("a flush has a unit");
-        if !self.core.ask_home(slot, self.key, task.0, HomeRequest::Flush) {
+        let name = self.tagged(task);
+        if !self.core.ask_home(slot, self.key, name, HomeRequest::Flush) {
             return self.starve(task, Resume::Flush);
         }
         self.begin_work(task);

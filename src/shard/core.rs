@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::copy::Secrets;
+use super::erase::Erasure;
 use super::exclusive::{HeldRanges, RANGES_MAX};
 use super::home::{BARRIERS_MAX, Home, HomeDisk};
 use super::link::STREAM_RESERVE_BYTES;
@@ -11,6 +12,7 @@ use super::mailbox::Senders;
 use super::management::{JOBS_MAX, Jobs};
 use super::message::Configuration;
 use super::notices::Notices;
+use super::overdue::{IO_DEADLINE_MS, Orphans};
 use super::pause::{AtWork, Pause};
 use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage};
 use super::settings::{CHANGES_MAX, Settings};
@@ -106,6 +108,16 @@ pub(crate) struct Core<R: Ring> {
     pub(crate) deadline_ms: u64,
     /// How many shards the server has.
     pub(crate) shards: u16,
+    /// Operations of tasks, of all connections, and tasks that are held.
+    pub(crate) task_operations: u32,
+    /// Those that nobody waits for any more.
+    pub(crate) orphans: Orphans,
+    /// Disks of this home shard that are being emptied or overwritten.
+    pub(crate) erasures: Vec<Erasure>,
+    /// How long a command waits for a file.
+    pub(crate) io_deadline_ms: u64,
+    /// When to look again for those that have waited too long; zero while nothing is waited for.
+    pub(crate) overdue_check: Nanos,
     /// For the stream of one connection at a time that finds no memory; `None` while it is lent, or the arena is too
     /// small for it.
     pub(crate) stream_reserve: Option<Buf>,
@@ -131,14 +143,16 @@ pub(crate) enum Mark {
     Shutdown(u32),
     /// Closing a connection.
     Close(u32),
-    /// File I/O of a task: connection, task.
-    Task(u32, u16),
+    /// File I/O of a task: connection; the connection's generation, the task's and the task.
+    Task(u32, u32),
     /// An engine's I/O: disk slot, which of the disk's engines, the engine's number.
     Engine(u32, u16, u32),
     /// A page of a block map: disk slot, place among those being read.
     Load(u32, u32),
     /// A flush of a disk's file for initiators: disk slot.
     Flush(u32),
+    /// Emptying or overwriting a disk: disk slot.
+    Erase(u32),
     /// Something whose completion nobody waits for.
     Ignore,
 }
@@ -165,10 +179,11 @@ impl Mark {
             Self::Send(link) => (3, link, 0),
             Self::Shutdown(link) => (4, link, 0),
             Self::Close(link) => (5, link, 0),
-            Self::Task(link, task) => (6, link, u32::from(task)),
+            Self::Task(link, task) => (6, link, task),
             Self::Engine(disk, driver, io) => (7, engine_index(disk, driver), io),
             Self::Load(disk, place) => (9, disk, place),
             Self::Flush(disk) => (8, disk, 0),
+            Self::Erase(disk) => (10, disk, 0),
         };
         debug_assert!(index < 1 << 28);
         Tag(kind << 60 | u64::from(index) << 32 | u64::from(detail))
@@ -184,10 +199,11 @@ impl Mark {
             3 => Self::Send(index),
             4 => Self::Shutdown(index),
             5 => Self::Close(index),
-            6 => Self::Task(index, detail as u16),
+            6 => Self::Task(index, detail),
             7 => Self::Engine(index & (DISK_SLOTS_MAX - 1), (index >> DISK_SLOT_BITS) as u16, detail),
             8 => Self::Flush(index),
             9 => Self::Load(index, detail),
+            10 => Self::Erase(index),
             _ => Self::Ignore,
         }
     }
@@ -336,6 +352,11 @@ impl<R: Ring> Core<R> {
             answers_in_turn: 0,
             deadline_ms: u64::MAX,
             shards,
+            task_operations: 0,
+            orphans: Orphans::default(),
+            erasures: Vec::new(),
+            io_deadline_ms: IO_DEADLINE_MS,
+            overdue_check: Nanos(0),
             stream_reserve,
             feed: false,
             turned_away: Vec::with_capacity(64),
@@ -421,11 +442,12 @@ mod tests {
             Mark::Send(0),
             Mark::Shutdown(7),
             Mark::Close(8),
-            Mark::Task(4095, 135),
+            Mark::Task(4095, 0xffff_0087),
             Mark::Engine(16383, 4095, u32::MAX),
             Mark::Engine(65535, 0, 1),
             Mark::Load(16383, 7),
             Mark::Flush(0x0fff_ffff),
+            Mark::Erase(16383),
         ];
         for mark in marks {
             assert_eq!(Mark::from_tag(mark.tag()), mark);

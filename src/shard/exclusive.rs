@@ -266,6 +266,12 @@ impl<R: Ring> Shard<R> {
 }
 
 impl<R: Ring> Core<R> {
+    /// A command has ended that was at work in these ranges.
+    pub(super) fn impeding_ended(&mut self, slot: u32, by: u8) {
+        let free = self.disks.at_mut(slot).map_or(0, |entry| entry.no_longer_impeded(by));
+        self.ranges_are_held(slot, free);
+    }
+
     /// Tell the home shard of ranges in which nobody of this shard is at work any more, by the bits of their numbers.
     #[cold]
     fn ranges_are_held(&mut self, slot: u32, numbers: u8) {
@@ -290,7 +296,7 @@ impl<R: Ring> Work<'_, R> {
             },
             _ => return false,
         };
-        let key = (self.key, task.0);
+        let key = (self.key, self.tagged(task));
         let slot = self.task(task).disk.and_then(|slot| self.core.disks.at_mut(slot));
         let Some(entry) = slot.filter(|entry| entry.ranges.refuse(range, key)) else { return false };
         entry.ranges.has_held = true;
@@ -300,15 +306,15 @@ impl<R: Ring> Work<'_, R> {
     /// The task has ended a window that was at work in these ranges.
     #[cold]
     pub(super) fn end_impeding(&mut self, slot: u32, by: u8) {
-        let free = self.core.disks.at_mut(slot).map_or(0, |entry| entry.no_longer_impeded(by));
-        self.core.ranges_are_held(slot, free);
+        self.core.impeding_ended(slot, by);
     }
 
     /// Ask for the bytes of the present window. The task goes on as [`Resume::ReadIn`] when it has them to itself.
     pub(crate) fn ask_range(&mut self, task: TaskId) {
         let entry = self.task(task);
         let (range, slot) = (entry.window_range(), entry.disk.expect("a range is of a unit"));
-        if !self.core.ask_home(slot, self.key, task.0, HomeRequest::HoldRange(range)) {
+        let name = self.tagged(task);
+        if !self.core.ask_home(slot, self.key, name, HomeRequest::HoldRange(range)) {
             return self.starve(task, Resume::AskRange);
         }
         self.set_step(task, Step::Asking(Resume::AskRange));

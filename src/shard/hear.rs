@@ -9,6 +9,7 @@ use super::home::HomeDisk;
 use super::link::{LinkState, Phase};
 use super::login;
 use super::message::{Configuration, DetachError, Reply, SessionInfo, ToShard};
+use super::overdue::{IO_DEADLINE_MS, task_of};
 use super::pause::AtWork;
 use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage, ResetScope};
 use super::registrar::Decision;
@@ -51,10 +52,16 @@ impl<R: Ring> Shard<R> {
             PeerMessage::Home { disk, swaps, asker, request } => self.home_request(disk, swaps, asker, request),
             PeerMessage::HomeDone { asker, result } => {
                 self.core.home_requests -= 1;
-                self.with_work(asker.link, |work| work.home_done(TaskId(asker.task), result));
+                if let Some(slot) = asker.link.erased_slot() {
+                    self.erasure_heard(slot, result);
+                } else if !self.core.orphan_returned(asker.link, asker.task) {
+                    self.with_work(asker.link, |work| work.home_done(task_of(asker.task), result));
+                }
             }
             PeerMessage::Barrier { disk, home } => self.barrier(disk, home),
             PeerMessage::BarrierPassed { disk } => self.barrier_passed(disk),
+            PeerMessage::Erase { disk, asker, order } => self.erase_wanted(disk, asker, *order),
+            PeerMessage::EraseOn { slot } => self.erase_on(slot),
             PeerMessage::Set { disk, setting, asker, home, change } => self.set(disk, setting, asker, home, change),
             PeerMessage::HasSet { change } => self.has_set(change),
             PeerMessage::HoldRange { disk, number, range, asker, home } => {
@@ -63,7 +70,11 @@ impl<R: Ring> Shard<R> {
             PeerMessage::RangeHeld { disk, number } => self.range_held(disk, number),
             PeerMessage::RangeGranted { asker, number } => {
                 self.core.home_requests -= 1;
-                self.with_work(asker.link, |work| work.range_granted(TaskId(asker.task), number));
+                if let Some(slot) = asker.link.erased_slot() {
+                    self.erasure_got_range(slot, number);
+                } else if !self.core.orphan_got_range(asker.link, asker.task, number) {
+                    self.with_work(asker.link, |work| work.range_granted(task_of(asker.task), number));
+                }
             }
             PeerMessage::ReleaseRange { disk, number } => self.range_released(disk, number),
             PeerMessage::FreeRange { disk, number } => self.free_range(disk, number),
@@ -96,7 +107,7 @@ impl<R: Ring> Shard<R> {
         }
     }
 
-    fn home_request(&mut self, disk: DiskId, swaps: u32, asker: Asker, request: HomeRequest) {
+    pub(super) fn home_request(&mut self, disk: DiskId, swaps: u32, asker: Asker, request: HomeRequest) {
         match request {
             HomeRequest::HoldRange(range) => return self.range_wanted(disk, asker, range),
             HomeRequest::Set(setting) => return self.setting_wanted(disk, asker, setting),
@@ -203,6 +214,7 @@ impl<R: Ring> Shard<R> {
             ToShard::Swap { disk, engine, retire, retired, attention, reply } => {
                 reply(self.swap(&disk, engine, retire.then_some(retired), attention));
             }
+            ToShard::LittleSpace { disk } => self.little_space(disk),
             ToShard::Kept { ticket, is_kept } => self.kept(ticket, is_kept),
             ToShard::CloseEngine { disk, reply } => self.close_engine(disk, reply),
             ToShard::BeginSession { disk, reply } => self.begin_session(disk, reply),
@@ -238,7 +250,7 @@ impl<R: Ring> Shard<R> {
             tasks: 0,
             at_work: AtWork::default(),
             ranges: HeldRanges::default(),
-            settings: Settings::new(&disk),
+            settings: Settings::new(&disk, self.core.now),
             pause: None,
             swaps: 0,
             home: None,
@@ -253,6 +265,7 @@ impl<R: Ring> Shard<R> {
     /// Put a configuration in force.
     pub fn configure(&mut self, configuration: Arc<Configuration>) {
         self.core.configuration = Arc::clone(&configuration);
+        self.core.io_deadline_ms = configuration.io_deadline_ms.unwrap_or(IO_DEADLINE_MS).max(1);
         for (disk, settings) in &configuration.disks {
             let slot = self.core.disks.find(*disk);
             if let Some(entry) = slot.and_then(|slot| self.core.disks.at_mut(slot)) {

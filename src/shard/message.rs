@@ -43,6 +43,8 @@ pub struct Configuration {
     pub disks: HashMap<DiskId, DiskSettings>,
     /// Keeps what initiators save.
     pub keeper: Option<Keeper>,
+    /// How long a command waits for a file before it is ended, in milliseconds; 30 seconds unless it is said.
+    pub io_deadline_ms: Option<u64>,
 }
 
 /// LUNs for the initiators that a rule means.
@@ -204,6 +206,11 @@ pub enum ToShard {
         attention: Option<Attention>,
         /// Answered when the commands go on.
         reply: Reply<Result<(), DetachError>>,
+    },
+    /// The file system behind a thin provisioned disk has little space left: its initiators are told. To its home.
+    LittleSpace {
+        /// The disk.
+        disk: DiskId,
     },
     /// What a shard wanted kept ([`Keep`](super::Keep)) is durable, or cannot be.
     Kept {

@@ -19,12 +19,15 @@
 //! | `provision` | UNMAP, WRITE SAME, GET LBA STATUS |
 //! | `order` | which command may begin, by its task attribute |
 //! | `compare` | COMPARE AND WRITE and ORWRITE |
+//! | `log` | LOG SENSE |
 //! | `parameters` | commands whose data is a parameter list |
 //! | `copy` | copies between disks, and tokens |
 //! | `management` | aborts, resets, logout |
+//! | `overdue` | commands that wait too long, and the operations that they leave behind |
 //! | `fence` | what a function waits for on other initiators' sessions |
 //! | `pause` | who is at work on a disk's files, and keeping everybody away from them for a moment |
 //! | `exclusive` | ranges of a disk that one command has to itself, on all shards |
+//! | `erase` | FORMAT UNIT and SANITIZE |
 //! | `settings` | what a unit is set to, on all shards |
 //! | `change` | another form of a disk in its place, and what else the control plane asks of a home shard |
 //! | `home` | what a disk's home shard does for all: space, visibility, pages of maps, flushes |
@@ -43,6 +46,7 @@ mod compare;
 mod copy;
 mod core;
 mod driver;
+mod erase;
 mod exclusive;
 mod fence;
 mod hear;
@@ -50,6 +54,7 @@ mod home;
 mod input;
 mod link;
 mod load;
+mod log;
 mod login;
 mod mailbox;
 mod management;
@@ -58,6 +63,7 @@ mod newcomers;
 mod notices;
 mod order;
 mod output;
+mod overdue;
 mod parameters;
 mod pause;
 mod peer;

@@ -1,11 +1,13 @@
 //! Commands whose Data-Out is a parameter list.
 
+use super::erase::EraseOrder;
 use super::peer::HomeRequest;
-use super::session::{Immediate, Kind, Resume, Work};
+use super::session::{Immediate, Kind, Resume, Step, Work};
 use super::settings::Setting;
 use crate::iscsi::transfer::TaskId;
 use crate::ring::Ring;
-use crate::scsi::{Outcome, Unit, mode_select};
+use crate::scsi::format::{self, FormatOptions};
+use crate::scsi::{MediumError, Outcome, Unit, mode_select, sanitize};
 
 /// What a list is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +18,15 @@ pub(crate) enum List {
         long: bool,
         /// SP.
         save: bool,
+    },
+    /// FORMAT UNIT.
+    Format,
+    /// SANITIZE, with a pattern or without.
+    Sanitize {
+        /// IMMED.
+        immed: bool,
+        /// AUSE.
+        may_exit: bool,
     },
 }
 
@@ -40,6 +51,8 @@ impl<R: Ring> Work<'_, R> {
         let Kind::List(list) = self.task(task).kind else { return };
         match list {
             List::Mode { long, save } => self.select_mode(task, long, save),
+            List::Format => self.format(task),
+            List::Sanitize { immed, may_exit } => self.overwrite(task, immed, may_exit),
         }
     }
 
@@ -65,13 +78,69 @@ impl<R: Ring> Work<'_, R> {
         }
     }
 
+    fn format(&mut self, task: TaskId) {
+        let data = self.task(task).data.take();
+        match format::parse(data.as_deref().unwrap_or_default()) {
+            Err(sense) => self.complete(task, Outcome::check_condition(sense)),
+            Ok(FormatOptions { immed }) => {
+                self.ask_erase(task, EraseOrder { sanitize: None, overwrite: None, immed });
+            }
+        }
+    }
+
+    fn overwrite(&mut self, task: TaskId, immed: bool, may_exit: bool) {
+        let data = self.task(task).data.take();
+        let unit = self.unit_of(task);
+        let block_bytes = unit.block_length().bytes() as usize;
+        let overwrite = match sanitize::parse_overwrite(data.as_deref().unwrap_or_default(), unit) {
+            Err(sense) => return self.complete(task, Outcome::check_condition(sense)),
+            Ok(overwrite) => overwrite,
+        };
+        let pass = |number| {
+            let invert = if overwrite.is_inverted(number) { 0xff } else { 0 };
+            overwrite.pattern.iter().cycle().take(block_bytes).map(|byte| byte ^ invert).collect::<Box<[u8]>>()
+        };
+        let passes = (0..overwrite.passes).map(pass).collect();
+        self.ask_erase(task, EraseOrder { sanitize: Some(may_exit), overwrite: Some(passes), immed });
+    }
+
+    /// SANITIZE, BLOCK ERASE.
+    pub(crate) fn start_block_erase(&mut self, task: TaskId, immed: bool, may_exit: bool) {
+        self.task(task).kind = Kind::List(List::Sanitize { immed, may_exit });
+        self.ask_erase(task, EraseOrder { sanitize: Some(may_exit), overwrite: None, immed });
+    }
+
+    fn ask_erase(&mut self, task: TaskId, order: EraseOrder) {
+        let slot = self.task(task).disk.expect("a unit is of a disk");
+        let name = self.tagged(task);
+        if !self.core.ask_erase(slot, self.key, name, order) {
+            return self.complete(task, MediumError::Busy.outcome());
+        }
+        self.set_step(task, Step::Asking(Resume::Erased));
+        self.begin_operation(task);
+    }
+
+    /// SANITIZE, EXIT FAILURE MODE.
+    pub(crate) fn exit_sanitize_failure(&mut self, task: TaskId) {
+        self.task(task).kind = Kind::List(List::Sanitize { immed: false, may_exit: false });
+        let slot = self.task(task).disk.expect("a unit is of a disk");
+        let entry = self.core.disks.at(slot).expect("a disk stays attached while tasks use it");
+        let present = entry.settings.condition;
+        match present.exit_failure_mode() {
+            Err(sense) => self.complete(task, Outcome::check_condition(sense)),
+            Ok(condition) if condition == present => self.complete(task, Outcome::GOOD),
+            Ok(condition) => self.ask_setting(task, Setting::Condition { condition, unsanitized: None }),
+        }
+    }
+
     /// Ask the home shard to change a setting for all; then [`Self::setting_changed`].
     pub(super) fn ask_setting(&mut self, task: TaskId, setting: Setting) {
         let slot = self.task(task).disk.expect("a setting is of a unit");
-        if !self.core.ask_home(slot, self.key, task.0, HomeRequest::Set(setting)) {
-            return self.complete(task, crate::scsi::MediumError::Busy.outcome());
+        let name = self.tagged(task);
+        if !self.core.ask_home(slot, self.key, name, HomeRequest::Set(setting)) {
+            return self.complete(task, MediumError::Busy.outcome());
         }
-        self.set_step(task, super::session::Step::Asking(Resume::SettingChanged));
+        self.set_step(task, Step::Asking(Resume::SettingChanged));
         self.begin_operation(task);
     }
 

@@ -48,6 +48,20 @@ impl AtWork {
     }
 }
 
+/// Work of the home shard that is no command's.
+impl AtWork {
+    /// It is at work on the disk's files; [`DiskSlot::end_orphan`] ends that.
+    pub(crate) fn begin_piece(&mut self) {
+        self.windows += 1;
+    }
+
+    /// It has made a plan, and carries it out.
+    pub(crate) fn begin_plan(&mut self) -> bool {
+        self.plans[usize::from(self.epoch)] += 1;
+        self.epoch
+    }
+}
+
 impl DiskSlot {
     /// Commands of the disk are held.
     #[inline]
@@ -74,6 +88,12 @@ impl DiskSlot {
         None
     }
 
+    /// The file operations of a command that has not waited for them have ended.
+    pub(crate) fn end_orphan(&mut self, plan: Option<bool>, at_work: bool) -> Option<ShardId> {
+        self.at_work.windows -= u32::from(at_work);
+        plan.and_then(|epoch| self.end_plan(epoch))
+    }
+
     fn end_plan(&mut self, epoch: bool) -> Option<ShardId> {
         let work = &mut self.at_work;
         let plans = &mut work.plans[usize::from(epoch)];
@@ -95,6 +115,8 @@ impl<R: Ring> Work<'_, R> {
             return false;
         }
         self.set_step(task, Step::Paused(resume));
+        let now = self.core.now;
+        self.task(task).waits_since = now;
         true
     }
 
@@ -241,6 +263,7 @@ impl<R: Ring> Shard<R> {
             reply(Err(PauseError("it was told to go on".into())));
         }
         self.let_held_go_on(slot);
+        self.erase_on(slot);
     }
 
     /// Have the commands of a disk try again that were held.

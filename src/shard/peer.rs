@@ -4,6 +4,7 @@
 //! the write session, flush); and it asks the **registrar** (shard 0) for a session identity at login. Questions carry
 //! who asks, answers carry it back; nothing is remembered in between except by the asker.
 
+use super::erase::EraseOrder;
 use super::exclusive::ByteRange;
 use super::settings::Setting;
 use crate::blocks::{Done, LevelFault};
@@ -110,6 +111,20 @@ pub(crate) enum PeerMessage {
     BarrierPassed {
         /// The disk.
         disk: DiskId,
+    },
+    /// To a disk's home: empty or overwrite the unit.
+    Erase {
+        /// The disk.
+        disk: DiskId,
+        /// Who asks.
+        asker: Asker,
+        /// What is to be done.
+        order: Box<EraseOrder>,
+    },
+    /// To a disk's home, from itself: go on with that.
+    EraseOn {
+        /// The disk's slot.
+        slot: u32,
     },
     /// From a disk's home, to every shard: a setting of the unit has changed. Say when it is in force.
     Set {

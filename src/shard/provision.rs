@@ -4,7 +4,6 @@
 //! by a hole); what the range covers of other blocks is written with zeros where it does not read as zeros already.
 //! WRITE SAME of anything else is a write in windows that all share one buffer.
 
-use super::core::Mark;
 use super::peer::HomeRequest;
 use super::session::{Answer, Immediate, Kind, Resume, Step, Work};
 use crate::blocks::Done;
@@ -197,6 +196,9 @@ impl<R: Ring> Work<'_, R> {
             if self.is_held(task, Resume::Provision) {
                 return;
             }
+            if self.is_stuck(task) {
+                return self.fail(task, MediumError::Timeout);
+            }
             let (start, end) = match self.present_range(task) {
                 Ok(Some(range)) => range,
                 Ok(None) => return self.provisioned(task),
@@ -272,7 +274,8 @@ impl<R: Ring> Work<'_, R> {
         }
         let (file, mode) = (disk.fd_of(0), AllocateMode::PunchHole);
         let op = Op::Allocate { file, mode, offset_bytes, len_bytes };
-        match self.core.io.submit(Mark::Task(self.key.index, task.0), op) {
+        let mark = self.mark(task);
+        match self.core.io.submit(mark, op) {
             Ok(()) => {
                 self.begin_plan(task);
                 self.begin_operation(task);

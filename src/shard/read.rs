@@ -2,7 +2,6 @@
 //!
 //! A command is worked off in windows of at most 1 MiB: a window is read, sent (or compared), and then the next one is.
 
-use super::core::Mark;
 use super::peer::HomeRequest;
 use super::session::{Answer, Kind, Resume, Step, Task, Work};
 use crate::blocks::{Extent, ExtentList};
@@ -51,6 +50,9 @@ impl<R: Ring> Work<'_, R> {
         }
         if self.is_held(task, Resume::ReadIn) {
             return;
+        }
+        if self.is_stuck(task) {
+            return self.fail(task, MediumError::Timeout);
         }
         let slot = self.task(task).disk.expect("a read has a unit");
         let disk = self.core.disks.of_task(slot);
@@ -114,7 +116,7 @@ impl<R: Ring> Work<'_, R> {
     }
 
     fn submit_read(&mut self, task: TaskId, op: Op) {
-        let mark = Mark::Task(self.key.index, task.0);
+        let mark = self.mark(task);
         match self.core.io.submit(mark, op) {
             Ok(()) => self.begin_operation(task),
             Err(_) => self.task(task).error = Some(MediumError::Busy),

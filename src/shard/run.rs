@@ -11,11 +11,11 @@ use super::mailbox::{Mailbox, Senders};
 use super::message::Reply;
 use super::newcomers::Newcomers;
 use super::output::Tx;
+use super::overdue;
 use super::peer::LinkKey;
 use super::registrar::Registrar;
 use crate::iscsi::chap::Entropy;
 use crate::iscsi::login::{Arrival, LoginPolicy};
-use crate::iscsi::transfer::TaskId;
 use crate::limits::{LOGIN_TIMEOUT_MS, LOGINS_PER_SHARD_MAX, SESSIONS_PER_SHARD_MAX};
 use crate::mem::Arena;
 use crate::observe::ShardStats;
@@ -142,6 +142,11 @@ impl<R: Ring> Shard<R> {
             self.feed_starved();
         }
         self.watch_time();
+        if self.core.task_operations > 0 {
+            self.end_overdue();
+        } else {
+            self.core.overdue_check = Nanos(0);
+        }
         if !self.pausing.is_empty() {
             self.finish_pausing();
         }
@@ -196,7 +201,11 @@ impl<R: Ring> Shard<R> {
         // What a full mailbox has refused is tried again soon.
         let delivered = delivered && self.core.turned_away.is_empty();
         let retry_ms = if delivered { u64::MAX } else { self.core.now_ms() + 1 };
-        match self.core.deadline_ms.min(retry_ms) {
+        let overdue_ms = match self.core.overdue_check.0 {
+            0 => u64::MAX,
+            check_ns => check_ns.div_ceil(1_000_000),
+        };
+        match self.core.deadline_ms.min(retry_ms).min(overdue_ms) {
             u64::MAX => Wait::Forever,
             deadline_ms => Wait::Until(Nanos(deadline_ms.saturating_mul(1_000_000))),
         }
@@ -224,7 +233,9 @@ impl<R: Ring> Shard<R> {
             Mark::Engine(slot, driver, io) => return self.engine_completed(slot, (driver, io), completion),
             Mark::Load(slot, place) => return self.load_completed(slot, place, completion),
             Mark::Flush(slot) => return self.flush_completed(slot, &completion),
+            Mark::Erase(slot) => return self.erase_completed(slot, &completion),
             Mark::Ignore => return,
+            mark @ Mark::Task(..) if core.orphan_completed(mark, &completion) => return,
             Mark::Receive(index)
             | Mark::Send(index)
             | Mark::Shutdown(index)
@@ -237,7 +248,7 @@ impl<R: Ring> Shard<R> {
             Mark::Send(_) => link.sent(core, completion),
             Mark::Task(_, task) => {
                 if let Some((mut work, _, _)) = link.work(core) {
-                    work.file_completed(TaskId(task), completion);
+                    work.file_completed(overdue::task_of(task as u16), completion);
                 }
                 true
             }

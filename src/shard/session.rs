@@ -166,6 +166,7 @@ pub(crate) enum Resume {
     AskRange,
     LbaStatus,
     SettingChanged,
+    Erased,
     Copy,
     Answer,
 }
@@ -273,6 +274,10 @@ pub(crate) struct Task {
     pub(crate) sent: u32,
     /// Operations of this task that are with the ring, the home shard or the receiver.
     pub(crate) operations: u16,
+    /// When the present ones began, or when the task was held.
+    pub(crate) waits_since: Nanos,
+    /// How often this place has left operations behind.
+    pub(crate) generation: u8,
     pub(crate) error: Option<MediumError>,
     /// Counted as at work on the disk's files.
     pub(crate) at_work: bool,
@@ -339,6 +344,8 @@ impl Task {
             read: None,
             sent: 0,
             operations: 0,
+            waits_since: Nanos(0),
+            generation: 0,
             error: None,
             at_work: false,
             plan: None,
@@ -394,8 +401,12 @@ impl<R: Ring> Work<'_, R> {
 
     /// An operation of a task has been handed on.
     pub(crate) fn begin_operation(&mut self, task: TaskId) {
-        self.task(task).operations += 1;
+        let now = self.core.now;
+        let entry = self.task(task);
+        entry.operations += 1;
+        entry.waits_since = now;
         *self.operations += 1;
+        self.core.task_operations += 1;
     }
 
     /// An operation of a task has come back.
@@ -404,6 +415,7 @@ impl<R: Ring> Work<'_, R> {
         assert!(entry.operations > 0, "an operation ends once");
         entry.operations -= 1;
         *self.operations -= 1;
+        self.core.task_operations -= 1;
     }
 
     /// The task cannot go on now; it is tried again when something has been freed.
@@ -420,7 +432,10 @@ impl<R: Ring> Work<'_, R> {
         let former = std::mem::replace(&mut self.task(task).step, step);
         match former {
             Step::Starved(_) => self.session.starved -= 1,
-            Step::Paused(_) => self.session.held -= 1,
+            Step::Paused(_) => {
+                self.session.held -= 1;
+                self.core.task_operations -= 1;
+            }
             Step::Dormant => {
                 self.session.dormant.retain(|&other| other != task);
                 self.session.rouse = true;
@@ -429,7 +444,10 @@ impl<R: Ring> Work<'_, R> {
         }
         match step {
             Step::Starved(_) => self.session.starved += 1,
-            Step::Paused(_) => self.session.held += 1,
+            Step::Paused(_) => {
+                self.session.held += 1;
+                self.core.task_operations += 1;
+            }
             _ => {}
         }
     }
@@ -461,6 +479,7 @@ impl<R: Ring> Work<'_, R> {
             Resume::AskRange => self.ask_range(task),
             Resume::LbaStatus => self.lba_status_again(task),
             Resume::SettingChanged => self.setting_changed(task),
+            Resume::Erased => self.complete(task, Outcome::GOOD),
             Resume::Copy => self.copy_go_on(task),
             Resume::Answer => self.send_when_drained(task),
         }

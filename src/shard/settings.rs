@@ -13,7 +13,7 @@ use super::run::Shard;
 use crate::blocks::Done;
 use crate::bounded::{Key, Slab};
 use crate::medium::Disk;
-use crate::ring::Ring;
+use crate::ring::{Nanos, Ring};
 use crate::scsi::{Attention, Condition, MediumError, Unit};
 use crate::units::{DiskId, ShardId};
 
@@ -21,7 +21,7 @@ use crate::units::{DiskId, ShardId};
 pub(crate) const CHANGES_MAX: usize = 128;
 
 /// What is kept of a unit when the server ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Kept {
     /// WCE, as a MODE SELECT has saved it; `None`: none has.
     pub write_cache: Option<bool>,
@@ -34,15 +34,6 @@ pub struct Kept {
 pub struct DiskSettings {
     /// What was kept.
     pub kept: Kept,
-    /// Initiators are told once when the file system behind a thin provisioned disk has less free space than this, in
-    /// bytes. Zero: never.
-    pub thin_threshold_bytes: u64,
-}
-
-impl Default for Kept {
-    fn default() -> Self {
-        Self { write_cache: None, unsanitized: None }
-    }
 }
 
 /// What the control plane is to keep: it answers with [`ToShard::Kept`](super::ToShard::Kept).
@@ -73,8 +64,13 @@ impl fmt::Debug for Keeper {
 pub(crate) enum Setting {
     /// WCE; and whether that is to be so after a restart too.
     WriteCache { enabled: bool, save: bool },
-    /// Whether the unit serves.
-    Condition(Condition),
+    /// Whether the unit serves, and what is kept of that.
+    Condition {
+        /// It does, or why not.
+        condition: Condition,
+        /// A SANITIZE has not ended well so far; whether it may be left at that.
+        unsanitized: Option<bool>,
+    },
     /// The file system behind a thin provisioned unit has little space left.
     LittleSpace,
 }
@@ -89,19 +85,20 @@ pub(crate) struct Settings {
     /// The current and the saved value of WCE, once it was changed.
     write_cache: Option<(bool, bool)>,
     pub(crate) kept: Kept,
-    pub(crate) thin_threshold_bytes: u64,
     is_configured: bool,
+    /// When the shard got the disk.
+    pub(crate) since: Nanos,
 }
 
 impl Settings {
-    pub(crate) fn new(disk: &Disk) -> Self {
+    pub(crate) fn new(disk: &Disk, now: Nanos) -> Self {
         Self {
+            since: now,
             units: [disk.unit(false).clone(), disk.unit(true).clone()],
             condition: Condition::Ready,
             writes_through: false,
             write_cache: None,
             kept: Kept::default(),
-            thin_threshold_bytes: 0,
             is_configured: false,
         }
     }
@@ -122,7 +119,6 @@ impl Settings {
 
     /// The control plane's settings. What initiators change counts from here only the first time.
     pub(crate) fn configure(&mut self, settings: &DiskSettings) {
-        self.thin_threshold_bytes = settings.thin_threshold_bytes;
         if std::mem::replace(&mut self.is_configured, true) {
             return;
         }
@@ -156,8 +152,9 @@ impl Settings {
                 }
                 (was != self.unit(false).write_cache_enabled()).then_some(Attention::ModeParametersChanged)
             }
-            Setting::Condition(condition) => {
+            Setting::Condition { condition, unsanitized } => {
                 self.condition = condition;
+                self.kept.unsanitized = unsanitized;
                 None
             }
             Setting::LittleSpace => Some(Attention::ThinProvisioningThreshold),
@@ -201,6 +198,9 @@ impl<R: Ring> Shard<R> {
         let mut kept = slot.settings.kept;
         if let Setting::WriteCache { enabled, save: true } = setting {
             kept.write_cache = Some(enabled);
+        }
+        if let Setting::Condition { unsanitized, .. } = setting {
+            kept.unsanitized = unsanitized;
         }
         let must_keep = kept != slot.settings.kept;
         let change = Change { asker, disk, setting, shards: 0 };
@@ -265,6 +265,12 @@ impl<R: Ring> Shard<R> {
         {
             self.setting_done(change.asker, Ok(Done::Ok));
         }
+    }
+
+    /// The file system behind a thin provisioned disk has little space left: its initiators are told.
+    pub(super) fn little_space(&mut self, disk: DiskId) {
+        let asker = Asker { shard: self.core.id, link: LinkKey::UNASKED, task: 0 };
+        self.setting_wanted(disk, asker, Setting::LittleSpace);
     }
 
     fn setting_done(&mut self, asker: Asker, result: Result<Done, MediumError>) {

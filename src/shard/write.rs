@@ -5,7 +5,7 @@
 //! after the last write has completed and every allocation it needed is in the file (the promise of GOOD), and with FUA
 //! after all of that is durable.
 
-use super::core::{DiskSlot, Mark};
+use super::core::DiskSlot;
 use super::peer::HomeRequest;
 use super::session::{Immediate, Kind, Resume, Step, Work};
 use crate::blocks::{Extent, ExtentList};
@@ -224,6 +224,9 @@ impl<R: Ring> Work<'_, R> {
         if self.is_held(task, Resume::WriteOut) {
             return;
         }
+        if self.is_stuck(task) {
+            return self.fail(task, MediumError::Timeout);
+        }
         let entry = self.task(task);
         let offset_bytes = entry.offset_bytes + u64::from(entry.done + entry.through);
         let len_bytes = entry.window - entry.through;
@@ -260,7 +263,8 @@ impl<R: Ring> Work<'_, R> {
     /// Ask the home shard for what a plan needs, and then go on as said.
     pub(crate) fn ask(&mut self, task: TaskId, request: HomeRequest, resume: Resume) {
         let slot = self.task(task).disk.expect("a plan is of a unit");
-        if !self.core.ask_home(slot, self.key, task.0, request) {
+        let name = self.tagged(task);
+        if !self.core.ask_home(slot, self.key, name, request) {
             return self.starve(task, resume);
         }
         self.set_step(task, Step::Asking(resume));
@@ -291,7 +295,7 @@ impl<R: Ring> Work<'_, R> {
     }
 
     fn submit_write(&mut self, task: TaskId, op: Op) {
-        let mark = Mark::Task(self.key.index, task.0);
+        let mark = self.mark(task);
         match self.core.io.submit(mark, op) {
             Ok(()) => self.begin_operation(task),
             Err(_) => {
@@ -345,7 +349,8 @@ impl<R: Ring> Work<'_, R> {
             epoch: entry.epoch,
         };
         let slot = entry.disk.expect("a write has a unit");
-        if !self.core.ask_home(slot, self.key, task.0, request) {
+        let name = self.tagged(task);
+        if !self.core.ask_home(slot, self.key, name, request) {
             return self.starve(task, Resume::Commit);
         }
         self.set_step(task, Step::Committing);

@@ -110,6 +110,8 @@ pub struct InitiatorConfig {
     pub resets_units: bool,
     /// Other initiators may reset the logical units: commands can be lost, and a unit attention tells.
     pub may_lose_commands: bool,
+    /// Only units that may fail abort commands.
+    pub is_strict: bool,
 }
 
 /// What an initiator met on its way.
@@ -495,7 +497,7 @@ impl Initiator {
         self.report.failed += 1;
         let is_expected = match key {
             Some(sense_key::MEDIUM_ERROR | sense_key::HARDWARE_ERROR | sense_key::DATA_PROTECT) => unit.plan.may_fail,
-            Some(sense_key::ABORTED_COMMAND) => true,
+            Some(sense_key::ABORTED_COMMAND) => unit.plan.may_fail || !self.config.is_strict,
             _ => status == status::TASK_ABORTED,
         };
         if !is_expected {

@@ -324,6 +324,7 @@ fn meet(seed: u64, bug: Bug) -> Result<super::InitiatorReport, String> {
         aborts: Chance::NEVER,
         resets_units: false,
         may_lose_commands: false,
+        is_strict: false,
     };
     let mut initiator = Initiator::new(&world, config);
     let limit = RunLimit { time: Nanos(60_000_000_000), rounds: 2_000_000 };

@@ -15,6 +15,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "rough", about: "short counts, splits at any byte and delays on every connection", run: rough },
     Scenario { name: "lossy", about: "connections are reset by either side at any moment", run: lossy },
     Scenario { name: "bad-disks", about: "one disk's file fails with EIO, another's has no space", run: bad_disks },
+    Scenario { name: "hung", about: "some operations of two disks' files take minutes", run: hung },
     Scenario { name: "narrow", about: "a shard with little memory and small socket buffers", run: narrow },
     Scenario { name: "pinched", about: "far less memory than the writes that come unasked would take", run: pinched },
     Scenario { name: "door", about: "more strangers than there is room for, and a ring that is full", run: door },
@@ -91,6 +92,8 @@ struct Setting {
     shares: bool,
     /// Write caches are off.
     uncached: bool,
+    /// Only units that may fail abort commands.
+    is_strict: bool,
 }
 
 impl Default for Setting {
@@ -107,6 +110,7 @@ impl Default for Setting {
             transfer_bytes_max: 256 * 1024,
             shares: false,
             uncached: false,
+            is_strict: false,
         }
     }
 }
@@ -231,6 +235,7 @@ fn initiator_config(number: u64, setting: &Setting, plans: &[DiskPlan], random: 
         aborts: setting.aborts,
         resets_units: number == 0,
         may_lose_commands: setting.aborts != Chance::NEVER && number > 0,
+        is_strict: setting.is_strict,
     }
 }
 
@@ -266,6 +271,20 @@ fn bad_disks(run: Run) -> Result<Report, String> {
     for (lun, faults) in [(RAW_LUN, failing), (VHDX_LUN, full)] {
         let name = scene.server.file_name(lun).ok_or("the disk has no file")?;
         scene.world.set_faults_of(&name, Some(faults));
+        scene.initiators.iter_mut().for_each(|initiator| initiator.expect_failures(lun));
+    }
+    scene.finish()
+}
+
+fn hung(run: Run) -> Result<Report, String> {
+    let aborts = if run.seed % 2 == 1 { Chance::percent(1) } else { Chance::NEVER };
+    let setting = Setting { aborts, is_strict: true, shares: run.seed % 4 >= 2, ..Setting::default() };
+    let mut scene = Scene::new(run, &setting, |_| {})?;
+    for lun in [RAW_LUN, VHDX_LUN] {
+        let name = scene.server.file_name(lun).ok_or("the disk has no file")?;
+        let hanging =
+            FileFaults { delay: Chance::percent(2), delay_max: Nanos(100_000_000_000), ..FileFaults::default() };
+        scene.world.set_faults_of(&name, Some(hanging));
         scene.initiators.iter_mut().for_each(|initiator| initiator.expect_failures(lun));
     }
     scene.finish()

@@ -399,7 +399,7 @@ fn configuration(luns: LunMap, uncached: bool) -> Result<Configuration, String> 
         Directory::new(vec![target], vec![portal], Authentication::None).map_err(|error| error.to_string())?;
     let luns: HashMap<TargetId, LunMap> = BTreeMap::from([(TARGET, luns)]).into_iter().collect();
     let kept = Kept { write_cache: uncached.then_some(false), ..Kept::default() };
-    let settings = DiskSettings { kept, ..DiskSettings::default() };
+    let settings = DiskSettings { kept };
     let disks = luns.values().flat_map(LunMap::values).map(|mapping| (mapping.disk, settings)).collect();
     Ok(Configuration { directory: Arc::new(directory), luns, disks, ..Configuration::default() })
 }

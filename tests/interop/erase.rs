@@ -1,0 +1,155 @@
+//! FORMAT UNIT and SANITIZE from outside: what the blocks read as, what others are told meanwhile, and what is left of
+//! a SANITIZE that did not end.
+
+use std::time::{Duration, Instant};
+
+use perf::client::Client;
+use perf::login::Wishes;
+
+use crate::server::{Options, Server};
+
+const DISKS: &[(&str, &[&str], u32)] = &[
+    ("vhdx", &["--size", "8M", "--block-size", "1M"], 512),
+    ("vhdx-fixed-4k", &["--size", "8M", "--kind", "fixed", "--sector-size", "4096"], 4096),
+    ("raw", &["--size", "8M", "--format", "raw"], 512),
+    ("raw-fixed", &["--size", "8M", "--format", "raw", "--kind", "fixed"], 512),
+    ("memory", &["--size", "8M", "--format", "memory"], 512),
+];
+
+const TEST_UNIT_READY: [u8; 6] = [0; 6];
+const FORMAT_UNIT: [u8; 6] = [0x04, 0, 0, 0, 0, 0];
+const BLOCK_ERASE: [u8; 10] = [0x48, 0x02, 0, 0, 0, 0, 0, 0, 0, 0];
+
+fn cdb(opcode: u8, lba: u64, blocks: u32) -> [u8; 16] {
+    let mut cdb = [0; 16];
+    cdb[0] = opcode;
+    cdb[2..10].copy_from_slice(&lba.to_be_bytes());
+    cdb[10..14].copy_from_slice(&blocks.to_be_bytes());
+    cdb
+}
+
+/// All of a disk of 8 MiB.
+fn contents(client: &mut Client, block: u32) -> Vec<u8> {
+    let blocks = (1 << 20) / block;
+    let part = |mib: u64| {
+        let answer = client.read(0, &cdb(0x88, mib * u64::from(blocks), blocks), 1 << 20).expect("an answer");
+        assert_eq!(answer.status, 0, "{answer:?}");
+        answer.data
+    };
+    (0..8).flat_map(part).collect()
+}
+
+fn scribble(client: &mut Client, block: u32) {
+    let blocks = (1 << 20) / block;
+    for mib in [0u64, 1, 4, 7] {
+        let data: Vec<u8> = (0..1 << 20).map(|at| (at % 251 + mib) as u8 | 1).collect();
+        let answer = client.write(0, &cdb(0x8a, mib * u64::from(blocks), blocks), &data).expect("an answer");
+        assert_eq!(answer.status, 0, "{answer:?}");
+    }
+}
+
+#[test]
+fn blocks_are_emptied_or_overwritten() {
+    for cores in ["0", "0,1"] {
+        let server = Server::start_with(Options { cores: Some(cores), ..Options::default() });
+        for (name, options, block) in DISKS {
+            let iqn = server.ready_target(name, options);
+            let mut client = Client::ready(server.portals[0], &Wishes::to_target(&iqn), 0).expect("a session");
+            for emptied in [&FORMAT_UNIT[..], &BLOCK_ERASE] {
+                scribble(&mut client, *block);
+                let answer = client.bare(0, emptied).expect("an answer");
+                assert_eq!(answer.status, 0, "{name}: {answer:?}");
+                assert!(contents(&mut client, *block).iter().all(|byte| *byte == 0), "{name}: emptied");
+            }
+            scribble(&mut client, *block);
+            // Two passes, inverted between: the last has the pattern itself, anew in each block.
+            let list = [0x82, 0, 0, 3, 0x11, 0x22, 0x33];
+            let answer = client.write(0, &[0x48, 0x01, 0, 0, 0, 0, 0, 0, 7, 0], &list).expect("an answer");
+            assert_eq!(answer.status, 0, "{name}: {answer:?}");
+            let pattern: Vec<u8> = [0x11, 0x22, 0x33].into_iter().cycle().take(*block as usize).collect();
+            assert!(contents(&mut client, *block).chunks(*block as usize).all(|chunk| chunk == pattern), "{name}");
+            let wrong =
+                client.write(0, &[0x48, 0x01, 0, 0, 0, 0, 0, 0, 7, 0], &[0, 0, 0, 3, 1, 1, 1]).expect("an answer");
+            assert_eq!(wrong.sense_triple(), Some((5, 0x26, 0)), "{name}: no passes");
+            // Nothing has failed, so that there is nothing to leave.
+            assert_eq!(client.bare(0, &[0x48, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0]).expect("an answer").status, 0);
+            assert_eq!(client.bare(0, &TEST_UNIT_READY).expect("an answer").status, 0);
+        }
+    }
+}
+
+#[test]
+fn a_unit_says_how_far_it_is_and_others_work_on() {
+    let server = Server::start_with(Options { cores: Some("0,1"), ..Options::default() });
+    let iqn = server.ready_target("large", &["--size", "512M", "--format", "raw", "--kind", "fixed"]);
+    server.ok(&["disk", "create", "other", "--size", "64M", "--format", "memory"]);
+    server.ok(&["target", "map", "large", "other", "--lun", "1"]);
+    let open =
+        |number| Client::ready(server.portals[0], &Wishes::to_target(&iqn).session(number), 0).expect("a session");
+    let mut clients: Vec<Client> = (0..4).map(open).collect();
+    for client in &mut clients {
+        client.settle(1).expect("answers");
+    }
+    let list = [0x1f, 0, 0, 1, 0x5a];
+    let answer = clients[0].write(0, &[0x48, 0x81, 0, 0, 0, 0, 0, 0, 5, 0], &list).expect("an answer");
+    assert_eq!(answer.status, 0, "IMMED: {answer:?}");
+    let mut seen = vec![0; clients.len()];
+    let began = Instant::now();
+    // Until each has seen it move.
+    let mut last = vec![0; clients.len()];
+    while seen.iter().any(|seen| *seen < 3) {
+        assert!(began.elapsed() < Duration::from_secs(20), "{seen:?}");
+        for (index, client) in clients.iter_mut().enumerate() {
+            let refused = client.bare(0, &TEST_UNIT_READY).expect("an answer");
+            assert_eq!(refused.sense_triple(), Some((2, 0x04, 0x1b)), "SANITIZE IN PROGRESS: {refused:?}");
+            let read = client.read(0, &cdb(0x88, 0, 1), 512).expect("an answer");
+            assert_eq!(read.sense_triple(), Some((2, 0x04, 0x1b)));
+            let sense = client.read(0, &[0x03, 0, 0, 0, 255, 0], 255).expect("an answer").data;
+            let progress = u16::from_be_bytes([sense[16], sense[17]]);
+            assert_eq!((sense[2] & 15, sense[12], sense[13], sense[15] & 0x80), (2, 4, 0x1b, 0x80));
+            assert!(progress >= last[index], "progress goes on");
+            seen[index] += u32::from(progress > last[index]);
+            last[index] = progress;
+            assert_eq!(client.bare(1, &TEST_UNIT_READY).expect("an answer").status, 0, "the other unit serves");
+        }
+    }
+    the_rest_is_refused_after_a_restart(server, &iqn);
+}
+
+/// The process ends in between: what was not sanitized stays refused, until it is.
+fn the_rest_is_refused_after_a_restart(mut server: Server, iqn: &str) {
+    let stopped = server.stop();
+    assert!(stopped < Duration::from_secs(2), "stopped after {stopped:?}");
+    server.start_again();
+    let mut client = Client::ready(server.portals[0], &Wishes::to_target(iqn), 1).expect("a session");
+    client.settle(0).expect("answers");
+    let refused = client.read(0, &cdb(0x88, 0, 1), 512).expect("an answer");
+    assert_eq!(refused.sense_triple(), Some((3, 0x31, 0x03)), "SANITIZE COMMAND FAILED: {refused:?}");
+    let stays = client.bare(0, &[0x48, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0]).expect("an answer");
+    assert_eq!(stays.sense_triple().map(|sense| sense.0), Some(5), "AUSE was zero");
+    assert_eq!(client.bare(0, &BLOCK_ERASE).expect("an answer").status, 0);
+    let read = client.read(0, &cdb(0x88, 1000, 8), 4096).expect("an answer");
+    assert_eq!((read.status, read.data), (0, vec![0; 4096]));
+}
+
+#[test]
+fn a_disk_that_shares_blocks_is_not_sanitized() {
+    let server = Server::start();
+    let iqn = server.ready_target("shared", &["--size", "8M"]);
+    let mut client = Client::ready(server.portals[0], &Wishes::to_target(&iqn), 0).expect("a session");
+    scribble(&mut client, 512);
+    server.ok(&["snapshot", "create", "shared", "s1"]);
+    client.settle(0).expect("answers");
+    assert_eq!(client.bare(0, &BLOCK_ERASE).expect("an answer").sense_triple(), Some((5, 0x20, 0)));
+    let reported = |client: &mut Client, opcode: u8| {
+        let answer = client.read(0, &[0xa3, 0x0c, 1, opcode, 0, 0, 0, 0, 0, 64, 0, 0], 64).expect("an answer");
+        answer.data.get(1).map_or(0, |byte| byte & 7)
+    };
+    assert_eq!(reported(&mut client, 0x04), 3, "FORMAT UNIT");
+    // A format hides what the snapshot has, and the snapshot keeps it.
+    assert_eq!(client.bare(0, &FORMAT_UNIT).expect("an answer").status, 0);
+    assert!(contents(&mut client, 512).iter().all(|byte| *byte == 0));
+    server.ok(&["snapshot", "restore", "shared", "s1"]);
+    client.settle(0).expect("answers");
+    assert_eq!(client.read(0, &cdb(0x88, 0, 1), 512).expect("an answer").data[..3], [1, 1, 3]);
+}
