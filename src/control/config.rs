@@ -51,6 +51,9 @@ pub struct Config {
     /// The iSNS server that targets and portals are registered with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isns: Option<IsnsConfig>,
+    /// The highest ErrorRecoveryLevel of sessions, 0 or 1, where a target does not say.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub error_recovery_level: u8,
     /// Disks, by name.
     #[serde(default)]
     pub disks: BTreeMap<String, DiskConfig>,
@@ -218,6 +221,9 @@ pub struct TargetConfig {
     /// Where initiators are sent instead of being let in.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub redirects: Vec<RedirectConfig>,
+    /// The highest ErrorRecoveryLevel of its sessions, 0 or 1; without it the server's holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_recovery_level: Option<u8>,
 }
 
 /// One logical unit.
@@ -231,9 +237,8 @@ pub struct LunConfig {
     pub read_only: bool,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
-fn is_zero(value: &u64) -> bool {
-    *value == 0
+fn is_zero<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
@@ -250,6 +255,7 @@ impl Default for Config {
             discovery_auth: None,
             chap_algorithms: Vec::new(),
             isns: None,
+            error_recovery_level: 0,
             disks: BTreeMap::new(),
             targets: BTreeMap::new(),
             thin_threshold_bytes: 0,
@@ -277,7 +283,16 @@ impl Config {
         self.check_portals()?;
         self.check_disks()?;
         self.check_targets()?;
+        self.check_recovery()?;
         self.check_entrance()
+    }
+
+    fn check_recovery(&self) -> Result<(), Refused> {
+        let levels = self.targets.values().filter_map(|target| target.error_recovery_level);
+        if let Some(level) = levels.chain([self.error_recovery_level]).find(|level| *level > 1) {
+            return Err(Refused::invalid(format!("error_recovery_level is {level}; 0 and 1 are served")));
+        }
+        Ok(())
     }
 
     fn check_portals(&self) -> Result<(), Refused> {

@@ -244,6 +244,7 @@ impl Controller {
                 access: access.map_err(Refused::invalid)?,
                 authentication: demand(&target.auth)?,
                 redirects: target.redirects.iter().map(|redirect| redirect.redirect(&self.config)).collect(),
+                error_recovery_level: target.error_recovery_level.unwrap_or(self.config.error_recovery_level),
             });
             luns.insert(id, self.lun_map(&target.luns));
             let mut narrow_first = Vec::with_capacity(target.luns_for.len());

@@ -1,4 +1,4 @@
-//! One connection in full feature phase (RFC 7143 at ErrorRecoveryLevel 0, one connection per session).
+//! One connection in full feature phase (RFC 7143 at ErrorRecoveryLevel 0 or 1, one connection per session).
 //!
 //! Sans-IO. Bytes come in by [`Connection::receive`], PDUs go out by the `send_*` methods and
 //! [`Connection::poll_transmit`] to a [`super::transmit::Transmit`], time is an argument. Nothing is allocated after
@@ -10,11 +10,12 @@
 //! no room, nothing has changed, and the call is to be repeated later.
 //!
 //! `receive.rs` holds the way in, `transmit.rs` the way out, `task_management.rs` what task management refers to;
-//! this file the state, the requests' life and time.
+//! `recovery.rs` what is sent again; this file the state, the requests' life and time.
 
 use super::command_window::CommandWindow;
 use super::pdu::{Bhs, LogoutRequest, RejectReason, TextRequest};
 use super::receive::{Bulk, Event};
+use super::recovery::Recovery;
 use super::refusal::Refusal;
 use super::session::{Logout, SessionParameters};
 use super::task_management::Waiting;
@@ -85,6 +86,8 @@ pub struct Connection {
     pub(super) answers: AnswerQueue,
     pub(super) rejects: RejectQueue,
     pub(super) waiting: Waiting,
+    /// Present above ErrorRecoveryLevel 0.
+    pub(super) recovery: Option<Box<Recovery>>,
     /// LUNs, raw, whose tasks were terminated, and of which the initiator is to be told.
     pub(super) terminations: Vec<[u8; 8]>,
     pub(super) counters: Counters,
@@ -113,6 +116,7 @@ impl Connection {
             answers: AnswerQueue::new(),
             rejects: RejectQueue::new(),
             waiting: Waiting::default(),
+            recovery: (parameters.error_recovery_level > 0).then(|| Box::new(Recovery::new())),
             terminations: Vec::with_capacity(TASKS_MAX),
             counters: Counters::default(),
         }

@@ -40,6 +40,8 @@ pub struct Target {
     pub authentication: Authentication,
     /// Where initiators are sent instead of being let in.
     pub redirects: Vec<Redirect>,
+    /// ErrorRecoveryLevel that its sessions may have: 0 or 1.
+    pub error_recovery_level: u8,
 }
 
 /// Another place where a target is reached (RFC 7143 section 11.13.5).
@@ -273,6 +275,7 @@ mod tests {
             access: access.iter().map(|rule| rule.parse().unwrap()).collect(),
             authentication: Authentication::None,
             redirects: Vec::new(),
+            error_recovery_level: 0,
         }
     }
 

@@ -241,14 +241,10 @@ impl Underway {
                 });
                 return;
             }
-            // Not to be supported in a normal session.
-            ("All", Some(_)) => {
-                answer.pair("SendTargets", "Reject");
-                return;
-            }
-            // Only the target that the session is logged in to; a discovery session is logged in to none.
+            // Only the target that the session is logged in to; a discovery session is logged in to none. "All" is for
+            // discovery sessions; to who asks here all the same, this session's target is all there is.
             ("", None) => return,
-            ("", Some(own)) => context.directory.target(own.as_str()),
+            ("" | "All", Some(own)) => context.directory.target(own.as_str()),
             (name, None) => {
                 let target = context.directory.target(name);
                 target.filter(|target| target.allows(&context.caller()))

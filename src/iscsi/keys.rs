@@ -380,7 +380,7 @@ pub static KEYS: [KeyRow; 35] = {
                 function: Minimum,
                 low: 0,
                 high: 2,
-                ours: |_| 0,
+                ours: |ours| u32::from(ours.error_recovery_level),
                 result: |negotiated, value| negotiated.error_recovery_level = u8::try_from(value).unwrap_or(0),
             },
         ),

@@ -168,6 +168,7 @@ impl Established {
             immediate_data: negotiated.immediate_data,
             max_outstanding_r2t: negotiated.outstanding_r2t_max,
             fast_abort: negotiated.fast_abort,
+            error_recovery_level: negotiated.error_recovery_level,
             default_time2wait: negotiated.time2wait_s,
             default_time2retain: negotiated.time2retain_s,
             exp_cmd_sn: self.cmd_sn,
@@ -231,6 +232,8 @@ struct Begun {
     outgoing: Outgoing,
     session: Option<Session>,
     security: Security,
+    /// ErrorRecoveryLevel that the target allows.
+    error_recovery_level: u8,
     negotiation: Negotiation,
 }
 
@@ -388,6 +391,7 @@ impl Begun {
             outgoing: Outgoing::default(),
             session: None,
             security: Security::Undecided(Authentication::None),
+            error_recovery_level: 0,
             negotiation: Negotiation::default(),
         }
     }
@@ -496,6 +500,7 @@ impl Begun {
                 let reason = format!("no access rule of {} allows it from {address}", target.name);
                 return Err(Refused::new(LoginStatus::AUTHORIZATION_FAILURE, reason));
             }
+            self.error_recovery_level = target.error_recovery_level;
             if let Some(redirect) = target.redirect(arrival.local) {
                 return Err(Refused::moved(redirect));
             }
@@ -524,7 +529,8 @@ impl Begun {
     ) -> Result<(), Refused> {
         let operational = self.stage == LoginStage::OPERATIONAL_NEGOTIATION;
         let mut security_keys = SecurityKeys::default();
-        let preferences = &environment.policy.preferences;
+        let error_recovery_level = environment.policy.preferences.error_recovery_level.max(self.error_recovery_level);
+        let preferences = &Preferences { error_recovery_level, ..environment.policy.preferences.clone() };
         for pair in text::pairs(text) {
             let pair = pair?;
             let Some(row) = keys::lookup(pair.key) else {

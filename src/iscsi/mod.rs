@@ -8,6 +8,7 @@ mod command_window;
 pub mod connection;
 pub mod pdu;
 pub mod receive;
+mod recovery;
 pub mod refusal;
 pub mod session;
 pub mod task_management;

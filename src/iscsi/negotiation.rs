@@ -29,6 +29,8 @@ pub struct Preferences {
     pub immediate_data: bool,
     /// Whether every write must wait for an R2T (InitialR2T).
     pub initial_r2t: bool,
+    /// ErrorRecoveryLevel: 0 or 1.
+    pub error_recovery_level: u8,
     /// DefaultTime2Wait, in seconds: the least.
     pub time2wait_s: u16,
     /// DefaultTime2Retain, in seconds: the most. Without connection recovery nothing is retained.
@@ -57,6 +59,7 @@ impl Default for Preferences {
             outstanding_r2t_max: limits::OUTSTANDING_R2T_MAX,
             immediate_data: true,
             initial_r2t: false,
+            error_recovery_level: 0,
             time2wait_s: 0,
             time2retain_s: 0,
         }
@@ -88,7 +91,7 @@ pub struct Negotiated {
     pub fast_abort: bool,
     /// MaxConnections: always 1.
     pub connections_max: u16,
-    /// ErrorRecoveryLevel: always 0.
+    /// ErrorRecoveryLevel: 0, or 1 where that is preferred.
     pub error_recovery_level: u8,
     /// DataPDUInOrder: always true.
     pub data_pdu_in_order: bool,

@@ -91,6 +91,12 @@ pub enum Event {
         /// What was wrong.
         error: DataError,
     },
+    /// Data of a command was lost on the way, and may be asked for again: send R2Ts (`want_r2t`). Only above
+    /// ErrorRecoveryLevel 0.
+    DataOutLost {
+        /// The command.
+        task: TaskId,
+    },
     /// The last Data-Out PDU that was underway for a task under `discard_data_out` or `abort` has come and was dropped.
     DataOutDrained {
         /// The command.
@@ -300,6 +306,7 @@ impl Connection {
                 }
             }
             Opcode::DATA_OUT => self.refuse(bhs, RejectReason::INVALID_PDU_FIELD),
+            Opcode::SNACK_REQUEST if self.recovery.is_some() && ahs.is_empty() => self.snack(bhs),
             Opcode::SNACK_REQUEST => self.refuse_snack(bhs),
             Opcode::LOGIN_REQUEST => return Err(Refusal::LoginInFullFeaturePhase),
             _ => self.refuse(bhs, RejectReason::COMMAND_NOT_SUPPORTED),
@@ -316,6 +323,9 @@ impl Connection {
     fn acknowledge(&mut self, exp_stat_sn: u32) {
         if before(self.acknowledged_stat_sn, exp_stat_sn) && !before(self.stat_sn, exp_stat_sn) {
             self.acknowledged_stat_sn = exp_stat_sn;
+            if self.recovery.is_some() {
+                self.forget_acknowledged(exp_stat_sn);
+            }
         }
     }
 
@@ -504,8 +514,10 @@ impl Connection {
         let state = self.tasks.data_out_mut(task);
         let mut verdict = state.judge(data);
         if !digest_ok {
-            // Section 7.8: Reject, and at ErrorRecoveryLevel 0 the task fails once its last data has come.
-            state.fail(DataError::ProtocolServiceCrc);
+            // Section 7.8: Reject; the task fails once its last data has come, or asks for the data again.
+            if !state.lose(data) {
+                state.fail(DataError::ProtocolServiceCrc);
+            }
             if verdict != Verdict::UnknownTag {
                 verdict = Verdict::Drop;
             }
@@ -526,7 +538,15 @@ impl Connection {
         } else if verdict == Verdict::UnknownTag && !aborted {
             self.queue_reject(bhs, RejectReason::INVALID_PDU_FIELD)?;
         }
-        Ok(self.settle(task))
+        Ok(match self.settle(task) {
+            Event::Handled if self.recovery.is_some() && self.wants_recovery(task) => Event::DataOutLost { task },
+            event => event,
+        })
+    }
+
+    /// Data of a command was lost, and can be asked for again now.
+    fn wants_recovery(&self, task: TaskId) -> bool {
+        self.tasks.entry(task).phase == Phase::Active && self.want_r2t(task).is_some()
     }
 
     /// Section 11.16: no SNACK can be served at ErrorRecoveryLevel 0. One that asks for what was never sent, or was

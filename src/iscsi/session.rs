@@ -36,6 +36,8 @@ pub struct SessionParameters {
     pub immediate_data: bool,
     /// MaxOutstandingR2T of one task.
     pub max_outstanding_r2t: u16,
+    /// ErrorRecoveryLevel: 0 or 1.
+    pub error_recovery_level: u8,
     /// TaskReporting=FastAbort: what aborted tasks still owe is not waited for (section 4.2.3.4).
     pub fast_abort: bool,
     /// DefaultTime2Wait in seconds.

@@ -27,6 +27,10 @@ pub(super) enum Phase {
     Active,
     /// The engine owes the answer and has it queued.
     Answering(Answer),
+    /// Its status was sent, and it is kept until that is acknowledged: its Data-In may be asked for again.
+    Kept,
+    /// The same, acknowledged meanwhile; the shard is still sending again.
+    Acknowledged,
     /// Aborted, not yet released; the shard had it.
     Aborted,
     /// Aborted, not yet released; its CmdSN's turn has not come.

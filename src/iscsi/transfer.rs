@@ -94,10 +94,16 @@ struct Burst {
     end: u32,
     /// DataSN of the next PDU.
     data_sn: u32,
+    /// Buffer offset of the first byte, and the R2T's number.
+    start: u32,
+    r2t_sn: u32,
+    /// Some of it was lost: the rest is passed over.
+    broken: bool,
 }
 
 impl Burst {
-    const NONE: Self = Self { target_transfer_tag: TAG_RESERVED, next: 0, end: 0, data_sn: 0 };
+    const NONE: Self =
+        Self { target_transfer_tag: TAG_RESERVED, next: 0, end: 0, data_sn: 0, start: 0, r2t_sn: 0, broken: false };
 
     /// Sections 11.7.1 and 11.7.5, DataPDUInOrder and section 11.4.7.2: every PDU continues the last, and F comes
     /// exactly with the last byte (or, empty, behind it).
@@ -132,6 +138,8 @@ pub(super) enum Verdict {
     Wrong(DataError),
     /// Not wanted (any more).
     Drop,
+    /// Something before it was lost. Only above ErrorRecoveryLevel 0.
+    Gap,
     /// It answers no R2T that is outstanding.
     UnknownTag,
 }
@@ -155,7 +163,15 @@ pub(super) struct DataOutState {
     r2t_offset: u32,
     outstanding: u8,
     r2ts: [Burst; OUTSTANDING_R2T_MAX as usize],
+    /// How often lost data may still be asked for again; 0 at ErrorRecoveryLevel 0.
+    recoveries: u8,
+    /// Lost data, by buffer offset: from and to.
+    holes: [(u32, u32); OUTSTANDING_R2T_MAX as usize],
+    hole_count: u8,
 }
+
+/// How often data of one command is asked for again.
+const RECOVERIES_MAX: u8 = 32;
 
 impl DataOutState {
     pub(super) const NONE: Self = Self {
@@ -165,6 +181,9 @@ impl DataOutState {
         r2t_offset: 0,
         outstanding: 0,
         r2ts: [Burst::NONE; OUTSTANDING_R2T_MAX as usize],
+        recoveries: 0,
+        holes: [(0, 0); OUTSTANDING_R2T_MAX as usize],
+        hole_count: 0,
     };
 
     /// The state behind a command that came with `immediate_len` bytes; `is_final` is its F. Judges the immediate data.
@@ -186,12 +205,13 @@ impl DataOutState {
             None
         };
         let next = immediate_len.min(unsolicited_max);
-        let burst = Burst { target_transfer_tag: TAG_RESERVED, next, end: unsolicited_max, data_sn: 0 };
+        let burst = Burst { next, end: unsolicited_max, start: next, ..Burst::NONE };
         Self {
             intake: error.map_or(Intake::Open, Intake::Failed),
             unsolicited: (!is_final).then_some(burst),
             wanted: write_length,
             r2t_offset: next,
+            recoveries: if parameters.error_recovery_level > 0 { RECOVERIES_MAX } else { 0 },
             ..Self::NONE
         }
     }
@@ -207,7 +227,12 @@ impl DataOutState {
             }
         };
         match (self.intake, burst) {
+            (Intake::Open, Some(burst)) if burst.broken => Verdict::Drop,
             (Intake::Open, Some(burst)) if burst.fits(data) => Verdict::Good,
+            // Section 7.9: what is missing is asked for again, what came twice is passed over.
+            (Intake::Open, Some(burst)) if self.recoveries > 0 && data.data_sn != burst.data_sn => {
+                if data.data_sn > burst.data_sn { Verdict::Gap } else { Verdict::Drop }
+            }
             (Intake::Open, Some(_)) => Verdict::Wrong(DataError::IncorrectAmountOfData),
             (Intake::Open, None) => Verdict::Wrong(DataError::UnexpectedUnsolicitedData),
             _ => Verdict::Drop,
@@ -217,8 +242,10 @@ impl DataOutState {
     /// Take a Data-Out with the verdict that [`Self::judge`] gave (or a digest error); true when its sequence is
     /// complete.
     pub(super) fn take(&mut self, data: &DataOut, verdict: Verdict) -> bool {
-        if let Verdict::Wrong(error) = verdict {
-            self.fail(error);
+        match verdict {
+            Verdict::Wrong(error) => self.fail(error),
+            Verdict::Gap => _ = self.lose(data),
+            _ => {}
         }
         if data.target_transfer_tag == TAG_RESERVED {
             self.take_unsolicited(data, verdict);
@@ -226,6 +253,10 @@ impl DataOutState {
             self.outstanding().iter().position(|burst| burst.target_transfer_tag == data.target_transfer_tag)
         {
             if data.is_final {
+                let burst = self.r2ts[index];
+                if burst.broken {
+                    self.note_hole(burst.next, burst.end);
+                }
                 let last = usize::from(self.outstanding) - 1;
                 self.r2ts.copy_within(index + 1..=last, index);
                 self.outstanding -= 1;
@@ -241,7 +272,10 @@ impl DataOutState {
             if verdict == Verdict::Good {
                 self.r2t_offset = data.buffer_offset + data.len;
             }
-            self.unsolicited = None;
+            if let Some(burst) = self.unsolicited.take().filter(|burst| burst.broken) {
+                // R2Ts ask for all that follows.
+                self.r2t_offset = burst.next;
+            }
         } else {
             // What comes unasked goes on until its F, and so is underway even where it was not expected.
             let burst = self.unsolicited.get_or_insert(Burst::NONE);
@@ -249,6 +283,45 @@ impl DataOutState {
                 advance(burst, data);
             }
         }
+    }
+
+    /// A PDU was lost, or was not right on the way: its sequence is broken, and what is missing will be asked for
+    /// again. False when that cannot be.
+    pub(super) fn lose(&mut self, data: &DataOut) -> bool {
+        let Some(left) = self.recoveries.checked_sub(1).filter(|_| self.is_open()) else { return false };
+        let outstanding = usize::from(self.outstanding);
+        let burst = if data.target_transfer_tag == TAG_RESERVED {
+            self.unsolicited.as_mut()
+        } else {
+            let mut bursts = self.r2ts[..outstanding].iter_mut();
+            bursts.find(|burst| burst.target_transfer_tag == data.target_transfer_tag)
+        };
+        let Some(burst) = burst else { return false };
+        if !burst.broken {
+            burst.broken = true;
+            self.recoveries = left;
+        }
+        true
+    }
+
+    /// This will be asked for again. There are no more holes than sequences that could be broken.
+    fn note_hole(&mut self, from: u32, to: u32) {
+        let count = usize::from(self.hole_count);
+        if count == self.holes.len() {
+            return self.fail(DataError::ProtocolServiceCrc);
+        }
+        self.holes[count] = (from, to);
+        self.hole_count += 1;
+    }
+
+    /// The R2Ts outstanding with these numbers: tag, R2TSN, offset and length.
+    pub(super) fn solicited(&self, begin: u32, end: u32) -> [Option<(u32, u32, u32, u32)>; 4] {
+        let mut found = [None; OUTSTANDING_R2T_MAX as usize];
+        let wanted = self.outstanding().iter().filter(|burst| (begin..end).contains(&burst.r2t_sn));
+        for (place, burst) in found.iter_mut().zip(wanted) {
+            *place = Some((burst.target_transfer_tag, burst.r2t_sn, burst.start, burst.end - burst.start));
+        }
+        found
     }
 
     /// The command fails by `error`, unless it has failed already or nobody wants to know.
@@ -290,7 +363,7 @@ impl DataOutState {
     }
 
     pub(super) fn complete(&self) -> bool {
-        self.is_open() && !self.underway() && self.r2t_offset >= self.wanted
+        self.is_open() && !self.underway() && self.hole_count == 0 && self.r2t_offset >= self.wanted
     }
 
     /// See `Connection::want_r2t`.
@@ -299,15 +372,31 @@ impl DataOutState {
         let left = self.wanted.saturating_sub(self.r2t_offset);
         let may = self.is_open() && self.unsolicited.is_none() && u16::from(self.outstanding) < outstanding_max;
         // Section 13.13: an R2T asks for no more than MaxBurstLength. Section 11.8.4: and not for zero bytes.
+        if let (true, Some(&(from, to))) = (may, self.holes[..usize::from(self.hole_count)].first()) {
+            return Some(R2tSpan { offset: from, len: (to - from).min(parameters.max_burst_length) });
+        }
         (may && left > 0).then_some(R2tSpan { offset: self.r2t_offset, len: left.min(parameters.max_burst_length) })
     }
 
     /// An R2T goes out.
-    pub(super) fn solicit(&mut self, target_transfer_tag: u32, len: u32) {
-        let (next, end) = (self.r2t_offset, self.r2t_offset + len);
-        self.r2ts[usize::from(self.outstanding)] = Burst { target_transfer_tag, next, end, data_sn: 0 };
+    pub(super) fn solicit(&mut self, target_transfer_tag: u32, r2t_sn: u32, len: u32) {
+        let start = if self.hole_count > 0 { self.fill_hole(len) } else { self.r2t_offset };
+        let end = start + len;
+        self.r2ts[usize::from(self.outstanding)] =
+            Burst { target_transfer_tag, next: start, end, start, r2t_sn, ..Burst::NONE };
         self.outstanding += 1;
-        self.r2t_offset = end;
+        self.r2t_offset = self.r2t_offset.max(end);
+    }
+
+    /// So much of the first hole is asked for again; where it begins.
+    fn fill_hole(&mut self, len: u32) -> u32 {
+        let (from, to) = self.holes[0];
+        self.holes[0].0 += len;
+        if from + len == to {
+            self.holes.rotate_left(1);
+            self.hole_count -= 1;
+        }
+        from
     }
 
     fn outstanding(&self) -> &[Burst] {

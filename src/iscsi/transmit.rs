@@ -69,7 +69,7 @@ pub struct DataInSent {
 }
 
 /// What a PDU carries behind its header.
-enum Data<'a> {
+pub(super) enum Data<'a> {
     /// Bytes to copy.
     Copied(&'a [u8]),
     /// A part of the payload in hand.
@@ -88,10 +88,10 @@ impl Connection {
             return false;
         }
         let target_transfer_tag = self.take_transfer_tag();
-        self.tasks.data_out_mut(task).solicit(target_transfer_tag, len);
         let entry = self.tasks.entry_mut(task);
         let r2t_sn = entry.data_sn;
         entry.data_sn = r2t_sn.wrapping_add(1);
+        self.tasks.data_out_mut(task).solicit(target_transfer_tag, r2t_sn, len);
         let lun = self.command(task).lun_raw;
         let r2t = R2t {
             lun,
@@ -173,6 +173,10 @@ impl Connection {
         tx: &mut impl Transmit,
     ) {
         let max_burst_length = self.parameters.max_burst_length;
+        if self.recovery.is_some() {
+            let longest = self.data_in_len(task, usize::MAX) as u32;
+            self.note_data_in(task, range.len() as u32, longest, status.map(|(_, residual)| residual));
+        }
         let entry = self.tasks.entry_mut(task);
         let (data_sn, buffer_offset) = (entry.data_sn, entry.data_in_offset);
         let sequence_left = if entry.sequence_left == 0 { max_burst_length } else { entry.sequence_left };
@@ -187,15 +191,24 @@ impl Connection {
         }
         let initiator_task_tag = entry.initiator_task_tag;
         let mut sequence = Sequence::default();
+        let acknowledge = self.acknowledge_by(task, is_final && status.is_none());
+        let kept = (self.recovery.is_some() && status.is_some()).then_some(task);
         if status.is_some() {
-            self.finish(task);
+            if kept.is_none() {
+                self.finish(task);
+            }
             sequence.stat_sn = self.take_stat_sn();
         }
         sequence.exp_cmd_sn = self.window.exp_cmd_sn();
         sequence.max_cmd_sn = self.window.max_cmd_sn();
+        let data_segment_len = range.len();
         let data_in =
-            DataIn { is_final, status, initiator_task_tag, data_sn, buffer_offset, data_segment_len: range.len() };
-        self.emit(&data_in.encode(sequence), Data::Payload(range), tx);
+            DataIn { is_final, status, acknowledge, initiator_task_tag, data_sn, buffer_offset, data_segment_len };
+        let bhs = data_in.encode(sequence);
+        self.emit(&bhs, Data::Payload(range), tx);
+        if kept.is_some() {
+            self.keep(&bhs, None, kept);
+        }
     }
 
     /// Send a SCSI Response, which ends the task. `sense` is the sense data without length prefix, at most
@@ -227,9 +240,13 @@ impl Connection {
             read_residual,
             data_segment_len: segment.len(),
         };
-        self.finish(task);
+        // Data-In may be asked for again until the status is acknowledged.
+        let kept = (self.recovery.is_some() && exp_data_sn > 0).then_some(task);
+        if kept.is_none() {
+            self.finish(task);
+        }
         let sequence = self.status_sequence();
-        self.emit(&response.encode(sequence), Data::Copied(segment), tx);
+        self.emit_status(&response.encode(sequence), Data::Copied(segment), kept, tx);
         true
     }
 
@@ -247,7 +264,7 @@ impl Connection {
         self.finish(task);
         let pdu = TaskManagementResponse { response, initiator_task_tag: header.initiator_task_tag() };
         let sequence = self.status_sequence();
-        self.emit(&pdu.encode(sequence), Data::Copied(&[]), tx);
+        self.emit_status(&pdu.encode(sequence), Data::Copied(&[]), None, tx);
         true
     }
 
@@ -280,7 +297,7 @@ impl Connection {
             data_segment_len: payload_len,
         };
         let sequence = self.status_sequence();
-        self.emit(&pdu.encode(sequence), Data::Payload(0..payload_len), tx);
+        self.emit_status(&pdu.encode(sequence), Data::Payload(0..payload_len), None, tx);
         true
     }
 
@@ -299,7 +316,7 @@ impl Connection {
             time2retain: self.parameters.default_time2retain,
         };
         let sequence = self.status_sequence();
-        self.emit(&pdu.encode(sequence), Data::Copied(&[]), tx);
+        self.emit_status(&pdu.encode(sequence), Data::Copied(&[]), None, tx);
         true
     }
 
@@ -320,7 +337,7 @@ impl Connection {
             data_segment_len: len,
         };
         let sequence = self.status_sequence();
-        self.emit(&pdu.encode(sequence), Data::Payload(0..len), tx);
+        self.emit_status(&pdu.encode(sequence), Data::Payload(0..len), None, tx);
         true
     }
 
@@ -333,7 +350,7 @@ impl Connection {
             return false;
         }
         let sequence = self.status_sequence();
-        self.emit(&message.encode(sequence), Data::Copied(data), tx);
+        self.emit_status(&message.encode(sequence), Data::Copied(data), None, tx);
         true
     }
 
@@ -344,6 +361,7 @@ impl Connection {
             || self.rejects.front().is_some()
             || matches!(self.ping, Ping::Due { .. })
             || !self.terminations.is_empty()
+            || self.recovery.as_ref().is_some_and(|recovery| recovery.wants_transmit())
             || matches!(self.logout_wish, LogoutWish::Due { .. })
     }
 
@@ -365,7 +383,7 @@ impl Connection {
             }
             self.answers.pop();
         }
-        self.send_wishes(tx)
+        self.send_again(tx) && self.send_wishes(tx)
     }
 
     /// Section 11.17: the header of the PDU goes back, and the Reject takes a StatSN of its own.
@@ -375,7 +393,7 @@ impl Connection {
         }
         let reject = Reject { reason, data_segment_len: BHS_LEN };
         let sequence = self.status_sequence();
-        self.emit(&reject.encode(sequence), Data::Copied(&header.0), tx);
+        self.emit_status(&reject.encode(sequence), Data::Copied(&header.0), None, tx);
         true
     }
 
@@ -422,7 +440,7 @@ impl Connection {
 
     /// The numbers of a PDU that carries no status.
     #[inline]
-    fn sequence(&self) -> Sequence {
+    pub(super) fn sequence(&self) -> Sequence {
         Sequence { stat_sn: self.stat_sn, exp_cmd_sn: self.window.exp_cmd_sn(), max_cmd_sn: self.window.max_cmd_sn() }
     }
 
@@ -443,7 +461,7 @@ impl Connection {
 
     /// Whether a whole PDU with this data fits.
     #[inline]
-    fn room(&self, tx: &impl Transmit, data: &Data<'_>) -> bool {
+    pub(super) fn room(&self, tx: &impl Transmit, data: &Data<'_>) -> bool {
         let header_digest_len = if self.parameters.header_digest { DIGEST_LEN } else { 0 };
         let data_digest_len = if self.parameters.data_digest { DIGEST_LEN } else { 0 };
         let fixed = BHS_LEN + header_digest_len;
@@ -455,9 +473,35 @@ impl Connection {
         }
     }
 
+    /// The same for a PDU that has used up a StatSN, which is kept where it may be asked for again; `task`, if its task
+    /// is kept with it.
+    fn emit_status(&mut self, bhs: &Bhs, data: Data<'_>, task: Option<TaskId>, tx: &mut impl Transmit) {
+        let copied = match &data {
+            Data::Copied(bytes) => Some(*bytes),
+            Data::Payload(range) if range.is_empty() => Some(&[][..]),
+            Data::Payload(_) => None,
+        };
+        if self.recovery.is_some() {
+            self.keep(bhs, copied, task);
+        }
+        self.emit(bhs, data, tx);
+    }
+
+    /// Keep a status; its task ends at once where that is not possible.
+    fn keep(&mut self, bhs: &Bhs, data: Option<&[u8]>, task: Option<TaskId>) {
+        let kept = self.keep_status(bhs, data, task);
+        if let Some(task) = task {
+            if kept {
+                self.tasks.entry_mut(task).phase = Phase::Kept;
+            } else {
+                self.finish(task);
+            }
+        }
+    }
+
     /// Write one PDU, with digests as negotiated (section 11.2.3 and 11.2.4; padding is zeros and digested).
     #[inline]
-    fn emit(&self, bhs: &Bhs, data: Data<'_>, tx: &mut impl Transmit) {
+    pub(super) fn emit(&self, bhs: &Bhs, data: Data<'_>, tx: &mut impl Transmit) {
         tx.bytes(&bhs.0);
         if self.parameters.header_digest {
             tx.bytes(&crc32c(&bhs.0).to_le_bytes());
@@ -501,7 +545,7 @@ impl Connection {
 }
 
 #[inline]
-fn scsi(entry: &Entry) -> &ScsiCommand {
+pub(super) fn scsi(entry: &Entry) -> &ScsiCommand {
     match &entry.request {
         Request::Scsi(command) => command,
         Request::Other(_) => panic!("the task is not a SCSI command"),

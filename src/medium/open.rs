@@ -142,9 +142,9 @@ fn finish(spec: OpenSpec, parts: Parts, poisoned: Arc<AtomicBool>) -> Result<Ope
         Some(disk) => Arc::clone(&disk.stats),
         None => (0..spec.shards).map(|_| OnceLock::new()).collect(),
     };
+    let tokens = spec.predecessor.as_ref().map_or_else(Arc::default, |disk| Arc::clone(&disk.tokens));
     let space = spec.predecessor.as_ref().map(|disk| Arc::clone(&disk.space)).unwrap_or_default();
     let orphans = spec.predecessor.as_ref().map(|disk| Arc::clone(&disk.orphans)).unwrap_or_default();
-    let tokens = spec.predecessor.as_ref().map_or_else(Arc::default, |disk| Arc::clone(&disk.tokens));
     let disk = Disk {
         id: spec.id,
         name: spec.name,
@@ -252,8 +252,9 @@ fn unit_for(spec: &OpenSpec, parts: &Parts, read_only: bool) -> Result<Unit, Fil
     };
     let unit = Unit::new(&config).map_err(|_| size("it cannot be described to an initiator"))?;
     let exclusive = Features::COMPARE_AND_WRITE.and(Features::OR_WRITE);
-    let unit = unit.with_features(exclusive.and(Features::MODE_SELECT).and(Features::LOG_DATA).and(Features::FORMAT));
-    let unit = unit.with_features(Features::COPY);
+    let unit = unit.with_features(
+        exclusive.and(Features::MODE_SELECT).and(Features::LOG_DATA).and(Features::FORMAT).and(Features::COPY),
+    );
     // Where parents hold some of the blocks, they would keep them.
     let is_alone = !matches!(&parts.backing, Backing::Chain { layers, .. } if layers.len() > 1);
     Ok(if is_alone { unit.with_features(Features::SANITIZE) } else { unit })

@@ -29,10 +29,10 @@ fn write_same(cdb: Cdb<'_>, range: Range, no_data_out: bool, unit: &Unit) -> Act
 /// How many blocks. No number means all from the address to the end (WSNZ is zero), as far as MAXIMUM WRITE SAME LENGTH
 /// allows.
 fn check(range: Range, unmap: bool, unit: &Unit) -> Result<u32, Sense> {
+    check_writable(unit)?;
     if unmap && !unit.thin_provisioned() {
         return Err(Sense::invalid_field_in_cdb(1, Some(3)));
     }
-    check_writable(unit)?;
     range.check_addresses(unit)?;
     let blocks = match range.blocks {
         0 => unit.capacity_blocks() - range.lba,

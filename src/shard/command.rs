@@ -195,6 +195,13 @@ impl<R: Ring> Work<'_, R> {
             Action::ModeSelect { list_bytes, long, save } => {
                 self.start_list(task, List::Mode { long, save }, u32::from(list_bytes), data);
             }
+            Action::CopyOut { what, list_identifier, list_bytes } => {
+                self.start_copy(task, what, list_identifier, list_bytes, data)
+            }
+            Action::CopyAbort { list_identifier } => self.abort_copy_operation(task, list_identifier),
+            Action::CopyIn { what, list_identifier, allocation_length } => {
+                self.answer_copy_in(task, what, list_identifier, allocation_length)
+            }
             Action::LogSense { page, allocation_length } => self.log_sense(task, page, allocation_length),
             Action::Format { list_bytes } => self.start_list(task, List::Format, u32::from(list_bytes), data),
             Action::Sanitize { method: SanitizeMethod::Overwrite { list_bytes }, immed, may_exit } => {
@@ -204,13 +211,6 @@ impl<R: Ring> Work<'_, R> {
                 self.start_block_erase(task, immed, may_exit);
             }
             Action::ExitSanitizeFailure => self.exit_sanitize_failure(task),
-            Action::CopyOut { what, list_identifier, list_bytes } => {
-                self.start_copy(task, what, list_identifier, list_bytes, data)
-            }
-            Action::CopyAbort { list_identifier } => self.abort_copy_operation(task, list_identifier),
-            Action::CopyIn { what, list_identifier, allocation_length } => {
-                self.answer_copy_in(task, what, list_identifier, allocation_length)
-            }
             // No unit here says that it serves any other.
             _ => self.complete(task, Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE).into()),
         }
@@ -342,6 +342,9 @@ impl<R: Ring> Work<'_, R> {
         }
         self.end_work(task);
         self.release_range(task);
+        if matches!(self.task(task).answer, Answer::Resend) {
+            return self.end_resend(task, false);
+        }
         let entry = self.task(task);
         entry.answer = Answer::Response(outcome);
         entry.buf = None;
@@ -425,6 +428,7 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn emit(&mut self, task: TaskId) -> bool {
         match self.task(task).answer {
             Answer::DataIn => self.emit_data_in(task),
+            Answer::Resend => self.emit_again(task),
             Answer::Response(outcome) => self.emit_response(task, outcome),
             _ => self.emit_other(task),
         }
@@ -454,8 +458,13 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn finish(&mut self, task: TaskId, good: bool) {
         let entry = &self.session.tasks[usize::from(task.0)];
         let (slot, operation, started) = (entry.disk, entry.operation, entry.started);
+        if self.session.connection.parameters().error_recovery_level > 0 {
+            let disk = slot.filter(|_| entry.kind == Kind::Read).and_then(|slot| self.core.disks.at(slot));
+            let origin = disk.map(|slot| (slot.disk.id(), entry.offset_bytes));
+            self.task(task).origin = origin;
+        }
         if let Some(slot) = slot {
-            let bytes = u64::from(entry.done);
+            let bytes = u64::from(self.task(task).done);
             self.core.record(slot, operation, bytes, started, good);
             match operation {
                 Operation::Read => self.session.stats.bytes_read.add(bytes),

@@ -108,6 +108,14 @@ pub(crate) struct Core<R: Ring> {
     pub(crate) deadline_ms: u64,
     /// How many shards the server has.
     pub(crate) shards: u16,
+    /// For the stream of one connection at a time that finds no memory; `None` while it is lent, or the arena is too
+    /// small for it.
+    pub(crate) stream_reserve: Option<Buf>,
+    /// Those that wait for memory are to be tried in the next turn, whatever happens.
+    pub(crate) feed: bool,
+    /// Connections that were turned away while the ring had no place: to be closed. No more than the process has
+    /// descriptors.
+    pub(crate) turned_away: Vec<Fd>,
     /// Operations of tasks, of all connections, and tasks that are held.
     pub(crate) task_operations: u32,
     /// Those that nobody waits for any more.
@@ -118,14 +126,6 @@ pub(crate) struct Core<R: Ring> {
     pub(crate) io_deadline_ms: u64,
     /// When to look again for those that have waited too long; zero while nothing is waited for.
     pub(crate) overdue_check: Nanos,
-    /// For the stream of one connection at a time that finds no memory; `None` while it is lent, or the arena is too
-    /// small for it.
-    pub(crate) stream_reserve: Option<Buf>,
-    /// Those that wait for memory are to be tried in the next turn, whatever happens.
-    pub(crate) feed: bool,
-    /// Connections that were turned away while the ring had no place: to be closed. No more than the process has
-    /// descriptors.
-    pub(crate) turned_away: Vec<Fd>,
     /// Disks with commands that started and ended within this turn.
     untimed: Vec<u32>,
 }
@@ -352,14 +352,14 @@ impl<R: Ring> Core<R> {
             answers_in_turn: 0,
             deadline_ms: u64::MAX,
             shards,
+            stream_reserve,
+            feed: false,
+            turned_away: Vec::with_capacity(64),
             task_operations: 0,
             orphans: Orphans::default(),
             erasures: Vec::new(),
             io_deadline_ms: IO_DEADLINE_MS,
             overdue_check: Nanos(0),
-            stream_reserve,
-            feed: false,
-            turned_away: Vec::with_capacity(64),
             untimed: Vec::with_capacity(64),
         }
     }

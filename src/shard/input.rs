@@ -224,6 +224,7 @@ impl<R: Ring> Work<'_, R> {
             }
             Event::TaskDataError { task, error } => self.data_error(task, error),
             Event::DataOutDrained { task } => self.drained(task),
+            Event::DataOutLost { task } => self.data_lost(task),
             Event::TaskManagement { task } => self.start_management(task),
             Event::Text { task } => self.answer_text(task, data)?,
             Event::Logout { task } => self.start_logout(task),
@@ -332,6 +333,13 @@ impl<R: Ring> Work<'_, R> {
         Ok(Progress::Consumed(done.trailer_len))
     }
 
+    /// Send what the engine owes by itself.
+    fn transmit(&mut self) {
+        if self.session.connection.wants_transmit() {
+            self.session.connection.poll_transmit(&mut self.tx.bare());
+        }
+    }
+
     /// Answer a Text Request.
     fn answer_text(&mut self, task: TaskId, data: &[u8]) -> Result<(), Refusal> {
         let session = &mut *self.session;
@@ -402,7 +410,7 @@ impl<R: Ring> Work<'_, R> {
             Answer::Management(response) => {
                 connection.send_task_management_response(task, response, &mut self.tx.bare())
             }
-            Answer::None | Answer::DataIn | Answer::Response(_) => true,
+            Answer::None | Answer::DataIn | Answer::Resend | Answer::Response(_) => true,
         };
         if !sent {
             return false;
@@ -433,9 +441,9 @@ pub(crate) fn advance<R: Ring>(link: &mut Link, core: &mut Core<R>) {
         if let Some((mut work, _, _)) = link.work(core) {
             work.rouse_dormant();
             work.look_at_fences();
-            if work.session.connection.wants_transmit() {
-                work.session.connection.poll_transmit(&mut work.tx.bare());
-            }
+            work.transmit();
+            work.start_resends();
+            work.transmit();
         }
         if let Phase::Session(session) = &mut link.phase {
             session.count(&core.stats);

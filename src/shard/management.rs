@@ -393,7 +393,9 @@ impl<R: Ring> Work<'_, R> {
             let task = TaskId(index);
             self.task(task).queued = false;
             self.task(task).awaits_data = false;
-            if self.task(task).step != Step::Idle || self.task(task).operations > 0 {
+            let entry = self.task(task);
+            // What was aborted before anything of it was begun may still wait for its initiator's data.
+            if entry.step != Step::Idle || entry.operations > 0 || entry.aborted {
                 self.task(task).aborted = true;
                 self.release_if_aborted(task);
             }

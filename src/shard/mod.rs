@@ -23,8 +23,9 @@
 //! | `parameters` | commands whose data is a parameter list |
 //! | `copy` | copies between disks, and tokens |
 //! | `management` | aborts, resets, logout |
-//! | `overdue` | commands that wait too long, and the operations that they leave behind |
+//! | `resend` | Data-In that an initiator has missed |
 //! | `fence` | what a function waits for on other initiators' sessions |
+//! | `overdue` | commands that wait too long, and the operations that they leave behind |
 //! | `pause` | who is at work on a disk's files, and keeping everybody away from them for a moment |
 //! | `exclusive` | ranges of a disk that one command has to itself, on all shards |
 //! | `erase` | FORMAT UNIT and SANITIZE |
@@ -71,6 +72,7 @@ pub mod placement;
 mod provision;
 mod read;
 mod registrar;
+mod resend;
 mod run;
 mod session;
 mod settings;

@@ -149,7 +149,7 @@ impl<R: Ring> Work<'_, R> {
 
     /// End every task that has waited since before this moment.
     fn end_overdue(&mut self, since: Nanos) {
-        for index in 0..self.session.tasks.len() as u16 {
+        for index in 0..SESSION_TASKS as u16 {
             let task = TaskId(index);
             let entry = self.task(task);
             let waits = match entry.step {

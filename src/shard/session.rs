@@ -24,7 +24,7 @@ use crate::mem::{Buf, Slice};
 use crate::observe::{Operation, SessionStats, ShardStats};
 use crate::ring::{Nanos, Ring};
 use crate::scsi::{ByteCheck, CopyOut, MediumError, NexusUnit, Outcome};
-use crate::units::{Lun, ShardId, TargetId};
+use crate::units::{DiskId, Lun, ShardId, TargetId};
 
 /// One LUN as one session sees it.
 pub(crate) struct LunEntry {
@@ -166,8 +166,8 @@ pub(crate) enum Resume {
     AskRange,
     LbaStatus,
     SettingChanged,
-    Erased,
     Copy,
+    Erased,
     Answer,
 }
 
@@ -178,6 +178,8 @@ pub(crate) enum Answer {
     None,
     /// What was read is payload; when the command is through, GOOD.
     DataIn,
+    /// What was read is part of what is sent again.
+    Resend,
     /// A SCSI Response.
     Response(Outcome),
     /// Text Response with what is in `read`.
@@ -291,6 +293,8 @@ pub(crate) struct Task {
     pub(crate) awaits_data: bool,
     /// Its place among the commands of its unit.
     pub(crate) share: Option<Share>,
+    /// Where the last read here began, by disk and byte: it may have to be sent again.
+    pub(crate) origin: Option<(DiskId, u64)>,
     /// Which of the session's dormant commands it was.
     pub(crate) dormancy: u64,
     /// Counted as lingering: aborted, with operations in flight.
@@ -353,6 +357,7 @@ impl Task {
             terminated: false,
             awaits_data: false,
             share: None,
+            origin: None,
             dormancy: 0,
             lingers: false,
             ends_session: false,
@@ -479,8 +484,8 @@ impl<R: Ring> Work<'_, R> {
             Resume::AskRange => self.ask_range(task),
             Resume::LbaStatus => self.lba_status_again(task),
             Resume::SettingChanged => self.setting_changed(task),
-            Resume::Erased => self.complete(task, Outcome::GOOD),
             Resume::Copy => self.copy_go_on(task),
+            Resume::Erased => self.complete(task, Outcome::GOOD),
             Resume::Answer => self.send_when_drained(task),
         }
     }

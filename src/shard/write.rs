@@ -7,13 +7,13 @@
 
 use super::core::DiskSlot;
 use super::peer::HomeRequest;
-use super::session::{Immediate, Kind, Resume, Step, Work};
+use super::session::{Answer, Immediate, Kind, Resume, Step, Work};
 use crate::blocks::{Extent, ExtentList};
 use crate::iscsi::transfer::TaskId;
 use crate::limits::BURST_LENGTH_MAX;
 use crate::medium::{Backing, WritePlan};
 use crate::ring::{Errno, Op, Ring};
-use crate::scsi::{MediumError, Outcome};
+use crate::scsi::{MediumError, Outcome, Sense, SenseCode};
 
 impl<R: Ring> Work<'_, R> {
     /// A buffer for data that comes without being asked for, so that nothing can fail between a command's execution and
@@ -44,8 +44,14 @@ impl<R: Ring> Work<'_, R> {
         let slot = self.task(task).disk.expect("a write has a unit");
         let block_bytes = u64::from(self.core.disks.of_task(slot).block_length());
         let expected = u64::from(self.session.connection.command(task).expected_write_length());
-        // Of a transfer that is shorter than the CDB asks for, whole blocks count.
-        let data_total = data_out.min(expected) / block_bytes * block_bytes;
+        if expected < data_out && !expected.is_multiple_of(block_bytes) {
+            // Part of a block cannot be written, and GOOD would say that the initiator's bytes were. The residual still
+            // says what the CDB asks for beyond (RFC 7143 section 11.4.5.1).
+            let sense = Sense::new(SenseCode::INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT);
+            self.task(task).answer = Answer::Response(sense.into());
+            return self.send_when_drained(task);
+        }
+        let data_total = data_out.min(expected);
         let entry = self.task(task);
         let single = entry.kind.repeats_data();
         let total = if single && data_total > 0 { medium_bytes } else { medium_bytes.min(data_total) };
@@ -161,6 +167,13 @@ impl<R: Ring> Work<'_, R> {
         true
     }
 
+    /// Data was lost on the way: ask for it again.
+    pub(crate) fn data_lost(&mut self, task: TaskId) {
+        if self.task(task).step == Step::Receiving && !self.send_r2ts(task) {
+            self.queue_ready(task);
+        }
+    }
+
     /// Where in the window's buffer a Data-Out goes.
     pub(crate) fn place_in_window(&mut self, task: TaskId, buffer_offset: u32) -> usize {
         let entry = self.task(task);
@@ -238,9 +251,11 @@ impl<R: Ring> Work<'_, R> {
         match disk.plan_write(offset_bytes, len_bytes) {
             WritePlan::Discard => self.part_written(task),
             WritePlan::Memory => {
-                let data = self.session.tasks[usize::from(task.0)].data.as_ref();
-                if let (Backing::Memory(memory), Some(data)) = (disk.backing(), data) {
-                    memory.write(offset_bytes, data);
+                let entry = &self.session.tasks[usize::from(task.0)];
+                let part = entry.through as usize..(entry.through + len_bytes) as usize;
+                if let (Backing::Memory(memory), Some(data)) = (disk.backing(), entry.data.as_ref()) {
+                    // The last window of a WRITE SAME is shorter than its buffer.
+                    memory.write(offset_bytes, &data[part]);
                 }
                 self.part_written(task);
             }

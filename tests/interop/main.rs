@@ -20,6 +20,7 @@ mod masking;
 mod modes;
 mod ms_deviations;
 mod protocol;
+mod recovery;
 mod server;
 mod sessions;
 mod silent;

@@ -4,11 +4,15 @@ use perf::storm;
 
 use crate::server::{Options, Server, count};
 
-fn storm(options: Options, seed: u64, pdus: u64) {
+fn storm(options: Options, seed: u64, pdus: u64, error_recovery_level: u8) {
     let mut server = Server::start_with(options);
     let hurt = server.ready_target("hurt", &["--size", "64M", "--format", "memory"]);
     let healthy = server.ready_target("quite-another-one", &["--size", "64M"]);
+    if error_recovery_level > 0 {
+        crate::recovery::allow(&mut server);
+    }
     let mut wishes = server.wishes(&hurt);
+    wishes.error_recovery_level = error_recovery_level;
     wishes.initiator_name = "iqn.2026-11.io.lunaring:storm".to_owned();
     let plan = storm::Plan {
         portal: server.portals[0],
@@ -32,10 +36,15 @@ fn storm(options: Options, seed: u64, pdus: u64) {
 
 #[test]
 fn a_storm_of_mutated_pdus_disturbs_nobody() {
-    storm(Options { cores: Some("0,1"), ..Options::default() }, 1, count("LUNARING_STORM_PDUS", 2000));
+    storm(Options { cores: Some("0,1"), ..Options::default() }, 1, count("LUNARING_STORM_PDUS", 2000), 0);
 }
 
 #[test]
 fn a_storm_on_the_baseline_features_disturbs_nobody() {
-    storm(Options { baseline: true, ..Options::default() }, 2, count("LUNARING_STORM_PDUS", 2000) / 10);
+    storm(Options { baseline: true, ..Options::default() }, 2, count("LUNARING_STORM_PDUS", 2000) / 10, 0);
+}
+
+#[test]
+fn a_storm_with_recovery_within_connections_disturbs_nobody() {
+    storm(Options { cores: Some("0,1"), ..Options::default() }, 3, count("LUNARING_STORM_PDUS", 2000), 1);
 }

@@ -42,7 +42,15 @@ fn chap(mutual: bool) -> Authentication {
 
 fn target(id: u32, name: &str, access: &str, authentication: Authentication) -> Target {
     let access = access.split_whitespace().map(|rule| rule.parse().unwrap()).collect();
-    Target { id: TargetId(id), name: name.parse().unwrap(), alias: None, access, authentication, redirects: vec![] }
+    Target {
+        id: TargetId(id),
+        name: name.parse().unwrap(),
+        alias: None,
+        access,
+        authentication,
+        redirects: vec![],
+        error_recovery_level: 0,
+    }
 }
 
 fn arrival() -> Arrival {

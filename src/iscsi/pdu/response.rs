@@ -113,6 +113,9 @@ pub struct DataIn {
     pub is_final: bool,
     /// S: the status and residual when this is the last PDU of the command. StatSN is sent only then.
     pub status: Option<(ScsiStatus, Residual)>,
+    /// A: the initiator is to acknowledge all Data-In so far, by a SNACK with this LUN (raw) and Target Transfer Tag.
+    /// Only above ErrorRecoveryLevel 0.
+    pub acknowledge: Option<([u8; 8], u32)>,
     /// Initiator Task Tag.
     pub initiator_task_tag: u32,
     /// DataSN.
@@ -138,10 +141,15 @@ impl DataIn {
             }
             None => bhs.set_u32(24, 0),
         }
+        bhs.set_u32(20, TAG_RESERVED);
+        if let Some((lun, target_transfer_tag)) = self.acknowledge {
+            byte1 |= flags::ACKNOWLEDGE;
+            bhs.set_bytes(8, &lun);
+            bhs.set_u32(20, target_transfer_tag);
+        }
         bhs.0[1] = byte1;
         bhs.set_data_segment_len(self.data_segment_len);
         bhs.set_u32(16, self.initiator_task_tag);
-        bhs.set_u32(20, TAG_RESERVED);
         bhs.set_u32(36, self.data_sn);
         bhs.set_u32(40, self.buffer_offset);
         bhs

@@ -5,6 +5,7 @@ mod commands;
 mod mutation;
 mod other_requests;
 mod reads;
+mod recovery;
 mod replay;
 mod task_management;
 mod writes;
@@ -39,6 +40,7 @@ fn parameters() -> SessionParameters {
         immediate_data: true,
         max_outstanding_r2t: 2,
         fast_abort: false,
+        error_recovery_level: 0,
         default_time2wait: 2,
         default_time2retain: 20,
         exp_cmd_sn: 100,

@@ -41,7 +41,7 @@ struct Shard {
     heard: [u32; KINDS],
 }
 
-const KINDS: usize = 9;
+const KINDS: usize = 10;
 
 /// A PDU that an initiator could send, of any kind, then perhaps with a few bytes changed.
 fn pdu(random: &mut Random, session: &mut Session, shard: &mut Shard) -> (Bhs, Vec<u8>) {
@@ -77,11 +77,12 @@ fn pdu(random: &mut Random, session: &mut Session, shard: &mut Shard) -> (Bhs, V
         }
         11 => (session.request(Opcode::NOP_OUT, 0, random.one_in(2)), pattern(random.pick(&[0, 0, 7, 1500]))),
         12 => (session.request(Opcode::TEXT_REQUEST, 0, random.one_in(2)), b"SendTargets=All\0".to_vec()),
-        _ => {
-            let opcode = random.pick(&[Opcode::SNACK_REQUEST, Opcode::LOGOUT_REQUEST]);
-            (session.request(opcode, random.below(4) as u8, true), Vec::new())
-        }
+        13 if random.one_in(4) => (session.request(Opcode::LOGOUT_REQUEST, random.below(4) as u8, true), Vec::new()),
+        _ => (snack(random, session), Vec::new()),
     };
+    if random.one_in(2) {
+        bhs.set_u32(28, session.connection.stat_sn().wrapping_sub(random.below(3) as u32));
+    }
     if random.one_in(3) {
         for _ in 0..=random.below(3) {
             // The length fields are left alone mostly, so that the stream stays in step for long.
@@ -94,6 +95,19 @@ fn pdu(random: &mut Random, session: &mut Session, shard: &mut Shard) -> (Bhs, V
         session.cmd_sn = session.cmd_sn.wrapping_add(random.pick(&[1, u32::MAX]));
     }
     (bhs, data)
+}
+
+/// A SNACK for something that is or was there, mostly.
+fn snack(random: &mut Random, session: &mut Session) -> Bhs {
+    let mut bhs = session.request(Opcode::SNACK_REQUEST, random.below(4) as u8, true);
+    bhs.set_u32(16, session.next_tag.wrapping_sub(random.below(8) as u32));
+    bhs.set_u32(40, random.below(3) as u32);
+    if bhs.flags() & 0x0f == 1 {
+        bhs.set_u32(16, TAG_RESERVED);
+        bhs.set_u32(40, session.connection.stat_sn().wrapping_sub(random.below(4) as u32));
+    }
+    bhs.set_u32(44, random.below(3) as u32);
+    bhs
 }
 
 /// Take a task out at random.
@@ -148,7 +162,7 @@ impl Shard {
                 let code = LogoutResponseCode::CLEANUP_FAILED;
                 assert!(connection.send_logout_response(task, code, &mut session.sink));
             }
-            Event::Handled | Event::Held { .. } | Event::DataOutDrained { .. } => {}
+            Event::Handled | Event::Held { .. } | Event::DataOutDrained { .. } | Event::DataOutLost { .. } => {}
         }
         Ok(())
     }
@@ -165,6 +179,18 @@ impl Shard {
         }
         if let Some(task) = take(random, &mut self.management) {
             assert!(connection.send_task_management_response(task, TaskManagementResponseCode(0), sink));
+        }
+        if let Some(task) = connection.poll_resend() {
+            while let Some(span) = connection.resend_span(task) {
+                assert!(span.offset + span.len <= 3000 * 200);
+                let left = if random.one_in(4) { 0 } else { span.len.min(8192) as usize };
+                connection.resend_data_in(task, span.offset, left, sink);
+                if left == 0 {
+                    break;
+                }
+            }
+            let done = connection.resend_span(task).is_none();
+            _ = connection.end_resend(task, done);
         }
         let Some(task) = take(random, &mut self.commands) else { return };
         if let Some(span) = connection.want_r2t(task) {
@@ -204,6 +230,7 @@ fn kind(event: Event) -> usize {
         Event::TaskManagement { .. } => 6,
         Event::Text { .. } | Event::NopOut { .. } => 7,
         Event::Logout { .. } => 8,
+        Event::DataOutLost { .. } => 9,
     }
 }
 
@@ -214,6 +241,7 @@ fn live(seed: u64) -> (u64, [u32; KINDS]) {
         header_digest: random.one_in(4),
         data_digest: random.one_in(4),
         initial_r2t: random.one_in(2),
+        error_recovery_level: random.below(2) as u8,
         immediate_data: !random.one_in(4),
         session_type: if random.one_in(16) { SessionType::Discovery } else { SessionType::Normal },
         exp_cmd_sn: random.next() as u32,

@@ -393,6 +393,7 @@ fn configuration(luns: LunMap, uncached: bool) -> Result<Configuration, String> 
         access: vec![AccessRule::Any],
         authentication: Authentication::None,
         redirects: Vec::new(),
+        error_recovery_level: 0,
     };
     let portal = Portal { id: PORTAL, listen: Server::portal(), portal_group_tag: 1, advertise: None };
     let directory =
