@@ -1,7 +1,7 @@
 //! Task management (RFC 7143 sections 4.2.3, 11.5 and 11.6).
 //!
-//! Seen to fail: with `affected_tasks` empty, with ABORT TASK always answered 0, without unit attentions after a reset,
-//! and with the wait for missing commands left out.
+//! Seen to fail: the ABORT TASK tests with every answer 0, `an_immediate_reset_waits_for_the_commands_before_it` with the
+//! wait left out, and the resets over all nexuses with TASK ABORTED not expected.
 
 use perf::client::Client;
 use perf::login::Wishes;
