@@ -81,7 +81,8 @@ fn a_wrong_digest_of_immediate_data_is_rejected_and_the_command_may_come_again()
     assert_eq!(content(&mut client, 0, 1), [7; BLOCK]);
 }
 
-/// Section 7.8: at ErrorRecoveryLevel 0 a spoilt Data-Out is rejected, and the command fails when its last data has come.
+/// Section 7.8: at ErrorRecoveryLevel 0 a spoilt Data-Out is rejected, and the command fails when its last data has
+/// come.
 #[test]
 fn a_wrong_digest_of_data_out_fails_the_command() {
     let bench = Bench::start();
