@@ -67,6 +67,7 @@ fn reply_of_unit(unit: &Unit, cdb: &[u8]) -> Vec<u8> {
         name: "iqn.2026-11.io.lunaring:demo",
         relative_target_port: 1,
         portal_group_tag: 1,
+        target_port_group: 1,
         luns: &[Lun(0), Lun(300)],
     };
     let mut padded = [0; 16];

@@ -180,3 +180,20 @@ fn a_file_that_hangs_ends_its_commands_and_concerns_no_other_disk() {
     assert!(failed > 50, "{failed} commands were ended");
     assert_eq!(total(&reports, |r| r.lost), 0);
 }
+
+/// Nodes of a cluster on several shards: after every answer, what is allowed is what the reservations say.
+#[test]
+fn nodes_that_fight_for_a_disk_are_told_the_truth() {
+    let reports = run_all("fencing", 12);
+    let (good, refused) = (total(&reports, |r| r.good), total(&reports, |r| r.failed));
+    assert!(good > 1000 && refused > 300, "{good} good, {refused} refused");
+}
+
+#[test]
+fn reservations_that_are_to_outlast_a_crash_do_and_the_others_do_not() {
+    for name in ["fencing-killed", "fencing-power"] {
+        let reports = run_all(name, 12);
+        let lost = total(&reports, |r| r.lost);
+        assert!(lost > 40, "{name}: {lost} connections lost");
+    }
+}

@@ -2,11 +2,13 @@
 
 mod entrance;
 mod images;
+mod ports;
 
 pub use entrance::{
     ChapArguments, ChapVerb, Demand, DiscoveryArguments, DiscoveryVerb, IsnsArguments, IsnsVerb, TargetRedirect,
 };
 pub use images::{DiskCheck, DiskConvert, JobArguments, JobVerb, MetaVerb, SnapshotArguments, SnapshotVerb};
+pub use ports::{PortState, PortgroupVerb, ReservationArguments, ReservationVerb};
 
 use std::path::PathBuf;
 
@@ -48,6 +50,8 @@ pub enum Command {
     Isns(IsnsArguments),
     /// List and drop sessions
     Session(SessionArguments),
+    /// Show who reserves disks, and take reservations off
+    Reservation(ReservationArguments),
     /// Show counters and latencies
     Stats(StatsArguments),
 }
@@ -345,6 +349,12 @@ pub enum TargetVerb {
     },
     /// Demand CHAP, or nothing
     Auth(TargetAuth),
+    /// Choose the portal groups that lead to a target, and in which state (ALUA)
+    Portgroup {
+        /// What to do.
+        #[command(subcommand)]
+        verb: PortgroupVerb,
+    },
     /// Send initiators to another portal or server instead of letting them in
     Redirect(TargetRedirect),
 }
@@ -377,6 +387,9 @@ pub enum PortalVerb {
     Add {
         /// ADDR:PORT, an IPv6 address in brackets
         address: String,
+        /// Its portal group tag [default: 1]
+        #[arg(long, value_name = "N")]
+        group: Option<u16>,
         /// Tell initiators this address instead, where they reach the portal by another; a portal that is there
         /// already is changed
         #[arg(long, value_name = "ADDR:PORT")]

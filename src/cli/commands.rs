@@ -11,7 +11,7 @@ use super::arguments::{
     SessionVerb, StatsArguments, TargetArguments, TargetVerb,
 };
 use super::client::{Client, ClientError, segment};
-use super::{entrance, images, show, socket};
+use super::{entrance, images, ports, show, socket};
 
 pub(super) type Printed = Result<String, ClientError>;
 
@@ -184,6 +184,7 @@ pub fn target(arguments: TargetArguments) -> Printed {
             entrance::set_demand(&asker, &path(&auth.target, "/auth"), &what, &auth.demand)
         }
         TargetVerb::Redirect(redirect) => entrance::redirect(&asker, &redirect),
+        TargetVerb::Portgroup { verb } => ports::portgroup(&asker, verb),
     }
 }
 
@@ -192,8 +193,11 @@ pub fn portal(arguments: PortalArguments) -> Printed {
     let asker = Asker::new(arguments.client);
     match arguments.verb {
         PortalVerb::List => asker.get("/v1/portals", show::portals),
-        PortalVerb::Add { address, advertise } => {
+        PortalVerb::Add { address, group, advertise } => {
             let mut body = json!({ "address": address });
+            if let Some(group) = group {
+                body["group"] = json!(group);
+            }
             let mut told = String::new();
             if let Some(advertise) = advertise {
                 told = format!(", advertised as {advertise}");

@@ -9,6 +9,7 @@ mod client;
 mod commands;
 mod entrance;
 mod images;
+mod ports;
 mod progress;
 mod show;
 mod table;
@@ -52,6 +53,7 @@ pub fn run(command: Command) -> Result<String, ClientError> {
         Command::Chap(chap) => entrance::chap(chap),
         Command::Isns(isns) => entrance::isns(isns),
         Command::Session(session) => commands::session(session),
+        Command::Reservation(reservation) => ports::reservation(reservation),
         Command::Stats(stats) => commands::stats(stats),
         Command::Snapshot(snapshot) => images::snapshot(snapshot),
         Command::Job(job) => images::job(job),

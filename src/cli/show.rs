@@ -1,8 +1,10 @@
 //! Resources of the API as people read them.
 
 mod images;
+mod ports;
 
 pub use images::{check, doing, job, job_started, jobs, metadata, resized, snapshots, taken};
+pub use ports::{portgroups, reservations};
 
 use serde_json::Value;
 
@@ -195,7 +197,7 @@ pub fn isns(answer: &Value) -> String {
 
 /// `portal list`
 pub fn portals(answer: &Value) -> String {
-    let mut table = Table::new(&["ADDRESS", "STATE"]);
+    let mut table = Table::new(&["ADDRESS", ">GROUP", "STATE"]);
     for portal in list(answer, "portals") {
         let mut state = match portal["reason"].as_str() {
             None => "listening".to_owned(),
@@ -207,7 +209,7 @@ pub fn portals(answer: &Value) -> String {
         if let Some(told) = portal["advertise"].as_str() {
             state.push_str(&format!(", advertised as {told}"));
         }
-        table.row(vec![text(&portal, "address"), state]);
+        table.row(vec![text(&portal, "address"), text(&portal, "group"), state]);
     }
     table.show("no portals; listen with 'lunaring portal add 0.0.0.0:3260'")
 }

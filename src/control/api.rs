@@ -4,10 +4,14 @@
 
 mod entrance;
 mod images;
+mod ports;
+mod reservations;
 mod snapshots;
 
 pub use entrance::{ChapPolicy, Discovery, Isns, NewAuth, NewIsns, NewRedirect, Redirect};
 pub use images::{Check, Convert, Jobs, Layer, Metadata, MetadataItem, NewMetadataItem, Resize, Space};
+pub use ports::{PortChange, PortState, TargetPort, TargetPorts};
+pub use reservations::{Registration, Reservations};
 pub use snapshots::{
     DeletedSnapshot, ExportSnapshot, NewSnapshot, NewSnapshotGroup, Snapshot, Snapshots, TakenSnapshots,
 };
@@ -191,6 +195,9 @@ pub struct Target {
     pub allow: Vec<String>,
     /// CHAP, where it is demanded; without the secrets.
     pub auth: Option<TargetAuth>,
+    /// The portal groups that it is limited to; reached through every one while this is empty.
+    #[serde(default)]
+    pub portal_groups: Vec<u16>,
     /// Where initiators are sent instead of being let in.
     #[serde(default)]
     pub redirects: Vec<Redirect>,
@@ -270,6 +277,9 @@ pub struct AccessChange {
 pub struct Portal {
     /// Where it listens.
     pub address: SocketAddr,
+    /// Its portal group tag.
+    #[serde(default)]
+    pub group: u16,
     /// The address that initiators are told instead.
     #[serde(default)]
     pub advertise: Option<SocketAddr>,
@@ -294,6 +304,9 @@ pub struct Portals {
 pub struct NewPortal {
     /// `ADDRESS:PORT`.
     pub address: String,
+    /// Its portal group tag; 1 unless said otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<u16>,
     /// The address that initiators are told instead, where they reach the portal by another (NAT). Of a portal that is
     /// there already, this alone is changed; its own address stands for none.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -8,7 +8,9 @@ use super::dataplane::{DataPlane, ask, shards};
 use super::disks::open;
 use super::error::Refused;
 use super::executor::blocking;
+use super::ledger::Ledger;
 use crate::medium::{Disk, OpenSpec, Opened};
+use crate::scsi::reservations::Reservations;
 use crate::shard::message::ToShard;
 
 /// Disks that are opened before they are attached: bounds the answers that are owed at once.
@@ -45,7 +47,7 @@ impl Controller {
                     }
                 }
             }
-            for disk in attach(&*self.plane, opened).await? {
+            for disk in attach(&*self.plane, &mut self.ledger, opened).await? {
                 self.disks.insert(disk.name().to_owned(), LiveDisk::Online(disk));
             }
         }
@@ -53,18 +55,33 @@ impl Controller {
     }
 }
 
-/// Make open disks known to every shard.
+/// Make open disks known to every shard, with the reservations that outlasted the last end of the server.
 ///
 /// # Errors
 /// The shards do not answer.
-pub(super) async fn attach(plane: &dyn DataPlane, opened: Vec<Opened>) -> Result<Vec<Arc<Disk>>, Refused> {
+pub(super) async fn attach(
+    plane: &dyn DataPlane,
+    ledger: &mut Ledger,
+    opened: Vec<Opened>,
+) -> Result<Vec<Arc<Disk>>, Refused> {
     let mut disks = Vec::with_capacity(opened.len());
     let mut owed = Vec::new();
     for Opened { disk, mut engine } in opened {
+        let home = disk.home();
         for shard in shards(plane) {
             let engine = if shard == disk.home() { engine.take() } else { None };
             let disk = Arc::clone(&disk);
             owed.push(ask(plane, shard, |reply| ToShard::Attach { disk, engine, reply }).await);
+        }
+        let (reservations, store) = ledger.of(&disk);
+        let mut store = Some(store);
+        for shard in shards(plane) {
+            let (disk, reservations) = (disk.id(), Arc::clone(&reservations));
+            let store = if shard == home { store.take() } else { None };
+            if store.is_some() || *reservations != Reservations::new() {
+                let remember = |reply| ToShard::Remember { disk, reservations, store, reply };
+                owed.push(ask(plane, shard, remember).await);
+            }
         }
         disks.push(disk);
     }

@@ -9,7 +9,7 @@ pub use entrance::{
     AuthConfig, IsnsConfig, RedirectConfig, check_destination, names as algorithm_names, parse_algorithms,
 };
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::error::Refused;
+use super::ports::PortConfig;
 use crate::iscsi::directory::AccessRule;
 use crate::iscsi::names::IscsiName;
 use crate::limits::{
@@ -39,6 +40,12 @@ pub struct Config {
     /// Addresses to listen on.
     #[serde(default)]
     pub portals: Vec<SocketAddr>,
+    /// The portal groups of portals that are in another one than group 1.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub portal_groups: BTreeMap<SocketAddr, u16>,
+    /// The highest relative target port number that was given to a port.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub target_ports_given: u16,
     /// The address that initiators are told instead of a portal's own.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub advertised: BTreeMap<SocketAddr, SocketAddr>,
@@ -218,6 +225,12 @@ pub struct TargetConfig {
     /// CHAP, where it is demanded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<AuthConfig>,
+    /// The portal groups that it is reached through. Every one, while it is empty.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub portal_groups: BTreeSet<u16>,
+    /// Its ports, by portal group tag; also those of groups that have no portals any more.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ports: BTreeMap<u16, PortConfig>,
     /// Where initiators are sent instead of being let in.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub redirects: Vec<RedirectConfig>,
@@ -242,7 +255,7 @@ fn is_zero<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
-fn is_false(value: &bool) -> bool {
+pub(super) fn is_false(value: &bool) -> bool {
     !value
 }
 
@@ -251,6 +264,8 @@ impl Default for Config {
         Config {
             version: CONFIG_VERSION,
             portals: Vec::new(),
+            portal_groups: BTreeMap::new(),
+            target_ports_given: 0,
             advertised: BTreeMap::new(),
             discovery_auth: None,
             chap_algorithms: Vec::new(),
@@ -284,7 +299,8 @@ impl Config {
         self.check_disks()?;
         self.check_targets()?;
         self.check_recovery()?;
-        self.check_entrance()
+        self.check_entrance()?;
+        self.check_ports()
     }
 
     fn check_recovery(&self) -> Result<(), Refused> {

@@ -21,6 +21,8 @@ use super::error::Refused;
 use super::executor::blocking;
 use super::isns::Isns;
 use super::keeping;
+use super::ledger::Ledger;
+use super::ports::ports_of_disks;
 use super::state::StateDir;
 use crate::iscsi::access::AccessRule;
 use crate::iscsi::directory::{self, Authentication, Directory};
@@ -32,9 +34,6 @@ use crate::medium::{self, DiskFormat};
 use crate::shard::Keeper;
 use crate::shard::message::{Configuration, LunMap, Mapping, Mask, ToShard};
 use crate::units::{DiskId, Lun, PortalId, ShardId, TargetId};
-
-/// The portal group of every portal: all reach all targets.
-pub(super) const PORTAL_GROUP_TAG: u16 = 1;
 
 /// A disk of the configuration, as it is now.
 #[derive(Clone)]
@@ -50,6 +49,8 @@ pub enum LiveDisk {
 pub struct LivePortal {
     /// Where it listens or should.
     pub address: SocketAddr,
+    /// Its portal group.
+    pub group: u16,
     /// Its number while it listens, or why it does not.
     pub listening: Result<PortalId, String>,
     /// It is not in the configuration.
@@ -86,6 +87,8 @@ pub struct Controller {
     pub(super) busy: BTreeMap<String, JobId>,
     /// A disk that is about to become a parent: it is opened read-only.
     pub(super) frozen: Option<String>,
+    /// Reservations that outlast the server.
+    pub(super) ledger: Ledger,
     targets: HashMap<String, TargetId>,
     disk_next: u32,
     target_next: u32,
@@ -123,13 +126,16 @@ impl Controller {
     /// The configuration cannot be read, or the shards do not answer.
     pub async fn start(state: StateDir, plane: Arc<dyn DataPlane>) -> Result<Controller, Refused> {
         let state = Arc::new(state);
-        let config = {
+        let (config, ledger) = {
             let state = Arc::clone(&state);
             blocking(move || {
-                let config = state.load()?;
+                let mut config = state.load()?;
+                config.number_ports()?;
                 let interrupted = state.recover(&config)?;
                 restamp_raw_files(&state, &config, interrupted);
-                Ok(config)
+                let path = state.path().join("reservations");
+                let ledger = Ledger::open(&path, |name| config.disks.contains_key(name))?;
+                Ok((config, ledger))
             })
             .await?
         };
@@ -146,12 +152,13 @@ impl Controller {
             jobs: Registry::default(),
             busy: BTreeMap::new(),
             frozen: None,
+            ledger,
             targets: HashMap::new(),
             disk_next: 0,
             target_next: 0,
             portal_next: 0,
             view: Arc::default(),
-            isns: Isns::new(),
+            isns: Isns::default(),
         };
         controller.bring_up().await?;
         controller.apply().await?;
@@ -190,7 +197,8 @@ impl Controller {
     }
 
     /// Replace `config.json`: the moment from which a command counts.
-    pub(super) async fn persist(&mut self, config: Config) -> Result<(), Refused> {
+    pub(super) async fn persist(&mut self, mut config: Config) -> Result<(), Refused> {
+        config.number_ports()?;
         config.check()?;
         let state = Arc::clone(&self.state);
         let saved = config.clone();
@@ -225,6 +233,7 @@ impl Controller {
         self.targets.retain(|name, _| self.config.targets.contains_key(name));
         let mut targets = Vec::with_capacity(self.config.targets.len());
         let mut luns = HashMap::with_capacity(self.config.targets.len());
+        let mut ports = HashMap::with_capacity(self.config.targets.len());
         let mut masks = HashMap::new();
         let algorithms = self.config.server_algorithms()?;
         let demand = |auth: &Option<AuthConfig>| match auth {
@@ -243,9 +252,11 @@ impl Controller {
                 alias: Some(name.clone()),
                 access: access.map_err(Refused::invalid)?,
                 authentication: demand(&target.auth)?,
+                portal_groups: target.portal_groups.iter().copied().collect(),
                 redirects: target.redirects.iter().map(|redirect| redirect.redirect(&self.config)).collect(),
                 error_recovery_level: target.error_recovery_level.unwrap_or(self.config.error_recovery_level),
             });
+            ports.insert(id, target.target_ports());
             luns.insert(id, self.lun_map(&target.luns));
             let mut narrow_first = Vec::with_capacity(target.luns_for.len());
             for (rule, luns) in &target.luns_for {
@@ -260,13 +271,15 @@ impl Controller {
         let portals = self.portals.iter().filter_map(|portal| {
             let id = *portal.listening.as_ref().ok()?;
             let advertise = self.config.advertised.get(&portal.address).copied();
-            Some(directory::Portal { id, listen: portal.address, portal_group_tag: PORTAL_GROUP_TAG, advertise })
+            Some(directory::Portal { id, listen: portal.address, portal_group_tag: portal.group, advertise })
         });
         let discovery = demand(&self.config.discovery_auth)?;
         let directory = Directory::new(targets, portals.collect(), discovery).map_err(Refused::invalid)?;
         let (disks, keeper) = (self.disk_settings(), Some(self.keeper.clone()));
         let io_deadline_ms = self.config.io_deadline_seconds.map(|seconds| u64::from(seconds) * 1000);
-        Ok(Configuration { directory: Arc::new(directory), luns, masks, disks, keeper, io_deadline_ms })
+        let disk_ports = ports_of_disks(&luns, &masks, &ports);
+        let directory = Arc::new(directory);
+        Ok(Configuration { directory, luns, ports, disk_ports, masks, disks, keeper, io_deadline_ms })
     }
 
     /// Logical units in the shards' terms; those whose disks are offline are absent.

@@ -386,7 +386,7 @@ impl Controller {
         step("disk: opened");
         self.persist(config).await?;
         step("disk: persisted");
-        for disk in attachment::attach(&*self.plane, vec![opened]).await? {
+        for disk in attachment::attach(&*self.plane, &mut self.ledger, vec![opened]).await? {
             self.disks.insert(name.to_owned(), LiveDisk::Online(disk));
         }
         self.publish();
@@ -447,6 +447,9 @@ impl Controller {
             }
         }
         self.disks.remove(name);
+        if let Err(error) = self.ledger.forget(name) {
+            tracing::warn!("the reservations of disk '{name}' cannot be removed: {error}");
+        }
         self.publish();
         step("disk delete: detached");
         let mut kept_file = disk.file.as_deref().map(|file| self.state.absolute(file));

@@ -4,11 +4,12 @@
 //! |---|---|
 //! | `launch`, `server` | a server from its start to its end |
 //! | `controller` | the one place where commands change anything, one after another |
-//! | `disks`, `targets`, `portals`, `entrance` | the commands |
+//! | `disks`, `targets`, `portals`, `ports`, `entrance` | the commands |
 //! | `images`, `live` | new files of disks; other files below disks that are being served |
 //! | `snapshots`, `merges`, `resizing` | the commands on what is in those files |
 //! | `undertakings` | commands that take long: each is a job |
 //! | `config`, `state` | what is served; its file, and what a crash may leave |
+//! | `reservations`, `ledger` | reservations of disks, and the file of those that outlast the server |
 //! | `dataplane`, `attachment` | what is said to the shards |
 //! | `socket`, `routes`, `api`, `views`, `openapi` | the control socket: who may connect, what is asked and answered |
 //! | `isns` | registration with an iSNS server |
@@ -34,11 +35,14 @@ mod images;
 pub mod isns;
 mod keeping;
 pub mod launch;
+mod ledger;
 mod live;
 mod merges;
 pub mod offline;
 mod openapi;
 mod portals;
+mod ports;
+mod reservations;
 mod resizing;
 pub mod routes;
 pub mod server;

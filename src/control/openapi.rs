@@ -2,6 +2,7 @@
 
 mod entrance;
 mod images;
+mod ports;
 
 use serde_json::{Value, json};
 
@@ -29,6 +30,7 @@ fn paths() -> Value {
         images::image_paths(),
         images::snapshot_and_job_paths(),
         target_paths(),
+        ports::paths(),
         entrance::paths(),
         portal_and_session_paths(),
     ];
@@ -183,7 +185,7 @@ fn object(fields: &str) -> Value {
 
 fn schemas() -> Value {
     let mut schemas = resource_schemas();
-    for more in [images::schemas(), entrance::schemas()] {
+    for more in [images::schemas(), entrance::schemas(), ports::schemas()] {
         if let (Value::Object(all), Value::Object(more)) = (&mut schemas, more) {
             all.extend(more);
         }
@@ -217,7 +219,8 @@ fn resource_schemas() -> Value {
         ),
         "DeletedDisk": object("name string, kept_file? string, warning? string"),
         "Target": object(
-            "name string, iqn string, luns TargetLun[], allow string[], auth? TargetAuth, redirects Redirect[]",
+            "name string, iqn string, luns TargetLun[], allow string[], auth? TargetAuth, redirects Redirect[], \
+             portal_groups integer[]",
         ),
         "TargetLun": object("lun integer, disk string, read_only boolean, for? string"),
         "TargetAuth": object("chap_user string, mutual_user? string, algorithms string[]"),
@@ -226,10 +229,10 @@ fn resource_schemas() -> Value {
         "NewLun": object("disk string, lun? integer, read_only? boolean, for? string"),
         "AccessChange": object("rule string"),
         "Portal": object(
-            "address string, advertise? string, listening boolean, reason? string, temporary boolean",
+            "address string, group integer, advertise? string, listening boolean, reason? string, temporary boolean",
         ),
         "Portals": object("portals Portal[]"),
-        "NewPortal": object("address string, advertise? string"),
+        "NewPortal": object("address string, group? integer, advertise? string"),
         "Session": object(
             "id integer, tsih integer, initiator string, target? string, peer string, portal string, shard integer, \
              header_digest boolean, data_digest boolean, age_seconds integer, commands integer, bytes_read integer, \

@@ -10,6 +10,7 @@ use super::crash::step;
 use super::dataplane::{ask_all, shards, tell};
 use super::entrance::parse_advertised;
 use super::error::Refused;
+use super::ports::PORTAL_GROUP_DEFAULT;
 use crate::shard::message::ToShard;
 use crate::units::PortalId;
 
@@ -17,6 +18,7 @@ impl Controller {
     /// Listen on another portal.
     pub async fn portal_add(&mut self, new: api::NewPortal) -> Result<(), Refused> {
         let address = parse_portal(&new.address)?;
+        let group = new.group.unwrap_or(PORTAL_GROUP_DEFAULT);
         let told = parse_advertised(new.advertise.as_deref())?;
         let mut config = self.config.clone();
         match told {
@@ -27,6 +29,12 @@ impl Controller {
             if !portal.temporary && told.is_none() {
                 return Err(Refused::conflict(format!("portal {address} is there already")));
             }
+            if new.group.is_some_and(|group| portal.group != group) {
+                return Err(Refused::conflict(format!(
+                    "portal {address} is in portal group {}; remove it first",
+                    portal.group
+                )));
+            }
             // What listens for this run belongs to the configuration from now on.
             if std::mem::take(&mut portal.temporary) {
                 config.portals.push(address);
@@ -35,12 +43,16 @@ impl Controller {
             return self.apply().await;
         }
         config.portals.push(address);
+        if group != PORTAL_GROUP_DEFAULT {
+            config.portal_groups.insert(address, group);
+        }
+        config.number_ports()?;
         config.check()?;
         let listeners = self.plane.listeners(address).map_err(|e| cannot_listen(address, &e))?;
         step("portal add: bound");
         self.persist(config).await?;
         step("portal add: persisted");
-        self.listen(address, listeners, false).await;
+        self.listen(address, group, listeners, false).await;
         self.apply().await
     }
 
@@ -52,6 +64,7 @@ impl Controller {
         };
         let mut config = self.config.clone();
         config.portals.retain(|portal| *portal != address);
+        config.portal_groups.remove(&address);
         config.advertised.remove(&address);
         if config != self.config {
             self.persist(config).await?;
@@ -74,27 +87,28 @@ impl Controller {
                 continue;
             }
             let listeners = self.plane.listeners(*address).map_err(|e| cannot_listen(*address, &e))?;
-            self.listen(*address, listeners, true).await;
+            self.listen(*address, PORTAL_GROUP_DEFAULT, listeners, true).await;
         }
         for address in self.config.portals.clone() {
+            let group = self.config.group_of(address);
             match self.plane.listeners(address) {
-                Ok(listeners) => self.listen(address, listeners, false).await,
+                Ok(listeners) => self.listen(address, group, listeners, false).await,
                 Err(e) if temporary.contains(&address) => return Err(cannot_listen(address, &e)),
                 Err(e) => {
                     let listening = Err(cannot_listen(address, &e).message);
-                    self.portals.push(LivePortal { address, listening, temporary: false });
+                    self.portals.push(LivePortal { address, group, listening, temporary: false });
                 }
             }
         }
         self.apply().await
     }
 
-    async fn listen(&mut self, address: SocketAddr, listeners: Vec<std::os::fd::OwnedFd>, temporary: bool) {
+    async fn listen(&mut self, address: SocketAddr, group: u16, listeners: Vec<std::os::fd::OwnedFd>, temporary: bool) {
         let portal: PortalId = self.portal_id();
         for (shard, listener) in shards(&*self.plane).zip(listeners) {
-            tell(&*self.plane, shard, ToShard::Listen { portal, listener }).await;
+            tell(&*self.plane, shard, ToShard::Listen { portal, portal_group_tag: group, listener }).await;
         }
-        self.portals.push(LivePortal { address, listening: Ok(portal), temporary });
+        self.portals.push(LivePortal { address, group, listening: Ok(portal), temporary });
     }
 }
 

@@ -27,6 +27,7 @@ pub struct Server {
 
 mod entrance;
 mod images;
+mod ports;
 
 type Answer<T> = Result<T, Refused>;
 
@@ -50,6 +51,7 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/disks/{disk}/snapshots/{snapshot}/restore", &["post"]),
     ("/v1/disks/{disk}/snapshots/{snapshot}/export", &["post"]),
     ("/v1/snapshots", &["post"]),
+    ("/v1/disks/{disk}/reservations", &["get", "delete"]),
     ("/v1/jobs", &["get"]),
     ("/v1/jobs/{job}", &["get", "delete"]),
     ("/v1/targets", &["get", "post"]),
@@ -58,6 +60,8 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/targets/{target}/luns/{lun}", &["delete"]),
     ("/v1/targets/{target}/access", &["post", "delete"]),
     ("/v1/targets/{target}/auth", &["put", "delete"]),
+    ("/v1/targets/{target}/portgroups", &["get", "delete"]),
+    ("/v1/targets/{target}/portgroups/{group}", &["put", "patch", "delete"]),
     ("/v1/targets/{target}/redirect", &["put", "delete"]),
     ("/v1/discovery", &["get"]),
     ("/v1/discovery/auth", &["put", "delete"]),
@@ -79,6 +83,7 @@ pub fn router(server: Server) -> Router {
         .route("/v1/disks", get(disks).post(disk_new))
         .route("/v1/disks/{disk}", get(disk).delete(disk_delete))
         .merge(images::routes())
+        .merge(ports::routes())
         .merge(entrance::routes())
         .route("/v1/targets", get(targets).post(target_new))
         .route("/v1/targets/{target}", get(target).delete(target_delete))

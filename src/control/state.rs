@@ -6,6 +6,7 @@
 //!   config.json  what is served; mode 0600, replaced as a whole
 //!   change.json  only while a command creates or deletes image files
 //!   unfinished/  one record for each image that a job is writing
+//!   reservations registrations and reservations of disks that outlast the server (APTPL)
 //!   disks/       image files of disks that were created without a path
 //!   control.sock the default control socket
 //! ```

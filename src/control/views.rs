@@ -17,6 +17,7 @@ use super::dataplane::{ask, ask_all, shards};
 use super::error::Refused;
 use super::images::children_of;
 use super::merges::exports_of;
+use super::ports::api_ports;
 use super::snapshots::above;
 use super::targets::target_name;
 
@@ -219,6 +220,18 @@ impl View {
         }
     }
 
+    /// The ports of a target, by name or iSCSI name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn api_target_ports(&self, named: &str) -> Result<api::TargetPorts, Refused> {
+        let name = target_name(&self.config, named)?;
+        let target = self.config.targets.get(&name);
+        let target = target.ok_or_else(|| Refused::not_found(format!("there is no target '{name}'")))?;
+        let limited_to = target.portal_groups.iter().copied().collect();
+        Ok(api::TargetPorts { limited_to, ports: api_ports(&self.config, target) })
+    }
+
     /// The CHAP algorithms that the server allows.
     fn algorithms(&self) -> Vec<Algorithm> {
         match self.config.server_algorithms() {
@@ -241,6 +254,7 @@ impl View {
     pub fn api_portals(&self) -> api::Portals {
         let portals = self.portals.iter().map(|portal| api::Portal {
             address: portal.address,
+            group: portal.group,
             advertise: self.config.advertised.get(&portal.address).copied(),
             listening: portal.listening.is_ok(),
             reason: portal.listening.as_ref().err().cloned(),
@@ -402,6 +416,7 @@ fn api_target(name: &str, target: &TargetConfig, of_server: &[Algorithm]) -> api
         allow: target.allow.clone(),
         auth: target.auth.as_ref().map(|auth| api_auth(auth, of_server)),
         redirects: target.redirects.iter().map(redirect).collect(),
+        portal_groups: target.portal_groups.iter().copied().collect(),
     }
 }
 

@@ -38,6 +38,8 @@ pub struct Target {
     pub access: Vec<AccessRule>,
     /// How initiators prove who they are.
     pub authentication: Authentication,
+    /// The portal groups that it is reached through; every one, while there is none.
+    pub portal_groups: Vec<u16>,
     /// Where initiators are sent instead of being let in.
     pub redirects: Vec<Redirect>,
     /// ErrorRecoveryLevel that its sessions may have: 0 or 1.
@@ -177,6 +179,12 @@ impl Directory {
 }
 
 impl Target {
+    /// Whether portals of this group lead to the target.
+    #[must_use]
+    pub fn is_reached_through(&self, portal_group_tag: u16) -> bool {
+        self.portal_groups.is_empty() || self.portal_groups.contains(&portal_group_tag)
+    }
+
     /// Whether this initiator may see and use the target.
     #[must_use]
     pub fn allows(&self, caller: &Caller<'_>) -> bool {
@@ -274,6 +282,7 @@ mod tests {
             alias: None,
             access: access.iter().map(|rule| rule.parse().unwrap()).collect(),
             authentication: Authentication::None,
+            portal_groups: Vec::new(),
             redirects: Vec::new(),
             error_recovery_level: 0,
         }

@@ -10,7 +10,7 @@
 mod tests;
 
 use super::access::Caller;
-use super::directory::Directory;
+use super::directory::{Directory, Target};
 use super::keys::{self, Key, KeyRow, Kind, Sender, Usage};
 use super::names::IscsiName;
 use super::negotiation::declared_number;
@@ -100,8 +100,10 @@ struct Listing {
     directory: Arc<Directory>,
     /// The places of the targets still to be told.
     places: std::vec::IntoIter<usize>,
-    /// The TargetAddress pairs, which are the same for every target.
+    /// The TargetAddress pairs, which are the same for every target that all portal groups lead to.
     addresses: Vec<u8>,
+    /// The address that the initiator reaches.
+    local: IpAddr,
 }
 
 impl TextExchange {
@@ -237,7 +239,8 @@ impl Underway {
                 self.outgoing.listing = Some(Listing {
                     directory: Arc::clone(context.directory),
                     places: context.directory.visible(&context.caller()).into_iter(),
-                    addresses: addresses(context.directory, context.local.ip()),
+                    addresses: addresses(context.directory, context.local.ip(), None),
+                    local: context.local.ip(),
                 });
                 return;
             }
@@ -252,8 +255,12 @@ impl Underway {
             (name, Some(own)) => context.directory.target(name).filter(|target| target.name == *own),
         };
         if let Some(target) = named {
+            let addresses = addresses(context.directory, context.local.ip(), Some(target));
+            if addresses.is_empty() && !target.portal_groups.is_empty() {
+                return;
+            }
             answer.pair("TargetName", target.name.as_str());
-            answer.pairs(&addresses(context.directory, context.local.ip()));
+            answer.pairs(&addresses);
         }
     }
 }
@@ -289,19 +296,33 @@ impl Listing {
         let Some(target) = self.places.next().and_then(|place| self.directory.targets().get(place)) else {
             return false;
         };
+        let own;
+        let addresses = if target.portal_groups.is_empty() {
+            &self.addresses
+        } else {
+            own = addresses(&self.directory, self.local, Some(target));
+            if own.is_empty() {
+                // Without an address it would mean this very portal.
+                return true;
+            }
+            &own
+        };
         text.extend_from_slice(b"TargetName=");
         text.extend_from_slice(target.name.as_str().as_bytes());
         text.push(0);
-        text.extend_from_slice(&self.addresses);
+        text.extend_from_slice(addresses);
         true
     }
 }
 
-/// A TargetAddress pair for each portal (RFC 7143 section 13.8), each address once.
-fn addresses(directory: &Directory, local: IpAddr) -> Vec<u8> {
+/// A TargetAddress pair for each portal that leads to the target (RFC 7143 section 13.8), each address once.
+fn addresses(directory: &Directory, local: IpAddr, target: Option<&Target>) -> Vec<u8> {
     let mut told: Vec<(SocketAddr, u16)> = Vec::new();
     let mut text = TextBuilder::default();
     for portal in directory.portals() {
+        if target.is_some_and(|target| !target.is_reached_through(portal.portal_group_tag)) {
+            continue;
+        }
         let Some(address) = portal.advertised(local) else { continue };
         if !told.contains(&(address, portal.portal_group_tag)) {
             told.push((address, portal.portal_group_tag));

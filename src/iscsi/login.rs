@@ -493,6 +493,7 @@ impl Begun {
         } else {
             let name = asked.target_name.ok_or_else(|| missing("TargetName"))?;
             let target = environment.directory.target(name);
+            let target = target.filter(|target| target.is_reached_through(arrival.portal_group_tag));
             let target = target.ok_or_else(|| Refused::new(LoginStatus::NOT_FOUND, format!("no target {name:?}")))?;
             let caller = Caller { name: &initiator_name, peer: arrival.peer.ip(), local: arrival.local };
             if !target.allows(&caller) {

@@ -29,8 +29,10 @@ pub struct TargetView<'a> {
     pub name: &'a str,
     /// RELATIVE TARGET PORT IDENTIFIER, from 1.
     pub relative_target_port: u16,
-    /// The target portal group tag of the port (RFC 7143), which names the port and is its TARGET PORT GROUP.
+    /// The target portal group tag of the port (RFC 7143), which names the port.
     pub portal_group_tag: u16,
+    /// TARGET PORT GROUP of the port, as REPORT TARGET PORT GROUPS has it.
+    pub target_port_group: u16,
     /// The units that this initiator may see, ascending.
     pub luns: &'a [Lun],
 }

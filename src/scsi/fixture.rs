@@ -31,6 +31,7 @@ pub(super) const TARGET: TargetView<'static> = TargetView {
     name: "iqn.2026-11.io.lunaring:demo",
     relative_target_port: 1,
     portal_group_tag: 1,
+    target_port_group: 1,
     luns: &[Lun(0), Lun(1), Lun(300)],
 };
 

@@ -118,6 +118,23 @@ impl PortGroups {
         true
     }
 
+    /// There are none.
+    pub fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    /// The same groups in the same order, whatever their states and preferences.
+    pub fn has_same_groups(&self, other: &Self) -> bool {
+        self.groups.iter().map(|group| group.tag).eq(other.groups.iter().map(|group| group.tag))
+    }
+
+    /// Say whether initiators should come through a group.
+    pub fn prefer(&mut self, tag: u16, preferred: bool) {
+        if let Some(group) = self.groups.iter_mut().find(|group| group.tag == tag) {
+            group.preferred = preferred;
+        }
+    }
+
     /// The state in which a port leads to the unit.
     pub fn state_of_port(&self, port: u16) -> Option<AccessState> {
         self.groups.iter().find(|group| group.ports.contains(&port)).map(|group| group.state)

@@ -95,7 +95,7 @@ fn device_identification(target: &TargetView<'_>, unit: &Unit, out: &mut Paramet
     out.push(&[ISCSI | BINARY, TARGET_PORT | 4, 0, 4, 0, 0]);
     out.push_u16(target.relative_target_port);
     out.push(&[ISCSI | BINARY, TARGET_PORT | 5, 0, 4, 0, 0]);
-    out.push_u16(target.portal_group_tag);
+    out.push_u16(target.target_port_group);
     let tag = unit::upper_hex(target.portal_group_tag.to_be_bytes());
     push_name(ISCSI | UTF_8, TARGET_PORT, &[target.name.as_bytes(), b",t,0x", &tag[..4]], out);
     push_name(ISCSI | UTF_8, TARGET_DEVICE, &[target.name.as_bytes()], out);

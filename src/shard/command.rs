@@ -58,7 +58,9 @@ impl<R: Ring> Work<'_, R> {
             return true;
         }
         let action = self.execute(task, lun_index);
-        self.carry_out(task, action, data);
+        if !self.start_agreement(task, action, data) {
+            self.carry_out(task, action, data);
+        }
         true
     }
 
@@ -94,8 +96,9 @@ impl<R: Ring> Work<'_, R> {
         let (cdb, data_out_bytes) = (command.cdb, Some(command.expected_write_length()));
         let view = TargetView {
             name: session.target.as_ref().map_or("", |(_, name)| name.as_str()),
-            relative_target_port: 1,
+            relative_target_port: session.target_port,
             portal_group_tag: session.portal_group_tag,
+            target_port_group: session.target_port,
             luns: &session.lun_numbers,
         };
         let unit = match lun_index {
@@ -352,7 +355,8 @@ impl<R: Ring> Work<'_, R> {
         entry.second = None;
         entry.clear_read();
         // What these have done to the medium says nothing of how much data was transferred.
-        let apart = matches!(entry.kind, Kind::Unmap | Kind::Zero | Kind::WriteSame { .. } | Kind::CompareAndWrite);
+        let apart = matches!(entry.kind, Kind::Unmap | Kind::Zero | Kind::WriteSame { .. } | Kind::CompareAndWrite)
+            || entry.kind.is_agreed_on();
         if outcome != Outcome::GOOD && !apart {
             entry.transfer_length = u64::from(entry.done);
         }

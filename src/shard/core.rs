@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::agreement::{Agreed, AgreementHome, NEWS_MAX};
 use super::copy::Secrets;
 use super::erase::Erasure;
 use super::exclusive::{HeldRanges, RANGES_MAX};
@@ -21,6 +22,7 @@ use crate::medium::Disk;
 use crate::mem::{Arena, Buf};
 use crate::observe::{Operation, ShardStats};
 use crate::ring::{Fd, Nanos, Op, Ring, Tag, Wake};
+use crate::scsi::reservations::Nexus;
 use crate::units::{DiskId, ShardId};
 
 /// Messages that a full mailbox of another shard has refused wait here. Beyond this the shard takes no more messages
@@ -69,6 +71,10 @@ pub(crate) struct DiskSlot {
     pub(crate) swaps: u32,
     /// Commands of this turn, by kind, whose latency is not recorded yet.
     pub(crate) untimed: [u32; Operation::ALL.len()],
+    /// What all shards agree on.
+    pub(crate) agreed: Agreed,
+    /// Present on the disk's home shard.
+    pub(crate) agreement: Option<Box<AgreementHome>>,
     /// A detach that waits for the tasks (and, at home, for the engine).
     pub(crate) detaching: Option<super::message::Reply<Result<(), super::message::DetachError>>>,
 }
@@ -108,6 +114,10 @@ pub(crate) struct Core<R: Ring> {
     pub(crate) deadline_ms: u64,
     /// How many shards the server has.
     pub(crate) shards: u16,
+    /// Disks at home here whose news are being told.
+    pub(crate) news_underway: u32,
+    /// Disks at home here that cannot go on with what is to be agreed on.
+    pub(crate) stalled_agreements: Vec<u32>,
     /// For the stream of one connection at a time that finds no memory; `None` while it is lent, or the arena is too
     /// small for it.
     pub(crate) stream_reserve: Option<Buf>,
@@ -153,6 +163,8 @@ pub(crate) enum Mark {
     Flush(u32),
     /// Emptying or overwriting a disk: disk slot.
     Erase(u32),
+    /// Storing what is agreed on about a disk: its slot.
+    Agreement(u32),
     /// Something whose completion nobody waits for.
     Ignore,
 }
@@ -184,6 +196,7 @@ impl Mark {
             Self::Load(disk, place) => (9, disk, place),
             Self::Flush(disk) => (8, disk, 0),
             Self::Erase(disk) => (10, disk, 0),
+            Self::Agreement(disk) => (11, disk, 0),
         };
         debug_assert!(index < 1 << 28);
         Tag(kind << 60 | u64::from(index) << 32 | u64::from(detail))
@@ -204,6 +217,7 @@ impl Mark {
             8 => Self::Flush(index),
             9 => Self::Load(index, detail),
             10 => Self::Erase(index),
+            11 => Self::Agreement(index),
             _ => Self::Ignore,
         }
     }
@@ -219,10 +233,10 @@ impl<R: Ring> Io<R> {
 impl<W: Wake> Mail<W> {
     pub(crate) fn new(me: ShardId, senders: Senders<W>) -> Self {
         // Answers that may be owed at once: all that every shard may have asked this one as a home shard, and every
-        // job; barriers with their answers; and four messages about every range.
-        let owed_max = senders.0.len()
-            * (HOME_REQUESTS_MAX + 2 * BARRIERS_MAX as usize + 4 * RANGES_MAX + 2 * CHANGES_MAX)
-            + JOBS_MAX;
+        // job; barriers and news with their answers; and four messages about every range.
+        let for_each_shard =
+            HOME_REQUESTS_MAX + 2 * BARRIERS_MAX as usize + 2 * NEWS_MAX as usize + 4 * RANGES_MAX + 2 * CHANGES_MAX;
+        let owed_max = senders.0.len() * for_each_shard + JOBS_MAX;
         Self { me, senders, local: Queue::new(OUTBOX_MAX + owed_max), outbox: Queue::new(OUTBOX_MAX + owed_max) }
     }
 
@@ -275,6 +289,13 @@ impl<W: Wake> Mail<W> {
     /// Nothing waits to be delivered to this shard.
     pub(crate) fn local_is_empty(&self) -> bool {
         self.local.is_empty()
+    }
+}
+
+impl DiskSlot {
+    /// A RESERVE command of this nexus has reserved the unit.
+    pub(crate) fn is_reserved_by(&self, nexus: &Nexus) -> bool {
+        self.agreed.reservations.reserved_by() == Some(nexus)
     }
 }
 
@@ -352,6 +373,8 @@ impl<R: Ring> Core<R> {
             answers_in_turn: 0,
             deadline_ms: u64::MAX,
             shards,
+            news_underway: 0,
+            stalled_agreements: Vec::new(),
             stream_reserve,
             feed: false,
             turned_away: Vec::with_capacity(64),
@@ -448,6 +471,7 @@ mod tests {
             Mark::Load(16383, 7),
             Mark::Flush(0x0fff_ffff),
             Mark::Erase(16383),
+            Mark::Agreement(16383),
         ];
         for mark in marks {
             assert_eq!(Mark::from_tag(mark.tag()), mark);

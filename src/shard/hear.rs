@@ -3,6 +3,7 @@
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use super::agreement::{Agreed, AgreementHome, Change, Waiter};
 use super::core::{Core, DiskSlot};
 use super::exclusive::HeldRanges;
 use super::home::HomeDisk;
@@ -84,6 +85,15 @@ impl<R: Ring> Shard<R> {
             PeerMessage::ResetDone { asker, done } => {
                 self.with_work(asker.link, |work| work.reset_done(TaskId(asker.task), done));
             }
+            PeerMessage::Agree { disk, asker, change } => {
+                self.core.agree(disk, *change, asker.map_or(Waiter::Nobody, Waiter::Task));
+            }
+            PeerMessage::Agreed { asker, outcome } => {
+                self.core.home_requests -= 1;
+                self.with_work(asker.link, |work| work.agreed(TaskId(asker.task), outcome));
+            }
+            PeerMessage::News { disk, home, news } => self.hear_news(disk, home, &news),
+            PeerMessage::NewsHeard { disk } => self.core.news_heard(disk),
             PeerMessage::Register { identity, shard, link } => {
                 let decision = self.registrar.register(identity, (shard, link));
                 self.announce(decision);
@@ -180,7 +190,8 @@ impl<R: Ring> Shard<R> {
         if !done {
             core.job_failed(job);
         }
-        core.job_collected(job);
+        self.reset_reservations(scope, job);
+        self.core.job_collected(job);
     }
 
     fn control_message(&mut self, message: ToShard) {
@@ -189,11 +200,24 @@ impl<R: Ring> Shard<R> {
                 self.configure(configuration);
                 reply(());
             }
-            ToShard::Listen { portal, listener } => self.listen(portal, Fd(listener.as_raw_fd()), Some(listener)),
+            ToShard::Listen { portal, portal_group_tag, listener } => {
+                self.listen(portal, portal_group_tag, Fd(listener.as_raw_fd()), Some(listener));
+            }
             ToShard::StopListening { portal, reply } => self.stop_listening(|id| id == portal, Some(reply)),
             ToShard::Attach { disk, engine, reply } => {
                 self.attach(disk, engine);
                 reply(());
+            }
+            ToShard::Remember { disk, reservations, store, reply } => {
+                self.remember(disk, reservations, store);
+                reply(());
+            }
+            ToShard::ReportReservations { disk, reply } => {
+                let slot = self.core.disks.find(disk).and_then(|slot| self.core.disks.at(slot));
+                reply(slot.map(|entry| Arc::clone(&entry.agreed.reservations)));
+            }
+            ToShard::ClearReservations { disk, reply } => {
+                self.core.agree(disk, Change::Clear, Waiter::Operator(reply));
             }
             ToShard::Detach { disk, reply } => match self.core.disks.find(disk) {
                 Some(slot) => {
@@ -256,6 +280,8 @@ impl<R: Ring> Shard<R> {
             home: None,
             untimed: [0; 4],
             detaching: None,
+            agreed: Agreed::default(),
+            agreement: is_home.then(|| Box::new(AgreementHome::new())),
         });
         if is_home && let Some(entry) = self.core.disks.at_mut(slot) {
             entry.home = HomeDisk::new(slot, disk, engine).map(Box::new);
@@ -264,7 +290,7 @@ impl<R: Ring> Shard<R> {
 
     /// Put a configuration in force.
     pub fn configure(&mut self, configuration: Arc<Configuration>) {
-        self.core.configuration = Arc::clone(&configuration);
+        let former = std::mem::replace(&mut self.core.configuration, Arc::clone(&configuration));
         self.core.io_deadline_ms = configuration.io_deadline_ms.unwrap_or(IO_DEADLINE_MS).max(1);
         for (disk, settings) in &configuration.disks {
             let slot = self.core.disks.find(*disk);
@@ -272,19 +298,33 @@ impl<R: Ring> Shard<R> {
                 entry.settings.configure(settings);
             }
         }
+        self.regroup(&former);
         let Self { core, links, .. } = self;
         for link in links.iter_mut().flatten() {
             let Phase::Session(session) = &mut link.phase else { continue };
             let Some((id, name)) = &session.target else { continue };
             let target = configuration.directory.target(name.as_str()).filter(|target| target.id == *id);
+            let group = session.portal_group_tag;
+            let target = target.filter(|target| target.is_reached_through(group));
             if !target.is_some_and(|target| target.allows(&session.caller())) {
                 tracing::info!(peer = %link.peer, "session dropped: its target is gone or no longer allowed");
                 core.stats.connections_dropped.increment();
                 link.close(core);
-            } else if session.map_luns(&configuration, &core.disks, core.id) {
+                continue;
+            }
+            let reserved = session.reserved_units(&core.disks);
+            if session.map_luns(&configuration, &core.disks, core.id) {
                 for entry in &mut session.luns {
                     entry.nexus.raise(Attention::ReportedLunsChanged);
                 }
+            }
+            session.learn(&core.disks);
+            let unmapped = reserved.into_iter().filter(|slot| !session.luns.iter().any(|unit| unit.disk == *slot));
+            if let Some(nexus) = &session.nexus
+                && !core.lose_nexus(nexus, unmapped)
+            {
+                // With its end the reservation goes.
+                link.close(core);
             }
         }
     }
@@ -317,7 +357,7 @@ impl<R: Ring> Shard<R> {
         let Core { io, mail, disks, home, .. } = &mut self.core;
         self.detaching.retain(|&slot| {
             let Some(entry) = disks.at_mut(slot) else { return false };
-            if entry.tasks > 0 {
+            if entry.tasks > 0 || entry.agreement.as_ref().is_some_and(|agreement| !agreement.is_idle()) {
                 return true;
             }
             let result = match entry.home.as_mut() {

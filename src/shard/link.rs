@@ -443,6 +443,15 @@ impl Link {
         None
     }
 
+    /// What the session reserved by RESERVE commands is free. False: not now.
+    fn nexus_is_lost<R: Ring>(&self, core: &mut Core<R>) -> bool {
+        let Phase::Session(session) = &self.phase else { return true };
+        match &session.nexus {
+            Some(nexus) => core.lose_nexus(nexus, session.luns.iter().map(|unit| unit.disk)),
+            None => true,
+        }
+    }
+
     /// Go on with the end of the connection. True when it is gone and its place can be reused.
     pub(crate) fn wind_up<R: Ring>(&mut self, core: &mut Core<R>) -> bool {
         match self.state {
@@ -469,7 +478,8 @@ impl Link {
             LinkState::Closed => match self.tsih {
                 None => true,
                 Some(tsih) => {
-                    let told = core.mail.post(ShardId(0), PeerMessage::SessionEnded { tsih }).is_ok();
+                    let told = self.nexus_is_lost(core)
+                        && core.mail.post(ShardId(0), PeerMessage::SessionEnded { tsih }).is_ok();
                     if told {
                         self.tsih = None;
                     } else {

@@ -21,6 +21,7 @@ use crate::iscsi::transfer::TASKS_MAX;
 use crate::limits::{PING_INTERVAL_MS, PING_TIMEOUT_MS, SESSIONS_PER_SHARD_MAX};
 use crate::observe::SessionStats;
 use crate::ring::Ring;
+use crate::scsi::reservations::{InitiatorPort, Nexus};
 use crate::units::ShardId;
 
 /// Where a login stands.
@@ -132,6 +133,12 @@ pub(crate) fn registered<R: Ring>(link: &mut Link, core: &mut Core<R>, decision:
 
 fn session<R: Ring>(link: &Link, core: &Core<R>, established: Established, id: u64) -> Session {
     let parameters = established.session_parameters(PING_INTERVAL_MS, PING_TIMEOUT_MS);
+    let identity = &established.identity;
+    let portal_group_tag = identity.portal_group_tag;
+    let port = |(target, _): &(_, _)| core.configuration.port_number(*target, portal_group_tag);
+    let target_port = identity.target.as_ref().map_or(0, port);
+    let initiator = InitiatorPort::new(identity.initiator_name.as_str().as_bytes(), identity.isid);
+    let nexus = initiator.filter(|_| identity.target.is_some()).map(|initiator| Nexus { initiator, target_port });
     let mut session = Session {
         connection: Connection::new(parameters, core.now_ms()),
         tasks: (0..SESSION_TASKS).map(|_| Task::idle()).collect(),
@@ -141,7 +148,9 @@ fn session<R: Ring>(link: &Link, core: &Core<R>, established: Established, id: u
         initiator: established.identity.initiator_name,
         id,
         tsih: established.tsih,
-        portal_group_tag: established.identity.portal_group_tag,
+        portal_group_tag,
+        target_port,
+        nexus,
         addresses: (link.local, link.peer),
         text: TextExchange::default(),
         ready: Queue::new(TASKS_MAX),
@@ -163,6 +172,7 @@ fn session<R: Ring>(link: &Link, core: &Core<R>, established: Established, id: u
         since_ms: core.now_ms(),
     };
     session.map_luns(&core.configuration, &core.disks, core.id);
+    session.learn(&core.disks);
     session
 }
 

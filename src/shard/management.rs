@@ -24,7 +24,8 @@ pub(crate) const JOBS_MAX: usize = 4096;
 
 /// Tasks of this shard that somebody waits for.
 pub(crate) struct Job {
-    asker: Asker,
+    /// Who is told, and what.
+    tells: (ShardId, PeerMessage),
     remaining: u32,
     /// Some task is not waited for: the function has not done what it should.
     has_failed: bool,
@@ -65,8 +66,13 @@ impl Tasks {
 impl<R: Ring> Core<R> {
     /// A job without tasks yet. It must be closed by [`Self::job_collected`]. `None`: too many.
     pub(crate) fn begin_job(&mut self, asker: Asker) -> Option<Key> {
+        self.begin_job_for(asker.shard, PeerMessage::ResetDone { asker, done: true })
+    }
+
+    /// The same, with the message that its end is told by.
+    pub(crate) fn begin_job_for(&mut self, to: ShardId, message: PeerMessage) -> Option<Key> {
         // One more than there are tasks, so that it does not end while they are being collected.
-        self.jobs.0.insert(Job { asker, remaining: 1, has_failed: false, then: None }).ok()
+        self.jobs.0.insert(Job { tells: (to, message), remaining: 1, has_failed: false, then: None }).ok()
     }
 
     /// A task that the job waits for.
@@ -97,8 +103,12 @@ impl<R: Ring> Core<R> {
             if job.remaining == 0
                 && let Some(job) = self.jobs.0.remove(key)
             {
-                self.mail
-                    .post_owed(job.asker.shard, PeerMessage::ResetDone { asker: job.asker, done: !job.has_failed });
+                let (to, message) = job.tells;
+                let message = match message {
+                    PeerMessage::ResetDone { asker, .. } => PeerMessage::ResetDone { asker, done: !job.has_failed },
+                    other => other,
+                };
+                self.mail.post_owed(to, message);
                 ended = job.then;
             }
         }
@@ -286,6 +296,23 @@ impl<R: Ring> Work<'_, R> {
         let all = affected.as_slice().iter().all(|&affected| self.terminate(affected, job));
         self.await_lingering(disk, job);
         all
+    }
+
+    /// End the session's commands on a disk, by another initiator's PREEMPT AND ABORT.
+    pub(crate) fn abort_on_disk(&mut self, disk: u32, job: Option<Key>) {
+        let session = &*self.session;
+        let affected = Tasks::collect(session.connection.tasks().filter_map(|(task, command)| {
+            let lun = scsi::lun::decode(command.lun_raw)?;
+            (session.luns[session.lun_index(lun)?].disk == disk).then_some(task)
+        }));
+        for &affected in affected.as_slice() {
+            if job.is_none_or(|job| !self.terminate(affected, job)) {
+                self.abort(affected, job);
+            }
+        }
+        if let Some(job) = job {
+            self.await_lingering(Some(disk), job);
+        }
     }
 
     /// Log out: what is left of the session's tasks ends without an answer.

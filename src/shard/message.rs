@@ -9,13 +9,15 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use super::agreement::ReservationStore;
 use super::settings::{DiskSettings, Keeper};
 use crate::blocks::{Engine, SpaceReport};
 use crate::iscsi::access::{AccessRule, Caller};
 use crate::iscsi::directory::Directory;
 use crate::medium::Disk;
 use crate::observe::SessionStats;
-use crate::scsi::Attention;
+use crate::scsi::reservations::Reservations;
+use crate::scsi::{AccessState, Attention};
 use crate::units::{DiskId, Lun, PortalId, ShardId, TargetId};
 
 /// Called exactly once, on the shard's thread, with the answer. It must not block (hand the value to a channel).
@@ -37,6 +39,10 @@ pub struct Configuration {
     pub directory: Arc<Directory>,
     /// The LUNs of each target that everybody sees who may log in.
     pub luns: HashMap<TargetId, LunMap>,
+    /// The ports of each target.
+    pub ports: HashMap<TargetId, Vec<TargetPort>>,
+    /// The ports that lead to each disk that some target maps.
+    pub disk_ports: HashMap<DiskId, Vec<TargetPort>>,
     /// LUNs that only some initiators see, narrow rules first.
     pub masks: HashMap<TargetId, Vec<Mask>>,
     /// Settings of disks. What initiators change themselves counts from here when the disk is first configured.
@@ -56,7 +62,27 @@ pub struct Mask {
     pub luns: LunMap,
 }
 
+/// A target port: a target in one of its portal groups (RFC 7143 section 3.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TargetPort {
+    /// Target portal group tag.
+    pub portal_group_tag: u16,
+    /// RELATIVE TARGET PORT IDENTIFIER: no other port of the server has it. The port is also the only one of the TARGET
+    /// PORT GROUP of this number, so that each can be in a state of its own.
+    pub number: u16,
+    /// The state that the operator wants it in.
+    pub state: AccessState,
+    /// PREF: initiators should come this way.
+    pub preferred: bool,
+}
+
 impl Configuration {
+    /// The number of a target's port; 1 where ports are not numbered.
+    pub fn port_number(&self, target: TargetId, portal_group_tag: u16) -> u16 {
+        let ports = self.ports.get(&target).map_or(&[][..], Vec::as_slice);
+        ports.iter().find(|port| port.portal_group_tag == portal_group_tag).map_or(1, |port| port.number)
+    }
+
     /// The LUNs of a target that an initiator sees. Where two are meant for it under one number, the narrower rule
     /// decides; and so it does under which number it sees a disk.
     #[must_use]
@@ -144,6 +170,8 @@ pub enum ToShard {
     Listen {
         /// The portal.
         portal: PortalId,
+        /// Its portal group.
+        portal_group_tag: u16,
         /// A socket that listens; the shard owns it from now on.
         listener: OwnedFd,
     },
@@ -162,6 +190,31 @@ pub enum ToShard {
         engine: Option<Box<dyn Engine>>,
         /// Answered when commands can reach it.
         reply: Reply<()>,
+    },
+    /// Before a configuration names a disk: its reservations that outlasted the last end of the server.
+    Remember {
+        /// The disk.
+        disk: DiskId,
+        /// They.
+        reservations: Arc<Reservations>,
+        /// Where they are made durable; on the home shard.
+        store: Option<ReservationStore>,
+        /// Answered when in force.
+        reply: Reply<()>,
+    },
+    /// Ask for a disk's reservations, on any shard.
+    ReportReservations {
+        /// The disk.
+        disk: DiskId,
+        /// `None`: the disk is not attached.
+        reply: Reply<Option<Arc<Reservations>>>,
+    },
+    /// Take all reservations off a disk, on its home shard. Its initiators are told.
+    ClearReservations {
+        /// The disk.
+        disk: DiskId,
+        /// Answered when in force on all shards.
+        reply: Reply<Result<(), DetachError>>,
     },
     /// Forget a disk that no LUN names any more. Send to the home shard last: there its metadata is written back and
     /// the file's log is closed. Answered when no operation of this shard uses it.

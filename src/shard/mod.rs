@@ -17,6 +17,8 @@
 //! | `command` | a SCSI command's start, and its end |
 //! | `read`, `write` | how a command's data moves between connection and medium |
 //! | `provision` | UNMAP, WRITE SAME, GET LBA STATUS |
+//! | `reserve` | reservations and target port groups |
+//! | `agreement` | what all shards must agree on about a disk beside its blocks |
 //! | `order` | which command may begin, by its task attribute |
 //! | `compare` | COMPARE AND WRITE and ORWRITE |
 //! | `log` | LOG SENSE |
@@ -41,6 +43,7 @@
 //! **May know:** `iscsi`, `scsi` (through `iscsi` and `medium`), `medium`, `blocks` (the engines it drives), `ring`,
 //! `mem`, `observe`. Nothing of the control plane.
 
+mod agreement;
 mod change;
 mod command;
 mod compare;
@@ -73,15 +76,18 @@ mod provision;
 mod read;
 mod registrar;
 mod resend;
+mod reserve;
 mod run;
 mod session;
 mod settings;
 mod threads;
 mod write;
 
+pub use agreement::ReservationStore;
 pub(crate) use mailbox::{Senders, mailbox};
 pub use message::{
-    Configuration, DetachError, EngineReport, LunMap, Mapping, Mask, PauseError, Reply, SessionInfo, ToShard,
+    Configuration, DetachError, EngineReport, LunMap, Mapping, Mask, PauseError, Reply, SessionInfo, TargetPort,
+    ToShard,
 };
 pub(crate) use run::Parts;
 pub use run::Shard;

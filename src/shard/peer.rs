@@ -4,13 +4,16 @@
 //! the write session, flush); and it asks the **registrar** (shard 0) for a session identity at login. Questions carry
 //! who asks, answers carry it back; nothing is remembered in between except by the asker.
 
+use std::sync::Arc;
+
+use super::agreement::{Change, News};
 use super::erase::EraseOrder;
 use super::exclusive::ByteRange;
 use super::settings::Setting;
 use crate::blocks::{Done, LevelFault};
 use crate::iscsi::login::SessionIdentity;
 use crate::iscsi::pdu::LoginStatus;
-use crate::scsi::{Attention, MediumError};
+use crate::scsi::{Attention, MediumError, Outcome};
 use crate::units::{DiskId, ShardId, TargetId};
 
 /// A connection of some shard: slab index and generation.
@@ -184,6 +187,36 @@ pub(crate) enum PeerMessage {
         disk: DiskId,
         /// The range's.
         number: u8,
+    },
+    /// To a disk's home: change what all shards agree on.
+    Agree {
+        /// The disk.
+        disk: DiskId,
+        /// Who asks, if somebody waits for the answer.
+        asker: Option<Asker>,
+        /// What for.
+        change: Box<Change>,
+    },
+    /// From a disk's home: the change is in force on all shards, or will not be.
+    Agreed {
+        /// Who asked.
+        asker: Asker,
+        /// How the command ends.
+        outcome: Outcome,
+    },
+    /// From a disk's home, to every shard: what is agreed on from now on.
+    News {
+        /// The disk.
+        disk: DiskId,
+        /// Its home.
+        home: ShardId,
+        /// The news.
+        news: Arc<News>,
+    },
+    /// To a disk's home: they are in force, and commands that were to be aborted have ended.
+    NewsHeard {
+        /// The disk.
+        disk: DiskId,
     },
     /// To the registrar: a login wants its session identity. An older session of the same name is ended first.
     Register {

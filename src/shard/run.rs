@@ -234,6 +234,7 @@ impl<R: Ring> Shard<R> {
             Mark::Load(slot, place) => return self.load_completed(slot, place, completion),
             Mark::Flush(slot) => return self.flush_completed(slot, &completion),
             Mark::Erase(slot) => return self.erase_completed(slot, &completion),
+            Mark::Agreement(slot) => return self.core.agreement_stored(slot, &completion),
             Mark::Ignore => return,
             mark @ Mark::Task(..) if core.orphan_completed(mark, &completion) => return,
             Mark::Receive(index)
@@ -368,8 +369,7 @@ impl<R: Ring> Shard<R> {
     }
 
     /// Accept on a listening socket from now on.
-    pub fn listen(&mut self, portal: PortalId, fd: Fd, owned: Option<OwnedFd>) {
-        let portal_group_tag = 1;
+    pub fn listen(&mut self, portal: PortalId, portal_group_tag: u16, fd: Fd, owned: Option<OwnedFd>) {
         let listener =
             Listener { portal, portal_group_tag, fd, _owned: owned, token: None, paused: false, closing: None };
         let free = self.listeners.iter().position(Option::is_none);
@@ -429,6 +429,7 @@ impl<R: Ring> Shard<R> {
                 disk.retry_stalled(home, io, mail);
             }
         }
+        self.core.retry_agreements();
         for _ in 0..self.core.starved.len() {
             let Some(index) = self.core.starved.pop() else { return };
             let Some(link) = self.links[index as usize].as_mut() else { continue };

@@ -23,6 +23,7 @@ use crate::iscsi::transfer::TaskId;
 use crate::mem::{Buf, Slice};
 use crate::observe::{Operation, SessionStats, ShardStats};
 use crate::ring::{Nanos, Ring};
+use crate::scsi::reservations::{Nexus, ReserveOut};
 use crate::scsi::{ByteCheck, CopyOut, MediumError, NexusUnit, Outcome};
 use crate::units::{DiskId, Lun, ShardId, TargetId};
 
@@ -49,6 +50,10 @@ pub(crate) struct Session {
     pub(crate) id: u64,
     pub(crate) tsih: u16,
     pub(crate) portal_group_tag: u16,
+    /// The relative number of its target port.
+    pub(crate) target_port: u16,
+    /// Its I_T nexus; `None` in a discovery session.
+    pub(crate) nexus: Option<Nexus>,
     /// Ours and the initiator's.
     pub(crate) addresses: (SocketAddr, SocketAddr),
     pub(crate) text: TextExchange,
@@ -168,6 +173,7 @@ pub(crate) enum Resume {
     SettingChanged,
     Copy,
     Erased,
+    Agreement,
     Answer,
 }
 
@@ -224,6 +230,16 @@ pub(crate) enum Kind {
     WriteSame {
         unmap: bool,
     },
+    /// Nothing: it changes who may use the medium.
+    ReserveOut {
+        service_action: ReserveOut,
+        scope_type: u8,
+    },
+    ReserveUnit {
+        release: bool,
+    },
+    /// Nothing: it changes by which ports the medium is reached.
+    SetPortGroups,
 }
 
 /// One task. All of a session's tasks are allocated at login.
@@ -312,6 +328,11 @@ pub(crate) struct Task {
 }
 
 impl Kind {
+    /// Its list goes to the home shard, for all shards to agree on what it asks for.
+    pub(crate) fn is_agreed_on(self) -> bool {
+        matches!(self, Self::ReserveOut { .. } | Self::ReserveUnit { .. } | Self::SetPortGroups)
+    }
+
     /// One block of data serves for all of the medium.
     pub(crate) fn repeats_data(self) -> bool {
         matches!(self, Self::Verify(ByteCheck::Single) | Self::WriteSame { .. })
@@ -486,6 +507,7 @@ impl<R: Ring> Work<'_, R> {
             Resume::SettingChanged => self.setting_changed(task),
             Resume::Copy => self.copy_go_on(task),
             Resume::Erased => self.complete(task, Outcome::GOOD),
+            Resume::Agreement => self.ask_agreement(task),
             Resume::Answer => self.send_when_drained(task),
         }
     }
@@ -505,6 +527,13 @@ impl Session {
         stats.rejects.add(counters.rejects - self.counted.rejects);
         stats.data_digest_errors.add(counters.data_digest_errors - self.counted.data_digest_errors);
         self.counted = counters;
+    }
+
+    /// The slots of disks that a RESERVE command of this session has reserved.
+    pub(crate) fn reserved_units(&self, disks: &DiskTable) -> Vec<u32> {
+        let Some(nexus) = &self.nexus else { return Vec::new() };
+        let reserved = |slot: &u32| disks.at(*slot).is_some_and(|entry| entry.is_reserved_by(nexus));
+        self.luns.iter().map(|unit| unit.disk).filter(reserved).collect()
     }
 
     /// The LUN's entry.

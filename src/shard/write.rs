@@ -228,6 +228,7 @@ impl<R: Ring> Work<'_, R> {
             Kind::OrWrite => self.exclude(task),
             Kind::List(_) => self.list_is_here(task),
             Kind::CopyCommand { .. } => self.copy_list_received(task),
+            kind if kind.is_agreed_on() => self.agreement_list_received(task),
             _ => self.write_out(task),
         }
     }

@@ -39,7 +39,10 @@ pub use allocation::is_simulator;
 pub use disk::SECTOR_BYTES;
 pub use faults::{FileFaults, NetworkFaults};
 pub use history::{Event, OpKind, OpNote, What, hash_bytes};
-pub use initiator::{End, Initiator, InitiatorConfig, InitiatorReport, Keeping, LunPlan, SHARED_SECTORS, SHARERS_MAX};
+pub use initiator::{
+    Arbiter, End, Fencer, FencerConfig, Initiator, InitiatorConfig, InitiatorReport, Keeping, LunPlan, SHARED_SECTORS,
+    SHARERS_MAX,
+};
 pub use kernel::{FileOptions, StreamError};
 pub use random::{Chance, Random};
 pub use ring::{SimRing, SimWaker};

@@ -255,7 +255,7 @@ fn portals_listen_and_stop_and_a_port_in_use_changes_nothing() {
     block_on(async {
         let (mut controller, plane) = started(dir.path()).await;
         let portal = free_portal();
-        let new = |address: &str| NewPortal { address: address.into(), advertise: None };
+        let new = |address: &str| NewPortal { address: address.into(), group: None, advertise: None };
         controller.portal_add(new(&portal.to_string())).await.unwrap();
         std::net::TcpStream::connect(portal).unwrap();
         assert_eq!(plane.told(0).configuration.directory.portals().len(), 1);
@@ -283,7 +283,8 @@ fn a_portal_of_the_command_line_is_not_kept_until_it_is_added() {
         let portal = free_portal();
         controller.listen_all(&[portal]).await.unwrap();
         assert!(controller.config.portals.is_empty() && controller.portals[0].temporary);
-        controller.portal_add(NewPortal { address: portal.to_string(), advertise: None }).await.unwrap();
+        let new = NewPortal { address: portal.to_string(), group: None, advertise: None };
+        controller.portal_add(new).await.unwrap();
         assert!(controller.config.portals == [portal] && !controller.portals[0].temporary);
     });
 }

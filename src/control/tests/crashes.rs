@@ -136,5 +136,6 @@ fn target_commands() {
 #[test]
 fn portal_add() {
     let portal = free_portal().to_string();
-    crash_everywhere(async move |c, _| c.portal_add(NewPortal { address: portal.clone(), advertise: None }).await);
+    let new = move || NewPortal { address: portal.clone(), group: None, advertise: None };
+    crash_everywhere(async move |c, _| c.portal_add(new()).await);
 }

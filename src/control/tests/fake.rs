@@ -14,6 +14,7 @@ use crate::control::state::StateDir;
 use crate::medium::Disk;
 use crate::medium::blocking::BlockingDisk;
 use crate::observe::{SessionStats, ShardStats};
+use crate::scsi::reservations::Reservations;
 use crate::shard::message::{Configuration, EngineReport, SessionInfo, ToShard};
 use crate::units::{DiskId, PortalId, ShardId};
 
@@ -25,6 +26,7 @@ pub struct Told {
     /// The disks whose home it is and that are in files, as a shard would read and write them.
     pub homes: BTreeMap<DiskId, BlockingDisk<File>>,
     pub paused: BTreeSet<DiskId>,
+    pub reservations: BTreeMap<DiskId, Arc<Reservations>>,
     pub listeners: Vec<(PortalId, OwnedFd)>,
     pub sessions: Vec<SessionInfo>,
     pub stopped: bool,
@@ -133,7 +135,7 @@ impl DataPlane for FakePlane {
                 told.configuration = configuration;
                 reply(());
             }
-            ToShard::Listen { portal, listener } => told.listeners.push((portal, listener)),
+            ToShard::Listen { portal, listener, .. } => told.listeners.push((portal, listener)),
             ToShard::StopListening { portal, reply } => {
                 told.listeners.retain(|(listening, _)| *listening != portal);
                 reply(());
@@ -143,6 +145,16 @@ impl DataPlane for FakePlane {
                 assert!(told.disks.insert(disk.id()), "attached once");
                 told.serve(shard, &disk, engine);
                 reply(());
+            }
+            ToShard::Remember { disk, reservations, reply, .. } => {
+                assert!(told.disks.contains(&disk), "only an attached disk has reservations");
+                told.reservations.insert(disk, reservations);
+                reply(());
+            }
+            ToShard::ReportReservations { disk, reply } => reply(told.reservations.get(&disk).cloned()),
+            ToShard::ClearReservations { disk, reply } => {
+                told.reservations.remove(&disk);
+                reply(Ok(()));
             }
             ToShard::Detach { disk, reply } => {
                 let mapped = told.configuration.luns.values().any(|map| map.values().any(|lun| lun.disk == disk));

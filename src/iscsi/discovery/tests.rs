@@ -13,6 +13,7 @@ fn target(id: u32, name: &str, access: &str) -> Target {
         alias: None,
         access,
         authentication: Authentication::None,
+        portal_groups: Vec::new(),
         redirects: vec![],
         error_recovery_level: 0,
     }
@@ -350,4 +351,21 @@ fn damaged_requests_are_answered_or_refused() {
     }
     assert!(answered > 10_000, "{answered}");
     assert!(refused > 5_000, "{refused}");
+}
+
+#[test]
+fn a_target_is_told_with_the_portals_of_its_groups_only() {
+    let limited = |id, name, groups: &[u16]| Target { portal_groups: groups.to_vec(), ..target(id, name, "any") };
+    let targets = vec![
+        limited(1, "iqn.2026-11.io.x:one", &[2]),
+        limited(2, "iqn.2026-11.io.x:none", &[9]),
+        target(3, "iqn.2026-11.io.x:two", "any"),
+    ];
+    let directory = directory(targets, vec![portal("0.0.0.0:3260", 1), portal("10.1.1.1:3261", 2)]);
+    let one = "TargetName=iqn.2026-11.io.x:one|TargetAddress=10.1.1.1:3261,2|";
+    let two = "TargetName=iqn.2026-11.io.x:two|TargetAddress=10.0.0.1:3260,1|TargetAddress=10.1.1.1:3261,2|";
+    let mut bench = Bench::discovery(directory);
+    assert_eq!(bench.answer("SendTargets=All|"), format!("{one}{two}"));
+    assert_eq!(bench.answer("SendTargets=iqn.2026-11.io.x:one|"), one);
+    assert_eq!(bench.answer("SendTargets=iqn.2026-11.io.x:none|"), "");
 }

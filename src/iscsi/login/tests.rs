@@ -48,6 +48,7 @@ fn target(id: u32, name: &str, access: &str, authentication: Authentication) -> 
         alias: None,
         access,
         authentication,
+        portal_groups: Vec::new(),
         redirects: vec![],
         error_recovery_level: 0,
     }

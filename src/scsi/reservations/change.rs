@@ -56,6 +56,21 @@ impl Reservations {
         }
     }
 
+    /// The operator takes everything off the unit: registrations, the persistent reservation, and what a RESERVE
+    /// command reserved. Who was registered learns of it as from CLEAR. True if anything changed.
+    pub fn clear_all(&mut self, effect: &mut dyn FnMut(&Nexus, Effect)) -> bool {
+        let changed = !self.registrations.is_empty() || self.reserved_by.is_some();
+        self.reservation = None;
+        self.reserved_by = None;
+        for registration in std::mem::take(&mut self.registrations) {
+            effect(&registration.nexus, Effect::Attention(Attention::ReservationsPreempted));
+        }
+        if changed {
+            self.generation = self.generation.wrapping_add(1);
+        }
+        changed
+    }
+
     fn try_apply(&mut self, change: &Change<'_>, effects: Effects<'_>) -> Done {
         // A unit reserved by RESERVE answers no persistent reservation command, whoever sent it.
         if self.reserved_by.is_some() {

@@ -16,6 +16,7 @@
 mod change;
 mod commands;
 mod nexus;
+pub mod place;
 mod report;
 mod request;
 mod standing;

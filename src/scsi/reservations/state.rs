@@ -112,6 +112,29 @@ impl Reservations {
         self.registrations.iter().map(|registration| (&registration.nexus, registration.key))
     }
 
+    /// The key of the nexus that holds the persistent reservation, or zero where all registrants hold it. `None`:
+    /// nobody holds any.
+    pub fn holder_key(&self) -> Option<u64> {
+        let kind = self.reservation?;
+        let holder = self.registrations.iter().find(|registration| registration.holder);
+        Some(if kind.all_registrants() { 0 } else { holder.map_or(0, |registration| registration.key) })
+    }
+
+    /// Whether a nexus holds the persistent reservation.
+    pub fn is_held_by(&self, nexus: &Nexus) -> bool {
+        self.reservation.is_some() && self.find(nexus).is_some_and(|index| self.is_holder(&self.registrations[index]))
+    }
+
+    /// The nexus for which a RESERVE command reserved the unit.
+    pub fn reserved_by(&self) -> Option<&Nexus> {
+        self.reserved_by.as_ref()
+    }
+
+    /// The last APTPL: registrations and the persistent reservation outlast a loss of power.
+    pub fn persists(&self) -> bool {
+        self.persist
+    }
+
     /// PRGENERATION.
     pub fn generation(&self) -> u32 {
         self.generation

@@ -8,8 +8,10 @@
 //!
 //! **May know:** the simulated stream.
 
+mod arbiter;
 mod command;
 mod contents;
+mod fencer;
 mod login;
 mod management;
 mod pdu;
@@ -22,6 +24,8 @@ use std::net::SocketAddr;
 
 use command::{Task, Work, sense_key, status};
 use contents::{Contents, SAME};
+
+pub use fencer::{Arbiter, Fencer, FencerConfig};
 
 pub use contents::{LAYER_VERSIONS, UNIT_BYTES, fill, layered_version};
 use login::{Login, Names, Offer, Progress};

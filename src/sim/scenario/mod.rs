@@ -5,6 +5,7 @@
 //! **May know:** everything below the control plane.
 
 mod changes;
+mod fencing;
 mod images;
 mod runs;
 mod server;

@@ -1,7 +1,7 @@
 //! The scenarios.
 
 use super::server::{DiskPlan, Server, ServerConfig};
-use super::{Change, Report, Run, Scenario};
+use super::{Change, Report, Run, Scenario, fencing};
 use crate::medium::{DiskFormat, DiskKind};
 use crate::ring::Nanos;
 use crate::sim::{
@@ -38,6 +38,9 @@ pub const SCENARIOS: &[Scenario] = &[
         run: snapshots_power,
     },
     Scenario { name: "killed", about: "the process is killed and started again, several times", run: killed },
+    Scenario { name: "fencing", about: "nodes that reserve and preempt a disk, and write", run: fencing::fencing },
+    Scenario { name: "fencing-killed", about: "the same, and the process is killed", run: fencing::fencing_killed },
+    Scenario { name: "fencing-power", about: "the same, and the power is cut", run: fencing::fencing_power },
     Scenario { name: "power-cut", about: "the power is cut and comes back, several times", run: power_cut },
 ];
 
@@ -57,7 +60,7 @@ const RAW_LUN: usize = 2;
 const VHDX_LUN: usize = 3;
 
 /// Every kind of disk, small.
-fn disks() -> Vec<DiskPlan> {
+pub(super) fn disks() -> Vec<DiskPlan> {
     let plan = |format, kind, size_bytes, sector_size_bytes| DiskPlan { format, kind, size_bytes, sector_size_bytes };
     vec![
         plan(DiskFormat::Memory, DiskKind::Dynamic, 4 * MIB, 512),

@@ -19,8 +19,12 @@ use crate::medium::{self, Cache, Disk, DiskFormat, DiskKind, LayerFile, OpenSpec
 use crate::mem::{Arena, ArenaConfig};
 use crate::observe::ShardStats;
 use crate::ring::{Fd, Ring, Wait};
-use crate::shard::{Configuration, DiskSettings, Kept, LunMap, Mapping, Parts, Senders, Shard, ToShard, mailbox};
-use crate::sim::{Initiator, Random, Runnable, SimRing, SimWaker, World};
+use crate::scsi::reservations::Reservations;
+use crate::scsi::reservations::place::{self, Owner};
+use crate::shard::{
+    Configuration, DiskSettings, Kept, LunMap, Mapping, Parts, ReservationStore, Senders, Shard, ToShard, mailbox,
+};
+use crate::sim::{FileOptions, Initiator, Random, Runnable, SimRing, SimWaker, World};
 use crate::units::{DiskId, Lun, PortalId, ShardId, TargetId};
 
 /// A disk to serve.
@@ -98,6 +102,8 @@ pub struct Server {
     /// Files that have been leaves of the running process.
     pub(super) written: BTreeSet<PathBuf>,
     pub(super) starts: u32,
+    /// What was stored of the disks' reservations when the last process ended.
+    reservations: Vec<u8>,
     pub(super) process: Option<Process>,
     pub(super) random: Random,
 }
@@ -131,6 +137,7 @@ impl Server {
             retiring: Vec::new(),
             written: BTreeSet::new(),
             starts: 0,
+            reservations: Vec::new(),
             process: None,
             random,
         };
@@ -208,10 +215,12 @@ impl Server {
     fn start_process(&mut self) -> Result<(), String> {
         self.starts += 1;
         let (shards, senders) = self.make_shards();
+        let ledger = self.open_reservations();
         self.process = Some(Process { shards, senders, disks: Vec::new() });
         let mut luns = LunMap::new();
         for index in 0..self.config.disks.len() {
             let id = self.attach(index)?;
+            self.remember(index, ledger);
             luns.insert(Lun(index as u16), Mapping { disk: id, read_only: false });
         }
         let configuration = Arc::new(configuration(luns, self.config.uncached)?);
@@ -219,7 +228,7 @@ impl Server {
         let process = self.process.as_mut().expect("it has just been made");
         for (Turns(shard), listener) in process.shards.iter_mut().zip(listeners) {
             shard.configure(Arc::clone(&configuration));
-            shard.listen(PORTAL, listener, None);
+            shard.listen(PORTAL, 1, listener, None);
         }
         Ok(())
     }
@@ -242,6 +251,44 @@ impl Server {
             shards.push(Turns(shard));
         }
         (shards, senders)
+    }
+
+    /// The file of reservations, with what is left of it.
+    fn open_reservations(&self) -> Fd {
+        let name = self.reservations_name();
+        self.world.create_file(&name, self.reservations.len() as u64);
+        self.world.file_write(&name, 0, &self.reservations);
+        self.world.file_sync(&name);
+        self.world.open(&name, FileOptions { alignment_bytes: 1, read_only: false })
+    }
+
+    fn reservations_name(&self) -> String {
+        format!("reservations.{}", self.starts)
+    }
+
+    /// Give every shard what has outlasted of a disk's reservations, as the control plane does.
+    fn remember(&mut self, index: usize, file: Fd) {
+        let (start, copy_bytes) = (index * place::PLACE_BYTES as usize, place::COPY_BYTES);
+        let copy = |at: usize| self.reservations.get(at..).unwrap_or_default();
+        let copies = [copy(start), copy(start + copy_bytes)].map(|copy| &copy[..copy.len().min(copy_bytes)]);
+        let kept = place::kept(copies);
+        let state = kept.as_ref().filter(|kept| !kept.state.is_empty());
+        let reservations = state.map_or_else(Reservations::new, |kept| {
+            Reservations::from_bytes(&kept.state).expect("what was stored can be read")
+        });
+        let reservations = Arc::new(reservations);
+        let process = self.process.as_mut().expect("disks are attached to a process");
+        let disk = &process.disks[index];
+        for (Turns(shard), number) in process.shards.iter_mut().zip(0..) {
+            let store = (ShardId(number) == disk.home()).then(|| ReservationStore {
+                file,
+                owned: None,
+                offset_bytes: start as u64,
+                owner: Owner { uuid: *disk.uuid().as_bytes(), name: disk.name().to_owned() },
+                sequence: kept.as_ref().map_or(0, |kept| kept.sequence),
+            });
+            shard.remember(disk.id(), Arc::clone(&reservations), store);
+        }
     }
 
     /// Open a disk and make every shard know it.
@@ -300,6 +347,9 @@ impl Server {
 
     /// What the world holds of the disks goes to the real files.
     fn write_back(&mut self) -> Result<(), String> {
+        let name = self.reservations_name();
+        self.reservations = vec![0; self.world.file_len(&name) as usize];
+        self.world.file_read(&name, 0, &mut self.reservations);
         for path in std::mem::take(&mut self.written) {
             images::export(&self.world, &images::name_in_world(&path, self.starts), &path)?;
         }
@@ -392,6 +442,7 @@ fn configuration(luns: LunMap, uncached: bool) -> Result<Configuration, String> 
         alias: None,
         access: vec![AccessRule::Any],
         authentication: Authentication::None,
+        portal_groups: Vec::new(),
         redirects: Vec::new(),
         error_recovery_level: 0,
     };
