@@ -1,8 +1,8 @@
 //! R2T, Data-Out and unsolicited data (RFC 7143 sections 4.2.5, 11.4.7.2, 11.7, 11.8, 13.10 to 13.19).
 //!
-//! Seen to fail: the R2T tests with MaxBurstLength and MaxOutstandingR2T one too large and with R2TSN constant; the
-//! tests of wrong data with `Burst::fits` always true; the partial block and the last window of WRITE SAME with the
-//! server as it was before they were written.
+//! Seen to fail: the R2T tests with a constant R2TSN and twice MaxBurstLength; the tests of wrong data with Data-Out of
+//! any length and DataSN taken; the residuals with part of a block answered GOOD; `write_same_ends_with_the_disk` and
+//! `compare_and_write_takes_twice_its_blocks_only` with the server as it was before.
 
 use perf::client::Client;
 use perf::login::{Pdu, Wishes};
