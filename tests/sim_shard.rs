@@ -166,6 +166,21 @@ fn one_seed_is_one_run() {
     }
 }
 
+#[test]
+fn blocks_that_many_change_at_once_lose_no_change() {
+    let reports = run_all("shared", 12);
+    assert!(total(&reports, |r| r.retried) > 300, "they got in each other's way");
+    assert!(total(&reports, |r| r.aborted) > 20 && total(&reports, |r| r.lost) > 20);
+}
+
+#[test]
+fn a_file_that_hangs_ends_its_commands_and_concerns_no_other_disk() {
+    let reports = run_all("hung", 8);
+    let failed = total(&reports, |r| r.failed);
+    assert!(failed > 50, "{failed} commands were ended");
+    assert_eq!(total(&reports, |r| r.lost), 0);
+}
+
 /// Nodes of a cluster on several shards: after every answer, what is allowed is what the reservations say.
 #[test]
 fn nodes_that_fight_for_a_disk_are_told_the_truth() {
@@ -181,19 +196,4 @@ fn reservations_that_are_to_outlast_a_crash_do_and_the_others_do_not() {
         let lost = total(&reports, |r| r.lost);
         assert!(lost > 40, "{name}: {lost} connections lost");
     }
-}
-
-#[test]
-fn blocks_that_many_change_at_once_lose_no_change() {
-    let reports = run_all("shared", 12);
-    assert!(total(&reports, |r| r.retried) > 300, "they got in each other's way");
-    assert!(total(&reports, |r| r.aborted) > 20 && total(&reports, |r| r.lost) > 20);
-}
-
-#[test]
-fn a_file_that_hangs_ends_its_commands_and_concerns_no_other_disk() {
-    let reports = run_all("hung", 8);
-    let failed = total(&reports, |r| r.failed);
-    assert!(failed > 50, "{failed} commands were ended");
-    assert_eq!(total(&reports, |r| r.lost), 0);
 }

@@ -158,7 +158,7 @@ impl Controller {
             target_next: 0,
             portal_next: 0,
             view: Arc::default(),
-            isns: Isns::new(),
+            isns: Isns::default(),
         };
         controller.bring_up().await?;
         controller.apply().await?;
@@ -275,11 +275,11 @@ impl Controller {
         });
         let discovery = demand(&self.config.discovery_auth)?;
         let directory = Directory::new(targets, portals.collect(), discovery).map_err(Refused::invalid)?;
-        let disk_ports = ports_of_disks(&luns, &masks, &ports);
         let (disks, keeper) = (self.disk_settings(), Some(self.keeper.clone()));
         let io_deadline_ms = self.config.io_deadline_seconds.map(|seconds| u64::from(seconds) * 1000);
+        let disk_ports = ports_of_disks(&luns, &masks, &ports);
         let directory = Arc::new(directory);
-        Ok(Configuration { directory, luns, masks, ports, disk_ports, disks, keeper, io_deadline_ms })
+        Ok(Configuration { directory, luns, ports, disk_ports, masks, disks, keeper, io_deadline_ms })
     }
 
     /// Logical units in the shards' terms; those whose disks are offline are absent.

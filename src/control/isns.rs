@@ -48,14 +48,16 @@ struct Shared {
     waiter: Option<mpsc::Receiver<()>>,
 }
 
-impl Isns {
+impl Default for Isns {
     /// Nothing is registered yet.
-    pub fn new() -> Isns {
+    fn default() -> Isns {
         let (signal, waiter) = mpsc::channel(0);
         let shared = Shared { waiter: Some(waiter), ..Shared::default() };
         Isns { shared: Arc::new(Mutex::new(shared)), signal }
     }
+}
 
+impl Isns {
     fn shared(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -86,8 +88,7 @@ impl Isns {
         let Some(mut waiter) = self.shared().waiter.take() else { return };
         let mut standing: Option<Standing> = None;
         let mut retry = RETRY_MIN;
-        loop {
-            let Some(wanted) = self.next_wanted() else { break };
+        while let Some(wanted) = self.next_wanted() {
             let outcome = follow(&mut standing, wanted).await;
             let pause = match &outcome {
                 Ok(()) => Some(Standing::renew_after()).filter(|_| standing.is_some()),
@@ -175,10 +176,10 @@ async fn follow(standing: &mut Option<Standing>, wanted: Option<Wanted>) -> Resu
     if let Some(wanted) = wanted {
         let server = wanted.server.clone();
         // Registering anew would tell every initiator that the targets went and came.
-        if let Some(former) = standing.as_ref().filter(|former| *former.wanted() == wanted) {
-            if former.renew().await.map_err(|why| format!("{server}: {why}"))? {
-                return Ok(());
-            }
+        if let Some(former) = standing.as_ref().filter(|former| *former.wanted() == wanted)
+            && former.renew().await.map_err(|why| format!("{server}: {why}"))?
+        {
+            return Ok(());
         }
         let registered = Standing::register(wanted, standing.as_ref()).await;
         *standing = Some(registered.map_err(|why| format!("{server}: {why}"))?);

@@ -223,12 +223,20 @@ fn open_leaf(spec: &OpenSpec, path: &Path) -> Result<(Arc<LayerFile>, Rest), Fil
     Ok((Arc::new(layer), Rest { engine, disk_id, physical_sector_bytes, notes }))
 }
 
+/// What shards carry out for every disk beyond the basic commands.
+const CARRIED_OUT: Features = Features::COMPARE_AND_WRITE
+    .and(Features::OR_WRITE)
+    .and(Features::RESERVATIONS)
+    .and(Features::PORT_GROUPS)
+    .and(Features::EXPLICIT_ACCESS)
+    .and(Features::MODE_SELECT)
+    .and(Features::LOG_DATA)
+    .and(Features::FORMAT)
+    .and(Features::COPY);
+
 /// The SCSI description. Write caching is reported for files: a write is answered when it has left the process, and is
 /// durable after SYNCHRONIZE CACHE or with FUA. Memory and null disks have nothing behind them that a flush could
 /// reach.
-/// What shards carry out beyond the basic commands.
-const CARRIED_OUT: Features = Features::RESERVATIONS.and(Features::PORT_GROUPS).and(Features::EXPLICIT_ACCESS);
-
 fn unit_for(spec: &OpenSpec, parts: &Parts, read_only: bool) -> Result<Unit, FileError> {
     let size = |why| FileError::Size { size_bytes: parts.size_bytes, why };
     let block_length =
@@ -254,12 +262,9 @@ fn unit_for(spec: &OpenSpec, parts: &Parts, read_only: bool) -> Result<Unit, Fil
         sense_format: SenseFormat::Fixed,
     };
     let unit = Unit::new(&config).map_err(|_| size("it cannot be described to an initiator"))?;
-    let exclusive = Features::COMPARE_AND_WRITE.and(Features::OR_WRITE);
-    let unit = unit.with_features(CARRIED_OUT).with_features(
-        exclusive.and(Features::MODE_SELECT).and(Features::LOG_DATA).and(Features::FORMAT).and(Features::COPY),
-    );
     // Where parents hold some of the blocks, they would keep them.
     let is_alone = !matches!(&parts.backing, Backing::Chain { layers, .. } if layers.len() > 1);
+    let unit = unit.with_features(CARRIED_OUT);
     Ok(if is_alone { unit.with_features(Features::SANITIZE) } else { unit })
 }
 

@@ -151,6 +151,7 @@ mod tests {
             Attention::CapacityChanged,
             Attention::ModeParametersChanged,
             Attention::InquiryChanged,
+            Attention::ThinProvisioningThreshold,
         ];
         assert_eq!(told, expected, "POWER ON takes the place of the lesser resets");
         assert!(pending.is_empty());

@@ -35,8 +35,8 @@ impl<R: Ring> Work<'_, R> {
         entry.kind = Kind::CompareAndWrite;
         entry.operation = Operation::Write;
         entry.durable |= fua;
-        if expected < data_out {
-            // Half a comparison is none.
+        if expected != data_out {
+            // Half a comparison is none; and with more, it is not clear where what is to be written begins.
             return self.complete(task, Outcome::check_condition(Sense::new(SenseCode::INVALID_FIELD_IN_CDB)));
         }
         entry.total = data_out;

@@ -161,10 +161,10 @@ pub(crate) enum Mark {
     Load(u32, u32),
     /// A flush of a disk's file for initiators: disk slot.
     Flush(u32),
-    /// Storing what is agreed on about a disk: its slot.
-    Agreement(u32),
     /// Emptying or overwriting a disk: disk slot.
     Erase(u32),
+    /// Storing what is agreed on about a disk: its slot.
+    Agreement(u32),
     /// Something whose completion nobody waits for.
     Ignore,
 }
@@ -233,14 +233,10 @@ impl<R: Ring> Io<R> {
 impl<W: Wake> Mail<W> {
     pub(crate) fn new(me: ShardId, senders: Senders<W>) -> Self {
         // Answers that may be owed at once: all that every shard may have asked this one as a home shard, and every
-        // job; barriers with their answers; and news with theirs; and four messages about every range.
-        let owed_max = senders.0.len()
-            * (HOME_REQUESTS_MAX
-                + 2 * BARRIERS_MAX as usize
-                + 2 * NEWS_MAX as usize
-                + 4 * RANGES_MAX
-                + 2 * CHANGES_MAX)
-            + JOBS_MAX;
+        // job; barriers and news with their answers; and four messages about every range.
+        let for_each_shard =
+            HOME_REQUESTS_MAX + 2 * BARRIERS_MAX as usize + 2 * NEWS_MAX as usize + 4 * RANGES_MAX + 2 * CHANGES_MAX;
+        let owed_max = senders.0.len() * for_each_shard + JOBS_MAX;
         Self { me, senders, local: Queue::new(OUTBOX_MAX + owed_max), outbox: Queue::new(OUTBOX_MAX + owed_max) }
     }
 
@@ -474,8 +470,8 @@ mod tests {
             Mark::Engine(65535, 0, 1),
             Mark::Load(16383, 7),
             Mark::Flush(0x0fff_ffff),
-            Mark::Agreement(16383),
             Mark::Erase(16383),
+            Mark::Agreement(16383),
         ];
         for mark in marks {
             assert_eq!(Mark::from_tag(mark.tag()), mark);

@@ -251,11 +251,19 @@ impl<R: Ring> Shard<R> {
 
     /// The work has the disk to itself.
     pub(super) fn erasure_got_range(&mut self, slot: u32, number: u8) {
+        self.revoke_all_tokens(slot);
         if let Some(erasure) = self.core.erasure(slot) {
             erasure.range = Some(number);
             erasure.stage = Stage::Ready;
         }
         self.erase_on(slot);
+    }
+
+    /// Nothing of the disk stays what it was.
+    fn revoke_all_tokens(&self, slot: u32) {
+        if let Some(entry) = self.core.disks.at(slot) {
+            entry.disk.tokens().revoke_all();
+        }
     }
 
     /// Begin the next piece, if one can begin now.
@@ -513,6 +521,7 @@ impl<R: Ring> Shard<R> {
 
     /// Tell all shards how it has ended.
     fn conclude_erasure(&mut self, slot: u32) {
+        self.revoke_all_tokens(slot);
         let Some(erasure) = self.core.erasure(slot) else { return };
         erasure.stage = Stage::Concluding;
         let condition = erasure.conclusion();

@@ -288,7 +288,6 @@ impl<R: Ring> Shard<R> {
     /// Put a configuration in force.
     pub fn configure(&mut self, configuration: Arc<Configuration>) {
         let former = std::mem::replace(&mut self.core.configuration, Arc::clone(&configuration));
-        self.regroup(&former);
         self.core.io_deadline_ms = configuration.io_deadline_ms.unwrap_or(IO_DEADLINE_MS).max(1);
         for (disk, settings) in &configuration.disks {
             let slot = self.core.disks.find(*disk);
@@ -296,6 +295,7 @@ impl<R: Ring> Shard<R> {
                 entry.settings.configure(settings);
             }
         }
+        self.regroup(&former);
         let Self { core, links, .. } = self;
         for link in links.iter_mut().flatten() {
             let Phase::Session(session) = &mut link.phase else { continue };

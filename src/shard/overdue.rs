@@ -155,6 +155,8 @@ impl<R: Ring> Work<'_, R> {
             let waits = match entry.step {
                 // It takes as long as it takes.
                 Step::Asking(Resume::Erased) => entry.aborted,
+                // It waits for commands of others, which do not wait for ever, and its outcome must be told.
+                Step::Asking(Resume::Agreement) => false,
                 Step::Asking(_) | Step::Writing | Step::Committing | Step::Reading | Step::Flushing => {
                     entry.operations > 0
                 }
@@ -188,8 +190,9 @@ impl<R: Ring> Work<'_, R> {
     fn make_orphan(&mut self, task: TaskId, disk: u32, name: u16) {
         let entry = &mut self.session.tasks[usize::from(task.0)];
         let reads = match entry.kind {
-            Kind::Copy => entry.step == Step::Reading,
-            kind => matches!(kind, Kind::Read | Kind::Verify(_) | Kind::Flush | Kind::None | Kind::List(_)),
+            Kind::Read | Kind::Verify(_) | Kind::Flush | Kind::None | Kind::List(_) => true,
+            Kind::Copy => matches!(entry.step, Step::Reading | Step::Asking(Resume::ReadIn | Resume::Copy)),
+            _ => false,
         };
         let orphan = Orphan {
             link: self.key,

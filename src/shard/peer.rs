@@ -115,36 +115,6 @@ pub(crate) enum PeerMessage {
         /// The disk.
         disk: DiskId,
     },
-    /// To a disk's home: change what all shards agree on.
-    Agree {
-        /// The disk.
-        disk: DiskId,
-        /// Who asks, if somebody waits for the answer.
-        asker: Option<Asker>,
-        /// What for.
-        change: Box<Change>,
-    },
-    /// From a disk's home: the change is in force on all shards, or will not be.
-    Agreed {
-        /// Who asked.
-        asker: Asker,
-        /// How the command ends.
-        outcome: Outcome,
-    },
-    /// From a disk's home, to every shard: what is agreed on from now on.
-    News {
-        /// The disk.
-        disk: DiskId,
-        /// Its home.
-        home: ShardId,
-        /// The news.
-        news: Arc<News>,
-    },
-    /// To a disk's home: they are in force, and commands that were to be aborted have ended.
-    NewsHeard {
-        /// The disk.
-        disk: DiskId,
-    },
     /// To a disk's home: empty or overwrite the unit.
     Erase {
         /// The disk.
@@ -217,6 +187,36 @@ pub(crate) enum PeerMessage {
         disk: DiskId,
         /// The range's.
         number: u8,
+    },
+    /// To a disk's home: change what all shards agree on.
+    Agree {
+        /// The disk.
+        disk: DiskId,
+        /// Who asks, if somebody waits for the answer.
+        asker: Option<Asker>,
+        /// What for.
+        change: Box<Change>,
+    },
+    /// From a disk's home: the change is in force on all shards, or will not be.
+    Agreed {
+        /// Who asked.
+        asker: Asker,
+        /// How the command ends.
+        outcome: Outcome,
+    },
+    /// From a disk's home, to every shard: what is agreed on from now on.
+    News {
+        /// The disk.
+        disk: DiskId,
+        /// Its home.
+        home: ShardId,
+        /// The news.
+        news: Arc<News>,
+    },
+    /// To a disk's home: they are in force, and commands that were to be aborted have ended.
+    NewsHeard {
+        /// The disk.
+        disk: DiskId,
     },
     /// To the registrar: a login wants its session identity. An older session of the same name is ended first.
     Register {

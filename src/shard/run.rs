@@ -233,8 +233,8 @@ impl<R: Ring> Shard<R> {
             Mark::Engine(slot, driver, io) => return self.engine_completed(slot, (driver, io), completion),
             Mark::Load(slot, place) => return self.load_completed(slot, place, completion),
             Mark::Flush(slot) => return self.flush_completed(slot, &completion),
-            Mark::Agreement(slot) => return self.core.agreement_stored(slot, &completion),
             Mark::Erase(slot) => return self.erase_completed(slot, &completion),
+            Mark::Agreement(slot) => return self.core.agreement_stored(slot, &completion),
             Mark::Ignore => return,
             mark @ Mark::Task(..) if core.orphan_completed(mark, &completion) => return,
             Mark::Receive(index)

@@ -170,10 +170,10 @@ pub(crate) enum Resume {
     Exclude,
     AskRange,
     LbaStatus,
-    Agreement,
     SettingChanged,
     Copy,
     Erased,
+    Agreement,
     Answer,
 }
 
@@ -504,10 +504,10 @@ impl<R: Ring> Work<'_, R> {
             Resume::Exclude => self.exclude(task),
             Resume::AskRange => self.ask_range(task),
             Resume::LbaStatus => self.lba_status_again(task),
-            Resume::Agreement => self.ask_agreement(task),
             Resume::SettingChanged => self.setting_changed(task),
             Resume::Copy => self.copy_go_on(task),
             Resume::Erased => self.complete(task, Outcome::GOOD),
+            Resume::Agreement => self.ask_agreement(task),
             Resume::Answer => self.send_when_drained(task),
         }
     }

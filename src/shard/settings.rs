@@ -21,7 +21,7 @@ use crate::units::{DiskId, ShardId};
 pub(crate) const CHANGES_MAX: usize = 128;
 
 /// What is kept of a unit when the server ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Kept {
     /// WCE, as a MODE SELECT has saved it; `None`: none has.
     pub write_cache: Option<bool>,
@@ -34,12 +34,6 @@ pub struct Kept {
 pub struct DiskSettings {
     /// What was kept.
     pub kept: Kept,
-}
-
-impl Default for Kept {
-    fn default() -> Self {
-        Self { write_cache: None, unsanitized: None }
-    }
 }
 
 /// What the control plane is to keep: it answers with [`ToShard::Kept`](super::ToShard::Kept).

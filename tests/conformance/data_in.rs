@@ -1,7 +1,6 @@
 //! Data-In, residuals of reads, and status (RFC 7143 sections 11.4 and 11.7).
 //!
-//! Seen to fail: with sequences of twice MaxBurstLength, DataSN that begins at 1, StatSN in every Data-In, and residuals
-//! without their bits.
+//! Seen to fail: with ExpDataSN that counts R2Ts too (`exp_data_sn_is_0_without_data_in`).
 
 use perf::client::Client;
 use perf::pdu::{FINAL, Header, response};

@@ -1,8 +1,8 @@
 //! R2T, Data-Out and unsolicited data (RFC 7143 sections 4.2.5, 11.4.7.2, 11.7, 11.8, 13.10 to 13.19).
 //!
-//! Seen to fail: the R2T tests with MaxBurstLength and MaxOutstandingR2T one too large and with R2TSN constant; the
-//! tests of wrong data with `Burst::fits` always true; the partial block and the last window of WRITE SAME with the
-//! server as it was before they were written.
+//! Seen to fail: the R2T tests with a constant R2TSN and twice MaxBurstLength; the tests of wrong data with Data-Out of
+//! any length and DataSN taken; the residuals with part of a block answered GOOD; `write_same_ends_with_the_disk` and
+//! `compare_and_write_takes_twice_its_blocks_only` with the server as it was before.
 
 use perf::client::Client;
 use perf::login::{Pdu, Wishes};
@@ -297,6 +297,25 @@ fn residuals_of_writes() {
         assert_eq!((part.flags & 6, part.residual), (4, BLOCK as u32 - 100));
         assert_eq!(content(&mut client, 16, 2), [0; 2 * BLOCK]);
     }
+}
+
+/// SBC-4 clause 5.3: COMPARE AND WRITE brings twice its blocks, no more and no less.
+#[test]
+fn compare_and_write_takes_twice_its_blocks_only() {
+    let bench = Bench::start();
+    let mut client = bench.client();
+    for (blocks, brought) in [(1, 4), (3, 4), (2, 1), (1, 1)] {
+        let mut cdb = [0; 16];
+        (cdb[0], cdb[13]) = (0x89, blocks);
+        let answer = client.write(0, &cdb, &vec![0; brought * BLOCK]).expect("an answer");
+        assert_eq!((answer.status, answer.sense_triple().map(|sense| sense.0)), (2, Some(5)), "{blocks}, {brought}");
+    }
+    let mut cdb = [0; 16];
+    (cdb[0], cdb[13]) = (0x89, 2);
+    let data = [vec![0; 2 * BLOCK], vec![6; 2 * BLOCK]].concat();
+    assert_eq!(client.write(0, &cdb, &data).expect("an answer").status, 0);
+    assert_eq!(client.write(0, &cdb, &data).expect("an answer").sense_triple(), Some((0x0e, 0x1d, 0)));
+    assert_eq!(content(&mut client, 0, 2), [6; 2 * BLOCK]);
 }
 
 /// A WRITE SAME of many windows up to the disk's last block, on each kind of disk.

@@ -1,7 +1,7 @@
 //! Header and data digests (RFC 7143 sections 7.7, 7.8, 11.2.3 and 13.1). That the server's own digests are right is
 //! checked by the initiator with every PDU.
 //!
-//! Seen to fail: with `digest_matches` always true, and with the padding left out of the data digest.
+//! Seen to fail: all but the last, with every digest of the initiator believed.
 
 use std::io::Write;
 
@@ -81,7 +81,8 @@ fn a_wrong_digest_of_immediate_data_is_rejected_and_the_command_may_come_again()
     assert_eq!(content(&mut client, 0, 1), [7; BLOCK]);
 }
 
-/// Section 7.8: at ErrorRecoveryLevel 0 a spoilt Data-Out is rejected, and the command fails when its last data has come.
+/// Section 7.8: at ErrorRecoveryLevel 0 a spoilt Data-Out is rejected, and the command fails when its last data has
+/// come.
 #[test]
 fn a_wrong_digest_of_data_out_fails_the_command() {
     let bench = Bench::start();

@@ -1,12 +1,13 @@
 //! libiscsi's `iscsi-test-cu` 1.20, one process per test, against the table of expected verdicts beside this file.
 //!
 //! The program counts a test that it could not run as passed, and only a `[SKIPPED]` line of that test tells. So a
-//! verdict is one of `pass`, `skip` and `fail`, and each one that is not the table's fails the run: a new failure, a new
-//! skip, and a new pass too, which asks for the table to be brought up to date. `LUNARING_TEST_CU_TABLE=FILE` writes it anew
-//! from what is found; `LUNARING_TEST_CU=full` runs all configurations instead of those that cover each pair of choices.
+//! verdict is one of `pass`, `skip` and `fail`, and each one that is not the table's fails the run: a new failure, a
+//! new skip, and a new pass too, which asks for the table to be brought up to date. `LUNARING_TEST_CU_TABLE=FILE`
+//! writes it anew from what is found; `LUNARING_TEST_CU=full` runs all configurations instead of those that cover each
+//! pair of choices.
 //!
-//! Seen to fail: with a row of the table changed, with UNMAP taken out of the command table (a skip), and with DataSN
-//! unchecked (a failure).
+//! Seen to fail: whenever commands were switched on after the table was written, each by its name; and by the server
+//! that a WRITE SAME had ended.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};

@@ -1,7 +1,7 @@
 //! Login and its negotiation (RFC 7143 sections 6, 11.12, 11.13 and 13).
 //!
-//! Seen to fail: with TSIH in every Login Response, with a second offer of a key taken, with the smaller of two values
-//! where the larger is due, and with NotUnderstood left out.
+//! Seen to fail: with TSIH in every Login Response, with a second offer of a key taken, and with NotUnderstood left
+//! out.
 
 use perf::pdu::{FINAL, response};
 

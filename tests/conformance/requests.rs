@@ -1,7 +1,7 @@
 //! NOP, Logout, and what is rejected (RFC 7143 sections 7, 11.14 to 11.19).
 //!
-//! Seen to fail: with the ping's data cut to 16 bytes, with Logout answering 0 whatever is asked, and with each
-//! `refuse` of the receive path silent.
+//! Seen to fail: with the ping's data cut to 16 bytes, with Logout of another connection answered 0, and with unknown
+//! operation codes unanswered.
 
 use perf::login::Wishes;
 use perf::pdu::{FINAL, Header, IMMEDIATE, request, response};

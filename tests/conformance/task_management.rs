@@ -1,7 +1,7 @@
 //! Task management (RFC 7143 sections 4.2.3, 11.5 and 11.6).
 //!
-//! Seen to fail: with `affected_tasks` empty, with ABORT TASK always answered 0, without unit attentions after a reset,
-//! and with the wait for missing commands left out.
+//! Seen to fail: the ABORT TASK tests with every answer 0, `an_immediate_reset_waits_for_the_commands_before_it` with
+//! the wait left out, and the resets over all nexuses with TASK ABORTED not expected.
 
 use perf::client::Client;
 use perf::login::Wishes;
@@ -193,7 +193,8 @@ fn a_target_cold_reset_ends_the_sessions() {
     assert_eq!(bench.client().bare(0, &[0; 6]).expect("a new session works").status, 0);
 }
 
-/// Section 11.6.1: a logical unit that is not there; reassignment below ErrorRecoveryLevel 2; functions that nobody knows.
+/// Section 11.6.1: a logical unit that is not there; reassignment below ErrorRecoveryLevel 2; functions that nobody
+/// knows.
 #[test]
 fn functions_that_cannot_be_done_say_so() {
     let bench = Bench::start();

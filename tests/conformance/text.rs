@@ -1,6 +1,6 @@
 //! Text requests of the full feature phase (RFC 7143 sections 6.4, 11.10, 11.11 and appendix C).
 //!
-//! Seen to fail: with a Target Transfer Tag that stays the reserved one, and with keys of the login taken here.
+//! Seen to fail: the texts in pieces, with a Target Transfer Tag that stays the reserved one.
 
 use perf::client::Client;
 use perf::pdu::{FINAL, Header, IMMEDIATE, request, response};

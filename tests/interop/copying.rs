@@ -181,7 +181,7 @@ fn every_kind_of_disk_is_copied_to_every_other() {
             good(&write(&mut client, to as u16, *to_shift, at - 4096, &vec![0xdd; (6 << 20) + 8192]));
             let cscds = [cscd(&names[from], *from_shift), cscd(&names[to], *to_shift)];
             let parts = [
-                blocks(0, 1, (2 * MIB >> from_shift) as u16, 0, at >> to_shift),
+                blocks(0, 1, ((2 * MIB) >> from_shift) as u16, 0, at >> to_shift),
                 bytes(0, 1, 4 << 20, ((2 * MIB - 4096) >> from_shift, 4096), ((at + 2 * MIB) >> to_shift, 0)),
             ];
             let (cdb, list) = match to % 2 {
@@ -208,7 +208,7 @@ fn within_one_disk_a_copy_is_like_one_that_was_read_whole() {
         let data = pattern(8 << 20, 5);
         for (from, to) in [(0u64, 1 << 20), (4096, 0), (0, 512), (0, 20 << 20)] {
             good(&write(&mut client, 0, shift, from, &data));
-            let segment = blocks(0, 0xffff, (8 << 20 >> shift) as u16, from >> shift, to >> shift);
+            let segment = blocks(0, 0xffff, ((8 << 20) >> shift) as u16, from >> shift, to >> shift);
             let (cdb, list) = lid1(1, &[cscd(&name, shift)], &[segment]);
             good(&client.write(0, &cdb, &list).expect("an answer"));
             assert!(read(&mut client, 0, shift, to, 8 << 20) == data, "from {from} to {to}");

@@ -1,5 +1,5 @@
-//! FORMAT UNIT and SANITIZE from outside: what the blocks read as, what others are told meanwhile, and what is left of a
-//! SANITIZE that did not end.
+//! FORMAT UNIT and SANITIZE from outside: what the blocks read as, what others are told meanwhile, and what is left of
+//! a SANITIZE that did not end.
 
 use std::time::{Duration, Instant};
 

@@ -41,7 +41,7 @@ fn fence(run: Run, end: Option<End>) -> Result<Report, String> {
     let shards = 1 + random.below(4) as u16;
     let disks = super::runs::disks();
     let lun = random.index(disks.len()) as u8;
-    let server_config = ServerConfig { shards, disks, memory_bytes: 64 << 20, ring_slots: 2048, uncached: false };
+    let server_config = ServerConfig { shards, disks, uncached: false, memory_bytes: 64 << 20, ring_slots: 2048 };
     let mut server = Server::start(&world, server_config)?;
     let arbiter = Arbiter::default();
     let nodes = 2 + random.index(4);
