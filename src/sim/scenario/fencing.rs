@@ -40,7 +40,9 @@ fn fence(run: Run, end: Option<End>) -> Result<Report, String> {
     let mut random = world.random();
     let shards = 1 + random.below(4) as u16;
     let disks = super::runs::disks();
-    let lun = random.index(disks.len()) as u8;
+    // Nodes write 512 bytes at once.
+    let luns: Vec<usize> = (0..disks.len()).filter(|&lun| disks[lun].sector_size_bytes == 512).collect();
+    let lun = luns[random.index(luns.len())] as u8;
     let server_config = ServerConfig { shards, disks, uncached: false, memory_bytes: 64 << 20, ring_slots: 2048 };
     let mut server = Server::start(&world, server_config)?;
     let arbiter = Arbiter::default();
