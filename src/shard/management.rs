@@ -316,6 +316,8 @@ impl<R: Ring> Work<'_, R> {
             }
         }
         if let Some(job) = job {
+            // Background copies that use the disk end too (SPC-4 clause 5.13.11.2.6).
+            self.reset_copies(Some(disk), job);
             self.await_lingering(Some(disk), job);
         }
     }
