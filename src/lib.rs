@@ -54,6 +54,11 @@
 //!   every plan of every shard that could still use it has been carried out, and the space reads as zeros durably.
 //! * **Parents do not change.** A chain's lower files are opened once and never written while anybody reads through
 //!   them, except where a layer above hides every byte that is written (merging).
+//! * **Reading and writing back is one thing.** COMPARE AND WRITE and ORWRITE have their blocks to themselves on all
+//!   shards, by grant of the home shard. Held by the scenario `shared` of `tests/sim_shard.rs` and by `tests/interop`.
+//! * **A file that hangs is nobody else's trouble.** Its commands end with ABORTED COMMAND, the kernel keeps its
+//!   buffers, and nothing of the disk is read or written until what may still come late has come. Held by the scenario
+//!   `hung`.
 //! * **What runs is what is simulated.** [`shard::Shard`] is generic over [`ring::Ring`]; [`sim`] is the second
 //!   implementation, seeded. Held by `tests/ring_parity` and `tests/sim_shard.rs`.
 //! * **Everything is bounded** ([`limits`]). What is full refuses by protocol: a closed command window, a delayed R2T,

@@ -287,13 +287,18 @@ impl<R: Ring> Work<'_, R> {
             // Its own tasks were aborted when the function arrived; later ones are not affected.
             return true;
         }
+        if matches!(*self.state, LinkState::Closing | LinkState::Closed) {
+            // Nobody is left to be told; what is still in flight is waited for.
+            self.await_lingering(disk, job);
+            return true;
+        }
         let session = &*self.session;
         let affected = Tasks::collect(session.connection.tasks().filter_map(|(task, command)| {
             let lun = scsi::lun::decode(command.lun_raw)?;
             let slot = session.luns[session.lun_index(lun)?].disk;
             disk.is_none_or(|disk| disk == slot).then_some(task)
         }));
-        let all = affected.as_slice().iter().all(|&affected| self.terminate(affected, job));
+        let all = affected.as_slice().iter().fold(true, |all, &affected| self.terminate(affected, job) && all);
         self.await_lingering(disk, job);
         all
     }
