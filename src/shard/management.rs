@@ -298,7 +298,10 @@ impl<R: Ring> Work<'_, R> {
             let slot = session.luns[session.lun_index(lun)?].disk;
             disk.is_none_or(|disk| disk == slot).then_some(task)
         }));
-        let all = affected.as_slice().iter().fold(true, |all, &affected| self.terminate(affected, job) && all);
+        let mut all = true;
+        for &affected in affected.as_slice() {
+            all &= self.terminate(affected, job);
+        }
         self.await_lingering(disk, job);
         all
     }
