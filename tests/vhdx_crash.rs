@@ -164,6 +164,14 @@ fn every_instant_of_a_short_life_is_recoverable() {
     });
 }
 
+/// Space at the file's end becomes free after the log's first entry has promised it and before the tail is cut.
+#[test]
+fn a_file_is_never_cut_below_what_its_log_promises() {
+    let script = Script { seed: 845, blocks: 11, block_mib: 2, steps: 40, child: false, abandoned: false };
+    let cuts = cut_everywhere(&Life::new(script).live(), 1, 3).unwrap_or_else(|what| panic!("{what}"));
+    assert!(cuts > 30, "{cuts}");
+}
+
 #[test]
 fn every_instant_of_a_childs_life_is_recoverable() {
     run(12, 1, 3, |seed| Script {

@@ -190,6 +190,8 @@ struct LogState {
     tail: u64,
     /// Of the last entry written.
     sequence_number: u64,
+    /// The file size that the epoch's entries say is on stable storage: a shorter file would be refused.
+    promised_len_bytes: u64,
 }
 
 /// Space, table and log of one open disk.
@@ -257,6 +259,7 @@ impl Engine {
             head: 0,
             tail: 0,
             sequence_number: 0,
+            promised_len_bytes: 0,
         };
         Self {
             geometry,

@@ -255,7 +255,7 @@ impl Engine {
             Step::WriteGroup => self.write_group(),
             Step::ApplyPages => self.apply_pages(),
             Step::EndEpoch => Some(self.end_epoch()),
-            Step::CutTail => self.slack().map(|slack| Operation::Truncate { len_bytes: slack.offset_bytes }),
+            Step::CutTail => self.cut_tail(),
             Step::TailCut => {
                 self.cut_wanted = false;
                 self.retry = true;
@@ -388,6 +388,7 @@ impl Engine {
     fn start_epoch(&mut self) -> Operation {
         self.log.log_guid = self.fresh_guid();
         (self.log.head, self.log.tail) = (0, 0);
+        self.log.promised_len_bytes = 0;
         self.write_entry(0, |_, _| 0)
     }
 
@@ -401,13 +402,15 @@ impl Engine {
     pub(super) fn write_entry(&mut self, pages: usize, offset_of: impl Fn(&Self, usize) -> u64) -> Operation {
         self.log.sequence_number += 1;
         let end = self.space.end_bytes();
+        // Never above LastFileOffset: space that is held ahead is no part of the promise, and other readers refuse an
+        // entry that says so.
+        let flushed_file_offset = self.file_len_durable_bytes.min(end) / MIB * MIB;
+        self.log.promised_len_bytes = self.log.promised_len_bytes.max(flushed_file_offset);
         let new = NewEntry {
             tail: self.log.tail,
             sequence_number: self.log.sequence_number,
             log_guid: self.log.log_guid,
-            // Never above LastFileOffset: space that is held ahead is no part of the promise, and other readers refuse
-            // an entry that says so.
-            flushed_file_offset: self.file_len_durable_bytes.min(end) / MIB * MIB,
+            flushed_file_offset,
             last_file_offset: end,
         };
         let len = (1 + pages) * PAGE;
@@ -435,6 +438,14 @@ impl Engine {
             return None;
         }
         Some(zeroing.operation(self.place_of(at), done))
+    }
+
+    /// Cut what is free at the file's end, but nothing that the epoch's first entry promised: space at the end may have
+    /// become free since. The next cut, or closing, gives that back.
+    fn cut_tail(&mut self) -> Option<Operation> {
+        let slack = self.slack()?;
+        let len_bytes = slack.offset_bytes.max(self.log.promised_len_bytes);
+        (len_bytes < self.file_len_bytes).then_some(Operation::Truncate { len_bytes })
     }
 
     /// What a dynamic disk holds ahead goes back to the file system; a fixed disk keeps its space
