@@ -299,6 +299,9 @@ impl Config {
         self.check_disks()?;
         self.check_targets()?;
         self.check_recovery()?;
+        if self.io_deadline_seconds == Some(0) {
+            return Err(Refused::invalid("io_deadline_seconds is 0; it is at least 1, and 30 where it is not given"));
+        }
         self.check_entrance()?;
         self.check_ports()
     }
@@ -559,4 +562,22 @@ fn bound(what: &str, number: usize, max: usize) -> Result<(), Refused> {
         return Ok(());
     }
     Err(Refused::conflict(format!("{number} {what} are too many; the most is {max}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_stand_in_the_file_alone_are_checked() {
+        let refusal = |change: fn(&mut Config)| {
+            let mut config = Config::default();
+            change(&mut config);
+            config.check().err().map(|refused| refused.message)
+        };
+        assert_eq!(refusal(|config| config.io_deadline_seconds = Some(1)), None);
+        assert!(refusal(|config| config.io_deadline_seconds = Some(0)).expect("refused").contains("at least 1"));
+        assert_eq!(refusal(|config| config.error_recovery_level = 1), None);
+        assert!(refusal(|config| config.error_recovery_level = 2).expect("refused").contains("0 and 1 are served"));
+    }
 }
