@@ -1,9 +1,9 @@
 //! The bare reference: what a server costs that only moves bytes.
 //!
 //! A read is 48 bytes answered with 48 + payload; a write is 48 + payload answered with 48. The server parses all that
-//! arrived, then sends all answers with one call. It waits in `read` (a server that asks epoll first makes one call more)
-//! or spins. With a file behind it, all reads and writes of one turn go to the file as one io_uring batch, direct and
-//! in place. Ratios to it, taken in the same run, are steady where times are not.
+//! arrived, then sends all answers with one call. It waits in `read` (a server that asks epoll first makes one more
+//! call) or spins. With a file behind it, all reads and writes of one turn go to the file as one io_uring batch, direct
+//! and in place. Ratios to it, taken in the same run, are steady where times are not.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -12,7 +12,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use crate::load::Io;
+use crate::load::{Action, Io};
 use crate::uring::{BatchFile, FileOperation};
 
 /// Bytes of a request and of an answer without payload.
@@ -218,14 +218,16 @@ impl BareExchange {
     /// Append a request to what is to be sent; writes carry this byte over and over.
     pub fn start(&mut self, io: Io, fill: u8, mark: u64) {
         let mut header = [0; HEADER_LEN];
-        header[0] = if io.write { WRITE } else { READ };
+        // It knows nothing but these two; traces are not replayed on it.
+        let write = io.action == Action::Write;
+        header[0] = if write { WRITE } else { READ };
         header[4..8].copy_from_slice(&io.len.to_be_bytes());
         header[8..16].copy_from_slice(&io.offset.to_be_bytes());
         self.out.extend_from_slice(&header);
-        if io.write {
+        if write {
             self.out.resize(self.out.len() + io.len as usize, fill);
         }
-        let answer_len = HEADER_LEN + if io.write { 0 } else { io.len as usize };
+        let answer_len = HEADER_LEN + if write { 0 } else { io.len as usize };
         self.in_flight.push_back((mark, io.len, answer_len));
     }
 
@@ -254,7 +256,8 @@ mod tests {
     use std::time::Duration;
 
     fn io(offset: u64, write: bool) -> Io {
-        Io { offset, len: 4096, write, lun_index: 0 }
+        let action = if write { Action::Write } else { Action::Read };
+        Io { offset, len: 4096, action, fua: false, lun_index: 0 }
     }
 
     /// Send what the exchange has and read exactly this many bytes of answer.

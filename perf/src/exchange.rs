@@ -93,7 +93,7 @@ struct Slot {
 }
 
 /// Bytes of output that a session's buffer holds before it grows.
-const OUT_LEN: usize = 512 * 1024;
+const OUT_LEN: usize = 64 * 1024;
 
 /// Where the receive stream stands.
 #[derive(Clone, Copy, Debug)]
@@ -233,7 +233,7 @@ impl Exchange {
         }
     }
 
-    /// Handle bytes that arrived, and hand over what ended. How many of them are used up; the rest wants more behind it.
+    /// Handle bytes that arrived, and hand over what ended. How many are used up; the rest wants more behind it.
     pub fn receive(&mut self, bytes: &[u8], done: &mut Vec<Done>) -> io::Result<usize> {
         let mut at = 0;
         while let Some(used) = self.step(&bytes[at..], done)? {

@@ -8,11 +8,13 @@
 //!   non-blocking one, [`load`] over io_uring ([`uring`], the only place with `unsafe`).
 //! - [`client`]: one session, one call at a time: any CDB, any PDU. For tests.
 //! - [`load`]: closed- and open-loop load with latencies; [`cost`]: what it cost the server; [`bare`]: the reference.
+//! - [`compare`]: all of that on several servers in one run, with a history and a page of plots.
 //! - [`stamp`] and [`verify`]: blocks that say what they are, and a journal of what was acknowledged.
 //! - [`storm`]: mutated PDUs in every phase.
 
 pub mod bare;
 pub mod client;
+pub mod compare;
 pub mod cost;
 pub mod exchange;
 pub mod load;

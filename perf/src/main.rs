@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
-use perf::load::{self, Mix, Order, Pace};
+use perf::compare::{self, Part};
+use perf::load::{self, Mix, Order, Pace, Trace};
 use perf::login::Wishes;
 use perf::verify::{self, Progress, Verifier};
 use perf::{bare, cost, login, storm};
@@ -38,6 +39,18 @@ enum Verb {
         #[arg(long)]
         file: Option<PathBuf>,
     },
+    /// Ask a target for what a trace holds, at its pace or faster
+    Replay(Replay),
+    /// Print a trace as text, or make one from text
+    Trace {
+        /// The trace
+        file: PathBuf,
+        /// Make the trace from this text: `disk BLOCKS BYTES`, then lines `MICROSECONDS COMMAND LBA BLOCKS`
+        #[arg(long)]
+        from: Option<PathBuf>,
+    },
+    /// Measure servers beside the bare reference in one run, keep a history, draw a page of plots
+    Compare(Compare),
     /// Write stamped blocks and find every acknowledged one again, across server restarts
     Verify(Verify),
     /// Many sessions at once doing verified I/O from one process
@@ -144,6 +157,72 @@ struct Load {
 }
 
 #[derive(Args)]
+struct Replay {
+    /// The trace
+    file: PathBuf,
+    #[command(flatten)]
+    peer: Peer,
+    /// So many times as fast as it was recorded
+    #[arg(long, default_value_t = 1.0)]
+    speed: f64,
+    /// In the trace's order, but each command as soon as there is room for it
+    #[arg(long, conflicts_with = "speed")]
+    fast: bool,
+    /// Commands in flight at most
+    #[arg(long, default_value_t = 128)]
+    depth: u32,
+    /// CPU for the instrument to stay on
+    #[arg(long)]
+    pin_core: Option<usize>,
+    /// The server's process, for its CPU time
+    #[arg(long)]
+    server_pid: Option<u32>,
+    /// JSON instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct Compare {
+    /// What to compare
+    #[arg(value_enum, default_values_t = compare::ALL_PARTS)]
+    parts: Vec<Part>,
+    /// The server under test; `lunaring` beside this program unless said otherwise
+    #[arg(long)]
+    lunaring: Option<PathBuf>,
+    /// tgt takes part
+    #[arg(long)]
+    tgt: bool,
+    /// What starts tgt's programs, if they are not installed: a file that tests/unpack made
+    #[arg(long)]
+    tgt_runner: Option<PathBuf>,
+    /// Another target: LABEL=ADDR:PORT,IQN,LUN or LABEL=ADDR:PORT,IQN,LUN,PID (repeat)
+    #[arg(long)]
+    with: Vec<String>,
+    /// Folder for the disks and everything temporary; the file system that is measured
+    #[arg(long, default_value = "target")]
+    folder: PathBuf,
+    /// Folder with history.jsonl and report.html (with --quick: the folder for everything temporary)
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Each measurement
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// How often each is measured; the median counts
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// A trial of all parts in less than a minute: its figures mean nothing
+    #[arg(long)]
+    quick: bool,
+    /// CPU of the servers
+    #[arg(long, default_value_t = 0)]
+    server_core: usize,
+    /// CPU of the generator
+    #[arg(long, default_value_t = 1)]
+    own_core: usize,
+}
+
+#[derive(Args)]
 struct Verify {
     #[command(flatten)]
     peer: Peer,
@@ -233,6 +312,9 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Verb::Load(args) => run_load(&args),
         Verb::Bare { portal, pin_core, spin, file } => run_bare(&portal, pin_core, spin, file.as_deref()),
+        Verb::Replay(args) => run_replay(&args),
+        Verb::Trace { file, from } => run_trace(&file, from.as_deref()),
+        Verb::Compare(args) => run_compare(args),
         Verb::Verify(args) => run_verify(&args),
         Verb::Sessions(args) => run_sessions(&args),
         Verb::Storm(args) => run_storm(&args),
@@ -315,6 +397,51 @@ fn run_load(args: &Load) -> Result<(), String> {
     Ok(())
 }
 
+fn read_trace(path: &Path) -> Result<Trace, String> {
+    let bytes = std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    Trace::parse(&bytes).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+fn run_replay(args: &Replay) -> Result<(), String> {
+    pin(args.pin_core)?;
+    if !(args.speed > 0.0 && args.speed.is_finite()) {
+        return Err("--speed takes a number above 0".to_owned());
+    }
+    let trace = read_trace(&args.file)?;
+    if trace.missing > 0 {
+        eprintln!("perf: the trace lacks {} commands", trace.missing);
+    }
+    let recorded = Duration::from_micros(trace.records.last().map_or(0, |record| record.at_us));
+    let plan = load::Plan {
+        wishes: Some(args.peer.wishes()?),
+        luns: vec![args.peer.lun],
+        pace: if args.fast { Pace::Closed } else { Pace::Trace(args.speed) },
+        depth: args.depth,
+        // It ends with the trace; this is for a server that stands still.
+        duration: recorded.div_f64(args.speed) + Duration::from_secs(60),
+        server_pid: args.server_pid,
+        spin: Duration::from_millis(if args.fast { 0 } else { 1 }),
+        trace: Some(trace.into()),
+        ..load::Plan::new(address(&args.peer.portal)?)
+    };
+    let report = plan.run()?;
+    if args.json {
+        return print_json(&report);
+    }
+    println!("{report}");
+    Ok(())
+}
+
+fn run_trace(file: &Path, from: Option<&Path>) -> Result<(), String> {
+    let Some(from) = from else {
+        print!("{}", read_trace(file)?.to_text());
+        return Ok(());
+    };
+    let text = std::fs::read_to_string(from).map_err(|e| format!("{}: {e}", from.display()))?;
+    let trace = Trace::from_text(&text).map_err(|e| format!("{}: {e}", from.display()))?;
+    std::fs::write(file, trace.to_bytes()).map_err(|e| format!("{}: {e}", file.display()))
+}
+
 fn run_bare(portal: &str, pin_core: Option<usize>, spin: bool, file: Option<&Path>) -> Result<(), String> {
     pin(pin_core)?;
     let listener = TcpListener::bind(address(portal)?).map_err(|e| format!("{portal}: {e}"))?;
@@ -323,6 +450,25 @@ fn run_bare(portal: &str, pin_core: Option<usize>, spin: bool, file: Option<&Pat
     let file = file.map(open).transpose()?;
     println!("perf bare: {portal}, process {}", std::process::id());
     bare::serve(&listener, spin, file).map_err(|e| e.to_string())
+}
+
+fn run_compare(args: Compare) -> Result<(), String> {
+    let own = std::env::current_exe().map_err(|e| format!("the path of this program: {e}"))?;
+    let options = compare::Options {
+        lunaring: args.lunaring.unwrap_or_else(|| own.with_file_name("lunaring")),
+        tgt: args.tgt || args.tgt_runner.is_some(),
+        tgt_runner: args.tgt_runner,
+        with: args.with,
+        out: args.out.unwrap_or_else(|| if args.quick { args.folder.clone() } else { PathBuf::from("perf") }),
+        folder: args.folder,
+        parts: if args.quick { compare::ALL_PARTS.to_vec() } else { args.parts },
+        seconds: if args.quick { 0.1 } else { args.seconds },
+        rounds: if args.quick { 1 } else { args.rounds },
+        quick: args.quick,
+        server_cpu: args.server_core,
+        own_cpu: args.own_core,
+    };
+    compare::run(&options).map(|_| ())
 }
 
 fn verify_plan(peer: &Peer, work: &Work, portal: SocketAddr) -> Result<verify::Plan, String> {

@@ -236,6 +236,8 @@ pub mod cdb {
     pub const TEST_UNIT_READY: u8 = 0x00;
     /// SYNCHRONIZE CACHE (10).
     pub const SYNCHRONIZE_CACHE_10: u8 = 0x35;
+    /// UNMAP.
+    pub const UNMAP: u8 = 0x42;
     /// READ (16).
     pub const READ_16: u8 = 0x88;
     /// WRITE (16).

@@ -16,6 +16,10 @@ use io_uring::{EnterFlags, IoUring, opcode, squeue};
 
 /// Bytes of each socket's receive buffer: what a whole command window brings, and more than any PDU that must be whole.
 const INPUT_LEN: usize = 512 * 1024;
+/// The same when there are many sockets.
+const INPUT_LEN_OF_MANY: usize = 160 * 1024;
+/// More sockets than this are many.
+const FEW: u32 = 64;
 /// Entries of the submission queue; it is handed over when it is full.
 const ENTRIES: u32 = 256;
 
@@ -122,6 +126,7 @@ struct Line {
 pub struct Sockets {
     ring: Ring,
     lines: Vec<Line>,
+    input_len: usize,
     /// How long [`Sockets::turn`] spins before it sleeps.
     pub spin: Duration,
 }
@@ -130,7 +135,8 @@ impl Sockets {
     /// A ring for at most so many sockets.
     pub fn new(sockets_max: u32) -> io::Result<Sockets> {
         let ring = Ring::new((sockets_max * 2).max(2 * ENTRIES).next_power_of_two())?;
-        Ok(Sockets { ring, lines: vec![], spin: Duration::ZERO })
+        let input_len = if sockets_max > FEW { INPUT_LEN_OF_MANY } else { INPUT_LEN };
+        Ok(Sockets { ring, lines: vec![], input_len, spin: Duration::ZERO })
     }
 
     /// Take a socket over, and begin to receive.
@@ -141,7 +147,7 @@ impl Sockets {
         socket.set_write_timeout(None)?;
         self.lines.push(Line {
             socket,
-            input: vec![0; INPUT_LEN],
+            input: vec![0; self.input_len],
             start: 0,
             end: 0,
             receiving: false,

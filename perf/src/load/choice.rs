@@ -90,6 +90,19 @@ impl Order {
     }
 }
 
+/// What an I/O does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Data comes from the target.
+    Read,
+    /// Data goes to the target.
+    Write,
+    /// SYNCHRONIZE CACHE for the whole logical unit.
+    Flush,
+    /// UNMAP of one range.
+    Unmap,
+}
+
 /// One I/O.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Io {
@@ -97,8 +110,10 @@ pub struct Io {
     pub offset: u64,
     /// Bytes.
     pub len: u32,
-    /// Direction.
-    pub write: bool,
+    /// What.
+    pub action: Action,
+    /// Force unit access.
+    pub fua: bool,
     /// Which of the logical units.
     pub lun_index: u32,
 }
@@ -162,7 +177,8 @@ impl Chooser {
             percent => self.random.below(100) < u64::from(percent),
         };
         let lun_index = if self.luns == 1 { 0 } else { self.random.below(u64::from(self.luns)) as u32 };
-        Io { offset: at * self.unit, len, write, lun_index }
+        let action = if write { Action::Write } else { Action::Read };
+        Io { offset: at * self.unit, len, action, fua: false, lun_index }
     }
 
     fn size(&mut self) -> u32 {
@@ -247,7 +263,7 @@ mod tests {
         let ios: Vec<Io> = (0..100_000).map(|_| chooser.next_io()).collect();
         let share = |what: fn(&Io) -> bool| ios.iter().filter(|io| what(io)).count() as f64 / 1e5;
         assert!((share(|io| io.len == 4096) - 0.7).abs() < 0.01);
-        assert!((share(|io| io.write) - 0.25).abs() < 0.01);
+        assert!((share(|io| io.action == Action::Write) - 0.25).abs() < 0.01);
         assert!((share(|io| io.lun_index == 2) - 1.0 / 3.0).abs() < 0.01);
         assert!((share(|io| io.offset < 1 << 29) - 0.5).abs() < 0.01);
         assert!(ios.iter().all(|io| io.offset % 4096 == 0 && io.offset + u64::from(io.len) <= 1 << 30));

@@ -3,8 +3,9 @@
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use super::choice::{Chooser, Io};
+use super::choice::{Action, Chooser, Io};
 use super::report::{Report, Tally};
+use super::trace::Trace;
 use super::{Pace, Plan};
 use crate::bare::BareExchange;
 use crate::cost::{self, Usage};
@@ -56,6 +57,8 @@ impl Schedule {
             Pace::Closed => return None,
             Pace::Even(rate) => (rate, None),
             Pace::Random(rate) => (rate, Some(Random::new(seed ^ 0x5eed))),
+            // The trace has its own times; see Run::next_due.
+            Pace::Trace(_) => (1.0, None),
         };
         Some(Schedule { interval: 1e9 / rate.max(1e-3), random, due: 0.0 })
     }
@@ -88,6 +91,11 @@ struct Run<'a> {
     now: u64,
     window: Option<Window>,
     in_flight: u64,
+    started: u64,
+    /// Start no more than this.
+    ios_max: u64,
+    /// The next record of the trace.
+    next_record: usize,
     /// Where an open loop looks for room first.
     turn_of: usize,
     done: Vec<Done>,
@@ -97,7 +105,9 @@ struct Run<'a> {
 /// Run a plan on the calling thread.
 pub(super) fn run(plan: &Plan) -> Result<Report, String> {
     let mut run = Run::open(plan)?;
-    run.go(plan.warm_up)?;
+    if plan.trace.is_none() {
+        run.go(plan.warm_up)?;
+    }
     let usage = |pid: Option<u32>| pid.map(Usage::of).transpose().map_err(|e| format!("the server's /proc entry: {e}"));
     let own = || cost::own_cpu().map_err(|e| format!("/proc/thread-self: {e}"));
     run.tally = Tally::new()?;
@@ -114,7 +124,7 @@ pub(super) fn run(plan: &Plan) -> Result<Report, String> {
     let mut report = run.tally.report(elapsed, used, own_used)?;
     report.overdue = overdue;
     report.rate_asked = match plan.pace {
-        Pace::Closed => None,
+        Pace::Closed | Pace::Trace(_) => None,
         Pace::Even(rate) | Pace::Random(rate) => Some(rate),
     };
     Ok(report)
@@ -147,6 +157,9 @@ impl Run<'_> {
             sockets.add(socket).map_err(|e| at(&e))?;
             peers.push(Peer::Iscsi(Box::new(exchange)));
         }
+        if let Some(trace) = &plan.trace {
+            fits(trace, span, block_len)?;
+        }
         let chooser = Chooser::new(&plan.mix, plan.write_percent, plan.order, span, plan.luns.len() as u32, plan.seed);
         if u64::from(plan.mix.max_bytes()) > span || !chooser.unit().is_multiple_of(block_len) {
             return Err(format!("these block sizes do not fit {span} bytes in blocks of {block_len}"));
@@ -163,6 +176,9 @@ impl Run<'_> {
             now: 0,
             window: None,
             in_flight: 0,
+            started: 0,
+            ios_max: plan.trace.as_ref().map_or(plan.ios_max, |t| Some(t.records.len() as u64)).unwrap_or(u64::MAX),
+            next_record: 0,
             turn_of: 0,
             done: Vec::with_capacity(plan.depth as usize),
             buffers: vec![],
@@ -183,7 +199,7 @@ impl Run<'_> {
             self.fill(number)?;
         }
         let mut moved = vec![];
-        while self.now < end {
+        while self.now < end && (self.in_flight > 0 || self.started < self.ios_max) {
             if self.now >= second_end && second_end < end {
                 second_end += 1_000_000_000;
                 self.tally.close_second(Duration::from_nanos(self.now - began))?;
@@ -207,7 +223,7 @@ impl Run<'_> {
         loop {
             self.start_due(end)?;
             let missing = self.schedule.as_ref().map_or(0.0, |s| ((end as f64 - s.due) / s.interval).ceil().max(0.0));
-            let missing = missing as u64 + self.in_flight;
+            let missing = (missing as u64).min(self.ios_max - self.started) + self.in_flight;
             if missing == 0 || self.now >= limit {
                 return Ok(missing);
             }
@@ -268,7 +284,7 @@ impl Run<'_> {
     /// Of a closed loop: start as much as fits. Send whatever waits.
     fn fill(&mut self, number: usize) -> Result<(), String> {
         if self.schedule.is_none() {
-            while self.peers[number].has_room() {
+            while self.peers[number].has_room() && self.started < self.ios_max {
                 self.start(number, self.now);
             }
         }
@@ -278,6 +294,7 @@ impl Run<'_> {
     /// Of an open loop: start what is due by now and before `end`, as far as there is room.
     fn start_due(&mut self, end: u64) -> Result<(), String> {
         let Some(mut schedule) = self.schedule.take() else { return Ok(()) };
+        self.follow_trace(&mut schedule);
         let last = self.now.min(end - 1) as f64;
         while schedule.due <= last {
             let all = self.peers.len();
@@ -287,20 +304,39 @@ impl Run<'_> {
             self.start(number, schedule.due as u64);
             self.sockets.send(number, self.peers[number].out()).map_err(|e| self.at(&e))?;
             schedule.advance();
+            self.follow_trace(&mut schedule);
         }
         self.schedule = Some(schedule);
         Ok(())
     }
 
+    /// A trace says itself when its next record is due.
+    fn follow_trace(&self, schedule: &mut Schedule) {
+        let (Some(trace), Pace::Trace(speed)) = (&self.plan.trace, self.plan.pace) else { return };
+        let next = trace.records.get(self.next_record);
+        let from = self.window.map_or(0, |window| window.from);
+        schedule.due = next.map_or(f64::MAX, |record| from as f64 + record.at_us as f64 * 1000.0 / speed);
+    }
+
+    fn next_io(&mut self) -> Io {
+        let Some(trace) = &self.plan.trace else { return self.chooser.next_io() };
+        let record = trace.records[self.next_record.min(trace.records.len() - 1)];
+        self.next_record += 1;
+        let block_len = u64::from(trace.block_len);
+        let len = (u64::from(record.blocks) * block_len) as u32;
+        Io { offset: record.lba * block_len, len, action: record.action, fua: record.fua, lun_index: 0 }
+    }
+
     fn start(&mut self, number: usize, due: u64) {
-        let io = self.chooser.next_io();
-        let mark = due | if io.write { MARK_WRITE } else { 0 };
+        let io = self.next_io();
+        let mark = due | if io.action == Action::Read { 0 } else { MARK_WRITE };
         self.in_flight += 1;
+        self.started += 1;
         match &mut self.peers[number] {
             Peer::Bare(bare) => bare.start(io, FILL, mark),
             Peer::Iscsi(exchange) => {
                 let mut data_out = vec![];
-                if io.write {
+                if io.action == Action::Write {
                     data_out = self.buffers.pop().unwrap_or_default();
                     data_out.resize(io.len as usize, FILL);
                 }
@@ -310,13 +346,40 @@ impl Run<'_> {
     }
 }
 
-fn request(plan: &Plan, block_len: u64, io: Io, data_out: Vec<u8>, mark: u64) -> Request {
+/// Whether a trace can be replayed on a disk of so many bytes.
+fn fits(trace: &Trace, disk_bytes: u64, block_len: u64) -> Result<(), String> {
+    let needs = trace.disk_blocks * u64::from(trace.block_len);
+    if !u64::from(trace.block_len).is_multiple_of(block_len) || needs > disk_bytes {
+        let wants = format!("{needs} bytes in blocks of {}", trace.block_len);
+        return Err(format!("the trace is of a disk with {wants}, this one has {disk_bytes} in blocks of {block_len}"));
+    }
+    let largest = trace.records.iter().map(|r| u64::from(r.blocks) * u64::from(trace.block_len)).max().unwrap_or(0);
+    if largest > u64::from(u32::MAX) || trace.records.is_empty() {
+        return Err(format!("the trace has {} commands, the largest of {largest} bytes", trace.records.len()));
+    }
+    Ok(())
+}
+
+fn request(plan: &Plan, block_len: u64, io: Io, mut data_out: Vec<u8>, mark: u64) -> Request {
     let (lba, blocks) = (io.offset / block_len, (u64::from(io.len) / block_len) as u32);
+    let mut cdb = match io.action {
+        Action::Read => pdu::cdb_transfer_16(cdb::READ_16, lba, blocks, io.fua),
+        Action::Write => pdu::cdb_transfer_16(cdb::WRITE_16, lba, blocks, io.fua),
+        Action::Flush | Action::Unmap => [0; 16],
+    };
+    if io.action == Action::Flush {
+        cdb[0] = cdb::SYNCHRONIZE_CACHE_10;
+    }
+    if io.action == Action::Unmap {
+        // SBC-4: a parameter list of one descriptor.
+        (cdb[0], cdb[8]) = (cdb::UNMAP, 24);
+        data_out = [&[0, 22, 0, 16, 0, 0, 0, 0][..], &lba.to_be_bytes(), &blocks.to_be_bytes(), &[0; 4]].concat();
+    }
     Request {
         lun: plan.luns.get(io.lun_index as usize).copied().unwrap_or(0),
-        cdb: pdu::cdb_transfer_16(if io.write { cdb::WRITE_16 } else { cdb::READ_16 }, lba, blocks, false),
+        cdb,
         data_out,
-        read_len: if io.write { 0 } else { io.len },
+        read_len: if io.action == Action::Read { io.len } else { 0 },
         want: Want::Discard,
         mark,
     }

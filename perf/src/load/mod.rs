@@ -8,12 +8,15 @@
 mod choice;
 mod drive;
 mod report;
+mod trace;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-pub use choice::{BLOCK_LEN_MAX, Chooser, Io, Mix, Order, size};
+pub use choice::{Action, BLOCK_LEN_MAX, Chooser, Io, Mix, Order, size};
 pub use report::{Percentiles, Report, Second};
+pub use trace::{Record, Trace};
 
 use crate::login::Wishes;
 
@@ -26,6 +29,8 @@ pub enum Pace {
     Even(f64),
     /// So many in a second on average, at random moments (a Poisson process).
     Random(f64),
+    /// As often as the trace says, so many times as fast.
+    Trace(f64),
 }
 
 /// One run.
@@ -61,6 +66,10 @@ pub struct Plan {
     pub spin: Duration,
     /// Of all choices.
     pub seed: u64,
+    /// Start so many I/Os and end when they have ended (closed loop, without warm-up).
+    pub ios_max: Option<u64>,
+    /// Ask for what this trace holds, once, on the first logical unit; without warm-up. Choices are then not made.
+    pub trace: Option<Arc<Trace>>,
 }
 
 impl Plan {
@@ -82,6 +91,8 @@ impl Plan {
             span_bytes: 0,
             spin: Duration::from_micros(20),
             seed: 0x1f2e,
+            ios_max: None,
+            trace: None,
         }
     }
 

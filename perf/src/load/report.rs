@@ -44,6 +44,8 @@ pub struct Report {
     pub own_cpu_us_per_io: f64,
     /// One entry for each second.
     pub series: Vec<Second>,
+    /// The distribution of latencies: (share of I/Os that were no slower, microseconds), for plots.
+    pub curve: Vec<(f64, f64)>,
 }
 
 /// Latency percentiles, in microseconds.
@@ -172,8 +174,16 @@ impl Tally {
             server_resident_bytes: used.map(|u| u.resident_bytes),
             own_cpu_us_per_io: per_io(own),
             series: self.series,
+            curve: curve(&both),
         })
     }
+}
+
+/// Denser towards the slow end, as far as there are I/Os to tell.
+fn curve(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
+    let slowest = 1.0 / (histogram.len().max(1) as f64);
+    let shares = (0..=40).map(|step| 10f64.powf(-f64::from(step) / 8.0)).take_while(|share| *share >= slowest);
+    shares.map(|share| (1.0 - share, histogram.value_at_quantile(1.0 - share) as f64 / 1000.0)).collect()
 }
 
 impl std::fmt::Display for Report {
