@@ -86,7 +86,7 @@ mod write;
 pub use agreement::ReservationStore;
 pub(crate) use mailbox::{Senders, mailbox};
 pub use message::{
-    Configuration, DetachError, EngineReport, LunMap, Mapping, Mask, PauseError, Reply, SessionInfo, TargetPort,
+    Configuration, DetachError, EngineReport, Hold, LunMap, Mapping, Mask, PauseError, Reply, SessionInfo, TargetPort,
     ToShard,
 };
 pub(crate) use run::Parts;

@@ -299,6 +299,8 @@ pub(crate) struct Task {
     pub(crate) error: Option<MediumError>,
     /// Counted as at work on the disk's files.
     pub(crate) at_work: bool,
+    /// Counted as at work on the disk's map.
+    pub(crate) changes: bool,
     /// File operations run; their plan was made in this epoch of the disk.
     pub(crate) plan: Option<bool>,
     /// No answer will go.
@@ -373,6 +375,7 @@ impl Task {
             generation: 0,
             error: None,
             at_work: false,
+            changes: false,
             plan: None,
             aborted: false,
             terminated: false,
@@ -516,7 +519,7 @@ impl<R: Ring> Work<'_, R> {
 impl Resume {
     /// The disk may change before the task goes on.
     fn plans_anew(self) -> bool {
-        !matches!(self, Self::Commit | Self::Flush)
+        self != Self::Commit
     }
 }
 
