@@ -36,6 +36,7 @@ impl Controller {
         let mut config = self.config.clone();
         let Some(entry) = config.disks.get_mut(&name) else { return false };
         entry.settings.write_cache = kept.write_cache;
+        entry.settings.software_write_protect = kept.write_protection;
         entry.settings.unsanitized = kept.unsanitized;
         match self.persist(config).await {
             Ok(()) => {
@@ -58,7 +59,11 @@ impl Controller {
         online
             .map(|(id, disk)| {
                 let set = &disk.settings;
-                let kept = Kept { write_cache: set.write_cache, unsanitized: set.unsanitized };
+                let kept = Kept {
+                    write_cache: set.write_cache,
+                    write_protection: set.software_write_protect,
+                    unsanitized: set.unsanitized,
+                };
                 (id, DiskSettings { kept })
             })
             .collect()
