@@ -7,7 +7,7 @@ use futures_channel::mpsc;
 
 use super::controller::{Controller, Job, LiveDisk};
 use super::dataplane::tell;
-use crate::shard::{DiskSettings, Keep, Keeper, Kept, ToShard};
+use crate::shard::{DiskSettings, Keep, Keeper, Kept, ToShard, Unfinished};
 use crate::units::DiskId;
 
 /// What may wait besides one from each that has something at once: shards bound how much they want kept.
@@ -37,7 +37,11 @@ impl Controller {
         let Some(entry) = config.disks.get_mut(&name) else { return false };
         entry.settings.write_cache = kept.write_cache;
         entry.settings.software_write_protect = kept.write_protection;
-        entry.settings.unsanitized = kept.unsanitized;
+        entry.settings.unformatted = kept.unfinished == Some(Unfinished::Format);
+        entry.settings.unsanitized = match kept.unfinished {
+            Some(Unfinished::Sanitize { may_exit }) => Some(may_exit),
+            Some(Unfinished::Format) | None => None,
+        };
         match self.persist(config).await {
             Ok(()) => {
                 self.publish();
@@ -62,7 +66,9 @@ impl Controller {
                 let kept = Kept {
                     write_cache: set.write_cache,
                     write_protection: set.software_write_protect,
-                    unsanitized: set.unsanitized,
+                    unfinished: set.unsanitized.map_or(set.unformatted.then_some(Unfinished::Format), |may_exit| {
+                        Some(Unfinished::Sanitize { may_exit })
+                    }),
                 };
                 (id, DiskSettings { kept })
             })

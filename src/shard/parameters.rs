@@ -158,7 +158,7 @@ impl<R: Ring> Work<'_, R> {
         match present.exit_failure_mode() {
             Err(sense) => self.complete(task, Outcome::check_condition(sense)),
             Ok(condition) if condition == present => self.complete(task, Outcome::GOOD),
-            Ok(condition) => self.ask_setting(task, Setting::Condition { condition, unsanitized: None }),
+            Ok(condition) => self.ask_setting(task, Setting::Condition { condition, unfinished: None }),
         }
     }
 

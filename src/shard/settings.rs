@@ -28,8 +28,30 @@ pub struct Kept {
     pub write_cache: Option<bool>,
     /// SWP, as a MODE SELECT has saved it; `None`: none has.
     pub write_protection: Option<bool>,
-    /// SANITIZE has begun and not ended well; whether it allowed to leave it at that.
-    pub unsanitized: Option<bool>,
+    /// FORMAT UNIT or SANITIZE has begun and not ended well.
+    pub unfinished: Option<Unfinished>,
+}
+
+/// Work on a unit as a whole that has begun and not ended well: the unit does not serve before it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfinished {
+    /// FORMAT UNIT.
+    Format,
+    /// SANITIZE.
+    Sanitize {
+        /// It allowed to leave it at that.
+        may_exit: bool,
+    },
+}
+
+impl Unfinished {
+    /// The condition of the unit after a restart.
+    fn condition(self) -> Condition {
+        match self {
+            Self::Format => Condition::FormatInterrupted,
+            Self::Sanitize { may_exit } => Condition::SanitizeFailed { may_exit },
+        }
+    }
 }
 
 impl Kept {
@@ -78,8 +100,8 @@ pub(crate) enum Setting {
     Condition {
         /// It does, or why not.
         condition: Condition,
-        /// A SANITIZE has not ended well so far; whether it may be left at that.
-        unsanitized: Option<bool>,
+        /// What has not ended well so far.
+        unfinished: Option<Unfinished>,
     },
     /// The file system behind a thin provisioned unit has little space left.
     LittleSpace,
@@ -145,8 +167,8 @@ impl Settings {
         if let Some(enabled) = settings.kept.write_protection {
             self.set_write_protection(enabled, enabled);
         }
-        if let Some(may_exit) = settings.kept.unsanitized {
-            self.condition = Condition::SanitizeFailed { may_exit };
+        if let Some(unfinished) = settings.kept.unfinished {
+            self.condition = unfinished.condition();
         }
     }
 
@@ -186,9 +208,9 @@ impl Settings {
     fn set(&mut self, setting: Setting) -> Option<Attention> {
         match setting {
             Setting::Mode { change, save } => self.set_mode(change, save).then_some(Attention::ModeParametersChanged),
-            Setting::Condition { condition, unsanitized } => {
+            Setting::Condition { condition, unfinished } => {
                 self.condition = condition;
-                self.kept.unsanitized = unsanitized;
+                self.kept.unfinished = unfinished;
                 None
             }
             Setting::LittleSpace => Some(Attention::ThinProvisioningThreshold),
@@ -233,8 +255,8 @@ impl<R: Ring> Shard<R> {
         if let Setting::Mode { change, save: true } = setting {
             kept.keep_mode(change);
         }
-        if let Setting::Condition { unsanitized, .. } = setting {
-            kept.unsanitized = unsanitized;
+        if let Setting::Condition { unfinished, .. } = setting {
+            kept.unfinished = unfinished;
         }
         let must_keep = kept != slot.settings.kept;
         let change = Change { asker, disk, setting, shards: 0 };
