@@ -91,5 +91,5 @@ pub use message::{
 };
 pub(crate) use run::Parts;
 pub use run::Shard;
-pub use settings::{DiskSettings, Keep, Keeper, Kept};
+pub use settings::{DiskSettings, Keep, Keeper, Kept, Unfinished};
 pub use threads::{Shards, ShardsConfig, StartError, portal_listeners};

@@ -84,6 +84,8 @@ pub(crate) struct Session {
     pub(crate) scratch: Option<Buf>,
     pub(crate) stats: Arc<SessionStats>,
     pub(crate) copies: Copies,
+    /// What was last written to the echo buffer, and the unit that it was written to.
+    pub(crate) echo: Option<(Lun, Slice)>,
     /// What of the engine's counters the shard's have taken over.
     pub(crate) counted: Counters,
     pub(crate) since_ms: u64,
