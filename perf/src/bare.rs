@@ -302,7 +302,7 @@ mod tests {
         let mut plan = Plan::new(portal);
         (plan.duration, plan.warm_up) = (Duration::from_millis(300), Duration::from_millis(20));
         let report = plan.run().expect("a closed loop");
-        assert!(report.ios > 100 && report.latency_us.p50 > 0.0, "{report}");
+        assert!(report.ios > 10 && report.latency_us.p50 > 0.0, "{report}");
         plan.pace = crate::load::Pace::Even(1000.0);
         plan.write_percent = 50;
         let report = plan.run().expect("an open loop");

@@ -168,6 +168,7 @@ fn session<R: Ring>(link: &Link, core: &Core<R>, established: Established, id: u
         scratch: None,
         stats: Arc::new(SessionStats::new()),
         copies: Copies::default(),
+        echo: None,
         counted: Counters::default(),
         since_ms: core.now_ms(),
     };

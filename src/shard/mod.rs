@@ -86,10 +86,10 @@ mod write;
 pub use agreement::ReservationStore;
 pub(crate) use mailbox::{Senders, mailbox};
 pub use message::{
-    Configuration, DetachError, EngineReport, LunMap, Mapping, Mask, PauseError, Reply, SessionInfo, TargetPort,
+    Configuration, DetachError, EngineReport, Hold, LunMap, Mapping, Mask, PauseError, Reply, SessionInfo, TargetPort,
     ToShard,
 };
 pub(crate) use run::Parts;
 pub use run::Shard;
-pub use settings::{DiskSettings, Keep, Keeper, Kept};
+pub use settings::{DiskSettings, Keep, Keeper, Kept, Unfinished};
 pub use threads::{Shards, ShardsConfig, StartError, portal_listeners};
