@@ -7,7 +7,9 @@ mod ports;
 pub use entrance::{
     ChapArguments, ChapVerb, Demand, DiscoveryArguments, DiscoveryVerb, IsnsArguments, IsnsVerb, TargetRedirect,
 };
-pub use images::{DiskCheck, DiskConvert, JobArguments, JobVerb, MetaVerb, SnapshotArguments, SnapshotVerb};
+pub use images::{
+    DiskCheck, DiskConvert, JobArguments, JobVerb, MetaVerb, SnapshotArguments, SnapshotVerb, TraceArguments, TraceVerb,
+};
 pub use ports::{PortState, PortgroupVerb, ReservationArguments, ReservationVerb};
 
 use std::path::PathBuf;
@@ -54,6 +56,8 @@ pub enum Command {
     Reservation(ReservationArguments),
     /// Show counters and latencies
     Stats(StatsArguments),
+    /// Record what initiators ask a disk for
+    Trace(TraceArguments),
 }
 
 /// Which io_uring features may be used.

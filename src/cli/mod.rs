@@ -55,6 +55,7 @@ pub fn run(command: Command) -> Result<String, ClientError> {
         Command::Session(session) => commands::session(session),
         Command::Reservation(reservation) => ports::reservation(reservation),
         Command::Stats(stats) => commands::stats(stats),
+        Command::Trace(trace) => images::trace(trace),
         Command::Snapshot(snapshot) => images::snapshot(snapshot),
         Command::Job(job) => images::job(job),
         Command::Serve(_) | Command::Demo(_) => Err(ClientError::new("this command is not a client's")),

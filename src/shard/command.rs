@@ -42,10 +42,11 @@ impl<R: Ring> Work<'_, R> {
         let lun_index = scsi::lun::decode(lun_raw).and_then(|lun| self.session.lun_index(lun));
         let disk = lun_index.map(|index| self.session.luns[index].disk);
         let share = lun_index.map(|index| self.session.begin(index, attribute));
-        let mut writes_through = false;
+        let (mut writes_through, mut is_noted) = (false, false);
         if let Some(slot) = disk.and_then(|slot| self.core.disks.at_mut(slot)) {
             slot.tasks += 1;
             writes_through = slot.settings.writes_through;
+            is_noted = slot.notes.is_some();
         }
         let entry = self.task(task);
         entry.started = now;
@@ -58,6 +59,9 @@ impl<R: Ring> Work<'_, R> {
             return true;
         }
         let action = self.execute(task, lun_index);
+        if is_noted && let Some(slot) = disk.and_then(|slot| self.core.disks.at_mut(slot)) {
+            slot.note(action, now);
+        }
         if !self.start_agreement(task, action, data) {
             self.carry_out(task, action, data);
         }

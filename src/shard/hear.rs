@@ -13,6 +13,7 @@ use super::message::{Configuration, DetachError, Reply, SessionInfo, ToShard};
 use super::overdue::{IO_DEADLINE_MS, task_of};
 use super::pause::AtWork;
 use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage, ResetScope};
+use super::record::RecordError;
 use super::registrar::Decision;
 use super::run::Shard;
 use super::session::Work;
@@ -258,6 +259,11 @@ impl<R: Ring> Shard<R> {
                     link.close(core);
                 }
             }
+            ToShard::Record { disk, recorder, room, reply } => {
+                let now = self.core.now;
+                let slot = self.core.disks.find(disk).and_then(|slot| self.core.disks.at_mut(slot));
+                reply(slot.map_or(Err(RecordError::NotAttached), |slot| slot.exchange(recorder, room, now)));
+            }
             ToShard::Quiesce { patience_ms, reply } => self.quiesce(patience_ms, reply),
             ToShard::Stop => self.stopped = true,
         }
@@ -276,6 +282,7 @@ impl<R: Ring> Shard<R> {
             swaps: 0,
             home: None,
             untimed: [0; 4],
+            notes: None,
             detaching: None,
             agreed: Agreed::default(),
             agreement: is_home.then(|| Box::new(AgreementHome::new())),
