@@ -95,6 +95,13 @@ impl<R: Ring> Shard<R> {
             }
             PeerMessage::News { disk, home, news } => self.hear_news(disk, home, &news),
             PeerMessage::NewsHeard { disk } => self.core.news_heard(disk),
+            message => self.session_message(message),
+        }
+    }
+
+    /// Messages about sessions and their connections.
+    fn session_message(&mut self, message: PeerMessage) {
+        match message {
             PeerMessage::Register { applicant } => {
                 let decision = self.registrar.register(*applicant);
                 self.announce(decision);
@@ -112,17 +119,21 @@ impl<R: Ring> Shard<R> {
             PeerMessage::Located { link, shard } => self.located(link, shard),
             PeerMessage::Adopt { socket, arrival, bytes } => self.adopt(socket, arrival, &bytes),
             PeerMessage::Siblings { asker, order } => self.siblings_asked(asker, order),
-            PeerMessage::EndSession { link } => {
-                let Self { core, links, .. } = self;
-                let link = links.get_mut(link.index as usize).and_then(Option::as_deref_mut).filter(|l| l.key == link);
-                if let Some(link) = link {
-                    if let Some(suppressed) = core.notices.allow(core.now_ms()) {
-                        tracing::info!(peer = %link.peer, suppressed, "session reinstated by a newer login");
-                    }
-                    link.leaves_quietly = true;
-                    link.close(core);
-                }
+            PeerMessage::EndSession { link } => self.end_session(link),
+            _ => unreachable!("every other message is dealt with by whoever hands this one on"),
+        }
+    }
+
+    /// The connection's session is reinstated by a newer login.
+    fn end_session(&mut self, key: LinkKey) {
+        let Self { core, links, .. } = self;
+        let link = links.get_mut(key.index as usize).and_then(Option::as_deref_mut).filter(|link| link.key == key);
+        if let Some(link) = link {
+            if let Some(suppressed) = core.notices.allow(core.now_ms()) {
+                tracing::info!(peer = %link.peer, suppressed, "session reinstated by a newer login");
             }
+            link.leaves_quietly = true;
+            link.close(core);
         }
     }
 

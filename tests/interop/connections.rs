@@ -1,4 +1,5 @@
-//! Sessions of several connections, and connections that take another's place: RFC 7143 sections 4.2.2, 6.3.4 and 11.14.
+//! Sessions of several connections, and connections that take another's place: RFC 7143 sections 4.2.2, 6.3.4 and
+//! 11.14.
 
 use std::io::Read;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! What a finished login does to the sessions that live (RFC 7143 sections 4.4.3 and 6.3.4 to 6.3.6): a pure decision for
-//! whoever keeps their register.
+//! What a finished login does to the sessions that live (RFC 7143 sections 4.4.3 and 6.3.4 to 6.3.6): a pure decision
+//! for whoever keeps their register.
 
 #![forbid(unsafe_code)]
 
