@@ -178,5 +178,8 @@ pub const STALL_TIMEOUT_MS: u64 = 1_000;
 /// the acknowledgement of TASK ABORTED (RFC 7143 section 4.2.3.3). Widely used initiators do not send the former.
 pub const MANAGEMENT_PATIENCE_MS: u64 = 1_000;
 
+/// Bytes of the echo buffer that each I_T nexus has: as many as its descriptor can tell of without reserved bits.
+pub const ECHO_BUFFER_BYTES: u16 = 4096;
+
 /// A connection whose last answer (to a logout or a refused login) is not taken within this is closed.
 pub const FINISH_TIMEOUT_MS: u64 = 10_000;

@@ -137,6 +137,12 @@ pub struct DiskSettingsConfig {
     /// WCE, where an initiator has saved it with MODE SELECT.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub write_cache: Option<bool>,
+    /// SWP, where an initiator has saved it with MODE SELECT: all initiators' writes are refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub software_write_protect: Option<bool>,
+    /// A FORMAT UNIT has not ended well: only another one, or a SANITIZE, makes the disk usable.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unformatted: bool,
     /// A SANITIZE has not ended well: only another one makes the disk usable, or, if this is true, its EXIT FAILURE
     /// MODE too.
     #[serde(default, skip_serializing_if = "Option::is_none")]

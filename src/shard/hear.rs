@@ -277,7 +277,7 @@ impl<R: Ring> Shard<R> {
                 }
                 None => reply(Err(DetachError("the disk is not attached".into()))),
             },
-            ToShard::Pause { disk, patience_ms, reply } => self.pause(disk, patience_ms, reply),
+            ToShard::Pause { disk, hold, patience_ms, reply } => self.pause(disk, hold, patience_ms, reply),
             ToShard::Resume { disk, reply } => {
                 self.resume(disk);
                 reply(());

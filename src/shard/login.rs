@@ -252,6 +252,7 @@ fn session<R: Ring>(link: &Link, core: &Core<R>, established: Established, id: u
         scratch: None,
         stats,
         copies: Copies::default(),
+        echo: None,
         counted: Counters::default(),
         since_ms,
     }

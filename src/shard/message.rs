@@ -153,6 +153,15 @@ pub struct SessionInfo {
 #[error("{0}")]
 pub struct DetachError(pub String);
 
+/// Which commands of a disk a pause holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// Those that change the map of its leaf: writes of what has no space or cannot be seen yet, and UNMAP.
+    Changes,
+    /// All that touch its files. Only then can the disk be given another form.
+    All,
+}
+
 /// Why a disk could not be paused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -237,15 +246,17 @@ pub enum ToShard {
         /// Answered when done; an error means that the file was left to be recovered by log replay.
         reply: Reply<Result<(), DetachError>>,
     },
-    /// Hold the commands of a disk: those that are at work on its files come to the end of their window, others wait
-    /// where they would begin one. Everything else goes on, other units of the same sessions too. Ended by `Resume` or
+    /// Hold commands of a disk: those that are at work on its files come to the end of their window, others wait where
+    /// they would begin one. Everything else goes on, other units of the same sessions too. Ended by `Resume` or
     /// `Swap`.
     Pause {
         /// The disk.
         disk: DiskId,
+        /// Which commands. Changes may be held first, and all when that is answered.
+        hold: Hold,
         /// How long to wait for those that are at work. The pause is undone when they take longer.
         patience_ms: u64,
-        /// Answered when nobody of this shard is at work on the disk's files.
+        /// Answered when no command of this shard that is to be held is at work.
         reply: Reply<Result<(), PauseError>>,
     },
     /// End a pause that is or is coming to be; nothing happens when there is none.

@@ -88,10 +88,10 @@ mod write;
 pub use agreement::ReservationStore;
 pub(crate) use mailbox::{Senders, mailbox};
 pub use message::{
-    Configuration, ConnectionInfo, DetachError, EngineReport, LunMap, Mapping, Mask, PauseError, Reply, SessionInfo,
-    TargetPort, ToShard,
+    Configuration, ConnectionInfo, DetachError, EngineReport, Hold, LunMap, Mapping, Mask, PauseError, Reply,
+    SessionInfo, TargetPort, ToShard,
 };
 pub(crate) use run::Parts;
 pub use run::Shard;
-pub use settings::{DiskSettings, Keep, Keeper, Kept};
+pub use settings::{DiskSettings, Keep, Keeper, Kept, Unfinished};
 pub use threads::{Shards, ShardsConfig, StartError, portal_listeners};

@@ -188,6 +188,7 @@ impl<R: Ring> Work<'_, R> {
     }
 
     fn make_orphan(&mut self, task: TaskId, disk: u32, name: u16) {
+        self.end_change(task);
         let entry = &mut self.session.tasks[usize::from(task.0)];
         let reads = match entry.kind {
             Kind::Read | Kind::Verify(_) | Kind::Flush | Kind::None | Kind::List(_) => true,

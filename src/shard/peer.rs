@@ -48,6 +48,13 @@ pub(crate) struct Asker {
     pub(crate) task: u16,
 }
 
+impl HomeRequest {
+    /// The leaf's map may become another.
+    pub(crate) fn changes_map(self) -> bool {
+        matches!(self, Self::Prepare { .. } | Self::Commit { .. } | Self::Unmap { .. })
+    }
+}
+
 /// What only a disk's home shard may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HomeRequest {

@@ -93,6 +93,8 @@ pub(crate) struct Session {
     pub(crate) scratch: Option<Buf>,
     pub(crate) stats: Arc<SessionStats>,
     pub(crate) copies: Copies,
+    /// What was last written to the echo buffer, and the unit that it was written to.
+    pub(crate) echo: Option<(Lun, Slice)>,
     /// What of the engine's counters the shard's have taken over.
     pub(crate) counted: Counters,
     pub(crate) since_ms: u64,
@@ -308,6 +310,8 @@ pub(crate) struct Task {
     pub(crate) error: Option<MediumError>,
     /// Counted as at work on the disk's files.
     pub(crate) at_work: bool,
+    /// Counted as at work on the disk's map.
+    pub(crate) changes: bool,
     /// File operations run; their plan was made in this epoch of the disk.
     pub(crate) plan: Option<bool>,
     /// No answer will go.
@@ -380,6 +384,7 @@ impl Task {
             generation: 0,
             error: None,
             at_work: false,
+            changes: false,
             plan: None,
             aborted: false,
             terminated: false,
@@ -523,7 +528,7 @@ impl<R: Ring> Work<'_, R> {
 impl Resume {
     /// The disk may change before the task goes on.
     fn plans_anew(self) -> bool {
-        !matches!(self, Self::Commit | Self::Flush)
+        self != Self::Commit
     }
 }
 

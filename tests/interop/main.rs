@@ -21,6 +21,7 @@ mod masking;
 mod modes;
 mod ms_deviations;
 mod ports;
+mod primary;
 mod protocol;
 mod recovery;
 mod reservations;

@@ -15,7 +15,7 @@ use crate::medium::Disk;
 use crate::medium::blocking::BlockingDisk;
 use crate::observe::{SessionStats, ShardStats};
 use crate::scsi::reservations::Reservations;
-use crate::shard::message::{Configuration, ConnectionInfo, EngineReport, SessionInfo, ToShard};
+use crate::shard::message::{Configuration, ConnectionInfo, EngineReport, Hold, SessionInfo, ToShard};
 use crate::units::{DiskId, PortalId, ShardId};
 
 /// One shard's memory.
@@ -165,8 +165,8 @@ impl DataPlane for FakePlane {
                 told.close(disk);
                 reply(Ok(()));
             }
-            ToShard::Pause { disk, reply, .. } => {
-                assert!(told.paused.insert(disk), "paused once");
+            ToShard::Pause { disk, hold, reply, .. } => {
+                assert!(told.paused.insert(disk) == (hold == Hold::Changes), "paused once, changes first");
                 reply(Ok(()));
             }
             ToShard::Resume { disk, reply } => {
