@@ -109,9 +109,22 @@ impl Configuration {
 /// The LUNs of one target.
 pub type LunMap = std::collections::BTreeMap<Lun, Mapping>;
 
+/// One connection of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionInfo {
+    /// Its CID.
+    pub connection_id: u16,
+    /// The initiator's address.
+    pub peer: SocketAddr,
+    /// Ours.
+    pub local: SocketAddr,
+}
+
 /// A living session, as `lunaring session list` shows it.
 #[derive(Clone, Debug)]
 pub struct SessionInfo {
+    /// Its connections, at least one. Addresses and digests below are the first one's.
+    pub connections: Vec<ConnectionInfo>,
     /// Unique while the server lives: names the session for `session drop`.
     pub id: u64,
     /// Target Session Identifying Handle (RFC 7143 section 11.12.6).

@@ -26,6 +26,7 @@
 //! | `copy` | copies between disks, and tokens |
 //! | `management` | aborts, resets, logout |
 //! | `resend` | Data-In that an initiator has missed |
+//! | `group` | sessions of several connections, and connections that take another's place |
 //! | `fence` | what a function waits for on other initiators' sessions |
 //! | `record` | notes of what a disk is asked for, for traces |
 //! | `overdue` | commands that wait too long, and the operations that they leave behind |
@@ -54,6 +55,7 @@ mod driver;
 mod erase;
 mod exclusive;
 mod fence;
+mod group;
 mod hear;
 mod home;
 mod input;
@@ -88,8 +90,8 @@ mod write;
 pub use agreement::ReservationStore;
 pub(crate) use mailbox::{Senders, mailbox};
 pub use message::{
-    Configuration, DetachError, EngineReport, Hold, LunMap, Mapping, Mask, PauseError, Reply, SessionInfo, TargetPort,
-    ToShard,
+    Configuration, ConnectionInfo, DetachError, EngineReport, Hold, LunMap, Mapping, Mask, PauseError, Reply,
+    SessionInfo, TargetPort, ToShard,
 };
 pub(crate) use run::Parts;
 pub use run::Shard;

@@ -314,8 +314,13 @@ impl<R: Ring> Shard<R> {
 
     /// Have the commands of a disk try again that were held.
     pub(super) fn let_held_go_on(&mut self, slot: u32) {
-        let Self { core, links, .. } = self;
-        for link in links.iter_mut().flatten() {
+        for index in 0..self.links.len() {
+            if self.links[index].is_none() {
+                continue;
+            }
+            self.take_turn(index as u32);
+            let Self { core, links, .. } = self;
+            let Some(link) = links[index].as_deref_mut() else { continue };
             let Phase::Session(session) = &link.phase else { continue };
             if session.held > 0 {
                 if let Some((mut work, _, _)) = link.work(core) {

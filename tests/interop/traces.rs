@@ -45,9 +45,8 @@ fn a_trace_holds_what_the_disk_was_asked_for() {
         let file_name = file.to_str().expect("text").to_owned();
         let began = Instant::now();
         std::thread::scope(|scope| {
-            let recorder = scope.spawn(|| {
-                server.lunaring(&["trace", "record", disk, "--seconds", "7", "--to", &file_name, "--json"])
-            });
+            let recorder = scope
+                .spawn(|| server.lunaring(&["trace", "record", disk, "--seconds", "7", "--to", &file_name, "--json"]));
             std::thread::sleep(Duration::from_millis(1500));
             let second = server.lunaring(&["trace", "record", disk, "--seconds", "1", "--to", "/nowhere/file"]);
             assert!(!second.status.success());
