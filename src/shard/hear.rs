@@ -14,7 +14,6 @@ use super::message::{Configuration, ConnectionInfo, DetachError, Reply, SessionI
 use super::overdue::{IO_DEADLINE_MS, task_of};
 use super::pause::AtWork;
 use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage, ResetScope};
-use super::record::RecordError;
 use super::registrar::{Decision, Granted};
 use super::run::Shard;
 use super::session::Work;
@@ -311,11 +310,7 @@ impl<R: Ring> Shard<R> {
                 }
                 reply(found);
             }
-            ToShard::Record { disk, recorder, room, reply } => {
-                let now = self.core.now;
-                let slot = self.core.disks.find(disk).and_then(|slot| self.core.disks.at_mut(slot));
-                reply(slot.map_or(Err(RecordError::NotAttached), |slot| slot.exchange(recorder, room, now)));
-            }
+            ToShard::Record { disk, recorder, room, reply } => reply(self.core.record(disk, recorder, room)),
             ToShard::Quiesce { patience_ms, reply } => self.quiesce(patience_ms, reply),
             ToShard::Stop => self.stopped = true,
         }

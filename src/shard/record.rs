@@ -3,9 +3,10 @@
 //! The control plane makes the room for notes, puts it into a disk's slot on every shard, and exchanges it for empty
 //! room while it lasts; a shard only appends. Who stops exchanging is forgotten after [`PATIENCE_NS`].
 
-use super::core::DiskSlot;
-use crate::ring::Nanos;
+use super::core::{Core, DiskSlot};
+use crate::ring::{Nanos, Ring};
 use crate::scsi::Action;
+use crate::units::DiskId;
 
 /// How long notes are taken for a recorder that is not heard from, in nanoseconds.
 const PATIENCE_NS: u64 = 5_000_000_000;
@@ -86,6 +87,14 @@ pub enum RecordError {
 
 /// What a shard gives for new room: the notes that it had.
 pub type Exchanged = Result<Option<Box<Notes>>, RecordError>;
+
+impl<R: Ring> Core<R> {
+    /// See [`ToShard::Record`](super::ToShard::Record).
+    pub(crate) fn record(&mut self, disk: DiskId, recorder: u128, room: Option<Box<Notes>>) -> Exchanged {
+        let slot = self.disks.find(disk).and_then(|slot| self.disks.at_mut(slot));
+        slot.ok_or(RecordError::NotAttached)?.exchange(recorder, room, self.now)
+    }
+}
 
 impl DiskSlot {
     /// Put this room in place of the present one, whose notes come back; without any, recording ends.
