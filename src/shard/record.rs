@@ -90,7 +90,7 @@ pub type Exchanged = Result<Option<Box<Notes>>, RecordError>;
 
 impl<R: Ring> Core<R> {
     /// See [`ToShard::Record`](super::ToShard::Record).
-    pub(crate) fn record(&mut self, disk: DiskId, recorder: u128, room: Option<Box<Notes>>) -> Exchanged {
+    pub(crate) fn take_notes(&mut self, disk: DiskId, recorder: u128, room: Option<Box<Notes>>) -> Exchanged {
         let slot = self.disks.find(disk).and_then(|slot| self.disks.at_mut(slot));
         slot.ok_or(RecordError::NotAttached)?.exchange(recorder, room, self.now)
     }
