@@ -33,8 +33,9 @@ pub trait Transmit {
     /// Append a reference to these bytes of the payload that the call is about.
     fn payload(&mut self, range: Range<usize>);
 
-    /// Digest these bytes of the payload. Called only when DataDigest is on, right before `payload` of the same range.
-    fn payload_digest(&mut self, range: Range<usize>, digest: &mut Crc32c);
+    /// The CRC-32C of these bytes of the payload. Called only when DataDigest is on, right before `payload` of the same
+    /// range.
+    fn payload_digest(&mut self, range: Range<usize>) -> u32;
 }
 
 /// How a command ends.
@@ -513,19 +514,16 @@ impl Connection {
         if len == 0 {
             return;
         }
-        if self.parameters.data_digest {
-            digest = Some(Crc32c::new());
-        }
         match data {
             Data::Copied(bytes) => {
-                if let Some(digest) = &mut digest {
-                    digest.update(bytes);
+                if self.parameters.data_digest {
+                    digest = Some(Crc32c::continuing(crc32c(bytes)));
                 }
                 tx.bytes(bytes);
             }
             Data::Payload(range) => {
-                if let Some(digest) = &mut digest {
-                    tx.payload_digest(range.clone(), digest);
+                if self.parameters.data_digest {
+                    digest = Some(Crc32c::continuing(tx.payload_digest(range.clone())));
                 }
                 tx.payload(range);
             }
