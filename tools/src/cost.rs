@@ -131,7 +131,8 @@ fn measured_step(step: &str, pieces: &mut Pieces, bytes: &[u8]) {
     }
 }
 
-/// Callgrind starts at zero when this is called: what the ring did before, outside of any measure, was counted too.
+/// Callgrind writes what it has counted when this is called, and starts at zero: what the ring did before, outside of any
+/// measure, was counted too, and nobody reads that.
 #[inline(never)]
 fn measure_begins() {
     std::hint::black_box(());
@@ -160,7 +161,7 @@ fn count_in(folder: &Path) -> Result<Vec<(&'static str, f64)>, String> {
     let out = folder.join("out");
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--dump-instr=no", "--toggle-collect=*cost::measured_*"])
-        .args(["--toggle-collect=*instant::ring::fill*", "--zero-before=*cost::measure_begins*"])
+        .args(["--toggle-collect=*instant::ring::fill*", "--dump-before=*cost::measure_begins*"])
         .arg("--dump-after=*cost::measure_ends*")
         .arg(format!("--callgrind-out-file={}", out.display()))
         .arg(program)
@@ -174,7 +175,8 @@ fn count_in(folder: &Path) -> Result<Vec<(&'static str, f64)>, String> {
     }
     let mut counts = Vec::new();
     for (name, number) in names().zip(1..) {
-        let path = folder.join(format!("out.{number}"));
+        // Two files for each measure: what came before it, and its own.
+        let path = folder.join(format!("out.{}", 2 * number));
         let text = fs::read_to_string(&path).map_err(|error| format!("{name}: {}: {error}", path.display()))?;
         let summary = text.lines().find_map(|line| line.strip_prefix("totals: ").or(line.strip_prefix("summary: ")));
         let instructions: f64 = summary
