@@ -7,7 +7,7 @@ use futures_channel::mpsc;
 
 use super::controller::{Controller, Job, LiveDisk};
 use super::dataplane::tell;
-use crate::shard::{DiskSettings, Keep, Keeper, Kept, ToShard};
+use crate::shard::{DiskSettings, Keep, Keeper, Kept, ToShard, Unfinished};
 use crate::units::DiskId;
 
 /// What may wait besides one from each that has something at once: shards bound how much they want kept.
@@ -36,7 +36,12 @@ impl Controller {
         let mut config = self.config.clone();
         let Some(entry) = config.disks.get_mut(&name) else { return false };
         entry.settings.write_cache = kept.write_cache;
-        entry.settings.unsanitized = kept.unsanitized;
+        entry.settings.software_write_protect = kept.write_protection;
+        entry.settings.unformatted = kept.unfinished == Some(Unfinished::Format);
+        entry.settings.unsanitized = match kept.unfinished {
+            Some(Unfinished::Sanitize { may_exit }) => Some(may_exit),
+            Some(Unfinished::Format) | None => None,
+        };
         match self.persist(config).await {
             Ok(()) => {
                 self.publish();
@@ -58,7 +63,13 @@ impl Controller {
         online
             .map(|(id, disk)| {
                 let set = &disk.settings;
-                let kept = Kept { write_cache: set.write_cache, unsanitized: set.unsanitized };
+                let kept = Kept {
+                    write_cache: set.write_cache,
+                    write_protection: set.software_write_protect,
+                    unfinished: set.unsanitized.map_or(set.unformatted.then_some(Unfinished::Format), |may_exit| {
+                        Some(Unfinished::Sanitize { may_exit })
+                    }),
+                };
                 (id, DiskSettings { kept })
             })
             .collect()

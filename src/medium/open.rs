@@ -232,7 +232,9 @@ const CARRIED_OUT: Features = Features::COMPARE_AND_WRITE
     .and(Features::MODE_SELECT)
     .and(Features::LOG_DATA)
     .and(Features::FORMAT)
-    .and(Features::COPY);
+    .and(Features::COPY)
+    .and(Features::TIMESTAMP)
+    .and(Features::ECHO_BUFFER);
 
 /// The SCSI description. Write caching is reported for files: a write is answered when it has left the process, and is
 /// durable after SYNCHRONIZE CACHE or with FUA. Memory and null disks have nothing behind them that a flush could

@@ -6,8 +6,8 @@ use super::execute::{Action, LogicalUnit, TargetView};
 use super::parameter_list::ParameterList;
 use super::unit::{Features, Unit};
 use super::{
-    capacity, copy, defects, diagnostic, format, inquiry, lba_status, log, mode, mode_select, port_groups, read_write,
-    readiness, report_luns, reservations, sanitize, supported, timestamp, uninterrupted, unmap, write_same,
+    buffer, capacity, copy, defects, diagnostic, format, inquiry, lba_status, log, mode, mode_select, port_groups,
+    read_write, readiness, report_luns, reservations, sanitize, supported, timestamp, uninterrupted, unmap, write_same,
 };
 
 /// Which way a command's data goes.
@@ -304,6 +304,10 @@ pub static COMMANDS: &[Command] = &[
         D::None, O::Flush, R::Write, Medium(read_write::synchronize_cache_10)),
     command("READ DEFECT DATA(10)", 0x37, None, &[0, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0],
         D::In, O::Immediate, R::Read, Reply(defects::read_defect_data_10)),
+    command("WRITE BUFFER", 0x3b, None, &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0],
+        D::Out, O::Immediate, R::Write, Medium(buffer::write_buffer)).needs(Features::ECHO_BUFFER).access(A::Standby),
+    command("READ BUFFER(10)", 0x3c, None, &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0],
+        D::In, O::Immediate, R::Read, Reply(buffer::read_buffer)).needs(Features::ECHO_BUFFER).access(A::Standby),
     command("WRITE SAME(10)", 0x41, None, &[0x08, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0],
         D::Out, O::Write, R::Write, Medium(write_same::write_same_10)),
     command("UNMAP", 0x42, None, &[0, 0, 0, 0, 0, 0, 0xff, 0xff, 0],

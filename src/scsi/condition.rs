@@ -16,6 +16,8 @@ pub enum Condition {
     },
     /// FORMAT UNIT has failed; only another one, or SANITIZE, makes the unit usable.
     FormatFailed,
+    /// FORMAT UNIT was interrupted, by a power loss for one; the same makes the unit usable.
+    FormatInterrupted,
     /// SANITIZE is at work.
     Sanitizing {
         /// PROGRESS INDICATION: how much is done, in 65,536ths.
@@ -37,6 +39,7 @@ impl Condition {
                 Some(Sense::new(SenseCode::LOGICAL_UNIT_NOT_READY_FORMAT_IN_PROGRESS).with_progress(progress))
             }
             Self::FormatFailed => Some(Sense::new(SenseCode::FORMAT_COMMAND_FAILED)),
+            Self::FormatInterrupted => Some(Sense::new(SenseCode::MEDIUM_FORMAT_CORRUPTED)),
             Self::Sanitizing { progress } => {
                 Some(Sense::new(SenseCode::LOGICAL_UNIT_NOT_READY_SANITIZE_IN_PROGRESS).with_progress(progress))
             }
@@ -51,7 +54,7 @@ impl Condition {
         match self {
             Self::Ready => true,
             Self::Formatting { .. } | Self::Sanitizing { .. } => false,
-            Self::FormatFailed => matches!(opcode, FORMAT_UNIT | SANITIZE),
+            Self::FormatFailed | Self::FormatInterrupted => matches!(opcode, FORMAT_UNIT | SANITIZE),
             Self::SanitizeFailed { .. } => opcode == SANITIZE,
         }
     }
@@ -74,10 +77,11 @@ mod tests {
     use crate::scsi::fixture::{DISK, run_in, unit};
     use crate::scsi::{Action, SenseFormat};
 
-    fn conditions() -> [Condition; 5] {
+    fn conditions() -> [Condition; 6] {
         [
             Condition::Formatting { progress: 0x8001 },
             Condition::FormatFailed,
+            Condition::FormatInterrupted,
             Condition::Sanitizing { progress: 7 },
             Condition::SanitizeFailed { may_exit: false },
             Condition::SanitizeFailed { may_exit: true },
@@ -93,7 +97,7 @@ mod tests {
                 let (action, _) = run_in(condition, &cdb);
                 let served = match condition {
                     _ if matches!(command.opcode, 0x03 | 0x12 | 0xa0) => true,
-                    Condition::FormatFailed => matches!(command.opcode, 0x04 | 0x48),
+                    Condition::FormatFailed | Condition::FormatInterrupted => matches!(command.opcode, 0x04 | 0x48),
                     Condition::SanitizeFailed { .. } => command.opcode == 0x48,
                     _ => false,
                 };

@@ -206,9 +206,10 @@ pub enum Action {
         allocation_length: u32,
     },
     /// Take the parameter list as Data-Out, ask [`mode_select::parse`](super::mode_select::parse), and replace the unit
-    /// by one [`with_write_cache`](Unit::with_write_cache); if that changes it, every other I_T nexus learns of it by
+    /// by one [`with_write_cache`](Unit::with_write_cache) and
+    /// [`with_write_protection`](Unit::with_write_protection); if that changes it, every other I_T nexus learns of it by
     /// [`Attention::ModeParametersChanged`](super::Attention::ModeParametersChanged). While WCE is zero, a write is
-    /// durable before it is answered.
+    /// durable before it is answered; before SWP is one, all that was answered is made durable.
     ModeSelect {
         /// Bytes of Data-Out, at least a header's.
         list_bytes: u16,
@@ -216,6 +217,17 @@ pub enum Action {
         long: bool,
         /// SP: the values outlast a restart.
         save: bool,
+    },
+    /// Take Data-Out into the nexus's echo buffer for this unit.
+    WriteEcho {
+        /// Bytes of Data-Out, 1 to [`limits::ECHO_BUFFER_BYTES`](crate::limits::ECHO_BUFFER_BYTES).
+        list_bytes: u16,
+    },
+    /// Answer with what was last written to the nexus's echo buffer for this unit, with COMMAND SEQUENCE ERROR if
+    /// nothing was, or with ECHO BUFFER OVERWRITTEN if it holds something else now.
+    ReadEcho {
+        /// ALLOCATION LENGTH: the most bytes of Data-In.
+        allocation_length: u32,
     },
     /// Take a parameter list as Data-Out, ask [`format::parse`](super::format::parse), and make every block read as
     /// zeros: unmapped where blocks can be unmapped, written elsewhere. All commands in between are given
@@ -311,6 +323,7 @@ impl Action {
             Self::Unmap { list_bytes } => return u64::from(list_bytes),
             Self::ReserveOut { list_bytes, .. } => return u64::from(list_bytes),
             Self::ModeSelect { list_bytes, .. } => return u64::from(list_bytes),
+            Self::WriteEcho { list_bytes } => return u64::from(list_bytes),
             Self::CopyOut { list_bytes, .. } => return u64::from(list_bytes),
             Self::SetPortGroups { list_bytes } => return u64::from(list_bytes),
             Self::Format { list_bytes } => return u64::from(list_bytes),
@@ -329,6 +342,7 @@ impl Action {
             | Self::ReportPortGroups { .. }
             | Self::LogSense { .. }
             | Self::ReportTimestamp { .. }
+            | Self::ReadEcho { .. }
             | Self::CopyAbort { .. }
             | Self::CopyIn { .. }
             | Self::GetLbaStatus { .. } => 0,
@@ -616,6 +630,11 @@ mod tests {
             }
             Action::ReserveIn { .. } | Action::ReserveUnit { .. } | Action::ExitSanitizeFailure => None,
             Action::ReportPortGroups { .. } | Action::LogSense { .. } | Action::ReportTimestamp { .. } => None,
+            Action::ReadEcho { .. } => None,
+            Action::WriteEcho { list_bytes } => {
+                assert!((1..=crate::limits::ECHO_BUFFER_BYTES).contains(&list_bytes), "{cdb:02x?}");
+                None
+            }
             Action::CopyOut { list_bytes, .. } => {
                 assert!((1..=crate::limits::COPY_LIST_BYTES_MAX).contains(&list_bytes), "{cdb:02x?}");
                 None

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod attention;
+mod buffer;
 mod capacity;
 mod cdb;
 pub mod command_table;

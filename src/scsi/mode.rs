@@ -1,7 +1,7 @@
 //! MODE SENSE and MODE SELECT (SPC-5 clauses 6.11 to 6.14, pages of SPC-5 clause 7.5 and SBC-4 clause 6.5).
 //!
-//! WCE is the one field that can be changed, and saved, where the unit has a write cache and its owner carries the
-//! change out. All other values are fixed.
+//! Two fields can be changed, and saved, where the unit's owner carries the change out: WCE on a unit that has a write
+//! cache, and SWP on one that can be written. All other values are fixed.
 
 use super::cdb::Cdb;
 use super::execute::Action;
@@ -61,14 +61,32 @@ pub(super) fn can_change_cache(unit: &Unit) -> bool {
     unit.write_cache_exists() && unit.features().contains(Features::MODE_SELECT)
 }
 
+/// MODE SELECT can change and save SWP. Who may not write a unit has no say in who else may.
+pub(super) fn can_change_protection(unit: &Unit) -> bool {
+    !unit.always_read_only() && unit.features().contains(Features::MODE_SELECT)
+}
+
+/// There are saved values.
+pub(super) fn can_save(unit: &Unit) -> bool {
+    can_change_cache(unit) || can_change_protection(unit)
+}
+
 /// WCE in the body of the caching page.
 pub(super) const WCE: u8 = 1 << 2;
 
+/// Where SWP is in the body of the control page.
+pub(super) const SWP_BYTE: usize = 2;
+pub(super) const SWP: u8 = 1 << 3;
+
+/// PAGE CODEs of the pages with fields that can be changed.
+pub(super) const CACHING: u8 = 0x08;
+pub(super) const CONTROL: u8 = 0x0a;
+
 /// Every page, ascending.
 pub(super) const PAGES: [Page; 4] = [
-    Page { code: 0x08, subpage: 0, body_bytes: 18, fill: caching },
-    Page { code: 0x0a, subpage: 0, body_bytes: 10, fill: control },
-    Page { code: 0x0a, subpage: 1, body_bytes: 28, fill: nothing_set },
+    Page { code: CACHING, subpage: 0, body_bytes: 18, fill: caching },
+    Page { code: CONTROL, subpage: 0, body_bytes: 10, fill: control },
+    Page { code: CONTROL, subpage: 1, body_bytes: 28, fill: nothing_set },
     Page { code: 0x1c, subpage: 0, body_bytes: 10, fill: informational_exceptions },
 ];
 
@@ -87,8 +105,15 @@ fn caching(unit: &Unit, values: Values, body: &mut [u8]) {
 }
 
 /// Control (SPC-5 clause 7.5.9): D_SENSE; QUEUE ALGORITHM MODIFIER 1, since simple commands in flight are not kept in
-/// order; TAS, since a command that another initiator aborts is answered with TASK ABORTED.
+/// order; SWP; TAS, since a command that another initiator aborts is answered with TASK ABORTED.
 fn control(unit: &Unit, values: Values, body: &mut [u8]) {
+    let protected = match values {
+        Values::Current => unit.write_protected(),
+        Values::Changeable => can_change_protection(unit),
+        Values::Default => false,
+        Values::Saved => unit.write_protection_saved(),
+    };
+    body[SWP_BYTE] = if protected { SWP } else { 0 };
     if values != Values::Changeable {
         body[0] = u8::from(unit.sense_format() == SenseFormat::Descriptor) << 2;
         body[1] = 1 << 4;
@@ -138,7 +163,7 @@ impl Request {
             0 => Values::Current,
             1 => Values::Changeable,
             2 => Values::Default,
-            _ if can_change_cache(unit) => Values::Saved,
+            _ if can_save(unit) => Values::Saved,
             _ => return Err(Sense::new(SenseCode::SAVING_PARAMETERS_NOT_SUPPORTED)),
         };
         let block_descriptor = match (cdb.bit(1, 3), long_lba_accepted) {
@@ -238,7 +263,7 @@ mod tests {
     use crate::scsi::{BlockLength, NexusUnit, UnitConfig};
 
     const CACHING: [u8; 20] = [0x88, 0x12, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    const CONTROL: [u8; 12] = [0x0a, 0x0a, 0, 0x10, 0, 0x40, 0, 0, 0, 0, 0, 0];
+    const CONTROL: [u8; 12] = [0x8a, 0x0a, 0, 0x10, 0, 0x40, 0, 0, 0, 0, 0, 0];
     const EXCEPTIONS: [u8; 12] = [0x1c, 0x0a, 0x08, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
     fn control_extension() -> Vec<u8> {
@@ -287,11 +312,11 @@ mod tests {
     }
 
     #[test]
-    fn only_the_write_cache_can_be_changed_and_saved() {
+    fn only_the_write_cache_and_protection_can_be_changed_and_saved() {
         let changeable = reply(&DISK, &[0x1a, 0x08, 0x7f, 0xff, 255, 0]);
-        let headers =
-            [&[0x88, 0x12, 4][..], &[0; 17], &[0x0a, 0x0a], &[0; 10], &control_extension(), &[0x1c, 0x0a], &[0; 10]];
-        assert_eq!(changeable[4..], headers.concat());
+        let control = [0x8a, 0x0a, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0];
+        let bits = [&[0x88, 0x12, 4][..], &[0; 17], &control, &control_extension(), &[0x1c, 0x0a], &[0; 10]];
+        assert_eq!(changeable[4..], bits.concat());
         let unit = unit(&DISK).with_write_cache(false, true);
         let values = |control: u8| run_on(Some(&unit), &mut NexusUnit::default(), &[0x1a, 8, control | 8, 0, 255]).1[6];
         assert_eq!((values(0x00), values(0x40), values(0x80), values(0xc0)), (0, 4, 4, 4));
@@ -301,8 +326,22 @@ mod tests {
     }
 
     #[test]
+    fn a_protected_unit_says_so_and_refuses_to_write() {
+        let unit = unit(&DISK).with_write_protection(true, false);
+        let run = |bytes: &[u8]| run_on(Some(&unit), &mut NexusUnit::default(), bytes);
+        let values = |control: u8| run(&[0x1a, 8, control | 0x0a, 0, 255]).1[8];
+        assert_eq!((values(0x00), values(0x40), values(0x80), values(0xc0)), (8, 8, 0, 0));
+        assert_eq!(run(&[0x1a, 8, 0x0a, 0, 255]).1[2], 0x90, "WP");
+        let write = [0x2a, 0, 0, 0, 0, 0, 0, 0, 1];
+        assert_eq!(run(&write).0, refused(SenseCode::LOGICAL_UNIT_SOFTWARE_WRITE_PROTECTED));
+        let free = unit.clone().with_write_protection(false, true);
+        assert!(!free.read_only() && free.write_protection_saved());
+        assert!(matches!(run_on(Some(&free), &mut NexusUnit::default(), &write).0, Action::Write { .. }));
+    }
+
+    #[test]
     fn nothing_can_be_changed_or_saved_where_there_is_no_cache_or_nobody_to_do_it() {
-        let uncached = UnitConfig { write_cache_enabled: false, ..DISK };
+        let uncached = UnitConfig { write_cache_enabled: false, read_only: true, ..DISK };
         for unit in [unit(&uncached).with_write_cache(true, true), Unit::new(&DISK).expect("valid")] {
             let run = |bytes: &[u8]| run_on(Some(&unit), &mut NexusUnit::default(), bytes);
             let (_, changeable) = run(&[0x1a, 0x08, 0x48, 0, 255, 0]);

@@ -5,15 +5,17 @@
 
 use super::cdb::Cdb;
 use super::execute::Action;
-use super::mode::{self, PAGES, Page, Values, WCE};
+use super::mode::{self, PAGES, Page, SWP, SWP_BYTE, Values, WCE};
 use super::sense::{Outcome, Sense, SenseCode};
 use super::unit::Unit;
 
 /// What a parameter list changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ModeChange {
-    /// The new value of WCE; `None` if the list has no caching page.
+    /// The new value of WCE; `None` if the list has no caching page, or WCE cannot be changed.
     pub write_cache_enabled: Option<bool>,
+    /// The new value of SWP; `None` if the list has no control page, or SWP cannot be changed.
+    pub write_protected: Option<bool>,
 }
 
 pub(super) fn mode_select_6(cdb: Cdb<'_>, unit: &Unit) -> Action {
@@ -30,7 +32,7 @@ fn mode_select(cdb: Cdb<'_>, list_bytes: u16, long: bool, unit: &Unit) -> Action
     if !page_format && list_bytes > 0 {
         return Sense::invalid_field_in_cdb(1, Some(4)).into();
     }
-    if save && !mode::can_change_cache(unit) {
+    if save && !mode::can_save(unit) {
         return Sense::invalid_field_in_cdb(1, Some(0)).into();
     }
     match usize::from(list_bytes) {
@@ -67,7 +69,7 @@ pub fn parse(list: &[u8], long: bool, unit: &Unit) -> Result<ModeChange, Sense> 
     if !is_current(descriptor, long_lba, unit) {
         return Err(Sense::invalid_field_in_list(start as u16, None));
     }
-    let mut change = ModeChange { write_cache_enabled: None };
+    let mut change = ModeChange::default();
     let mut at = start + descriptor_bytes;
     while at < list.len() {
         at += parse_page(&list[at..], at, unit, &mut change)?;
@@ -117,8 +119,12 @@ fn parse_page(rest: &[u8], at: usize, unit: &Unit, change: &mut ModeChange) -> R
             return Err(wrong(header + index, Some(7 - differs.leading_zeros() as u8)));
         }
     }
-    if changeable[0] & WCE != 0 {
-        change.write_cache_enabled = Some(body[0] & WCE != 0);
+    match page.code {
+        mode::CACHING if changeable[0] & WCE != 0 => change.write_cache_enabled = Some(body[0] & WCE != 0),
+        mode::CONTROL if changeable[SWP_BYTE] & SWP != 0 => {
+            change.write_protected = Some(body[SWP_BYTE] & SWP != 0);
+        }
+        _ => {}
     }
     Ok(end)
 }
@@ -154,7 +160,7 @@ mod tests {
         assert_eq!(run(&DISK, &[0x15, 0x12, 0, 0, 24, 0]), invalid_field(1, Some(1)), "RTD");
         assert_eq!(run(&DISK, &[0x15, 0x10, 0, 0, 3, 0]), refused(SenseCode::PARAMETER_LIST_LENGTH_ERROR));
         assert_eq!(run(&DISK, &[0x55, 0x10, 0, 0, 0, 0, 0, 0, 7]), refused(SenseCode::PARAMETER_LIST_LENGTH_ERROR));
-        let uncached = UnitConfig { write_cache_enabled: false, ..DISK };
+        let uncached = UnitConfig { write_cache_enabled: false, read_only: true, ..DISK };
         assert_eq!(run(&uncached, &[0x15, 0x11, 0, 0, 24, 0]), invalid_field(1, Some(0)), "nothing to save");
     }
 
@@ -176,6 +182,19 @@ mod tests {
     }
 
     #[test]
+    fn the_unit_is_protected_and_not() {
+        let parse = |list: &[u8], config| parse(list, false, &unit(config)).map(|change| change.write_protected);
+        let mut list = sent_back(&[0x1a, 0x08, 0x0a, 0, 255]);
+        assert_eq!(parse(&list, &DISK), Ok(Some(false)));
+        list[4 + 4] |= 8;
+        assert_eq!(parse(&list, &DISK), Ok(Some(true)));
+        let read_only = UnitConfig { read_only: true, ..DISK };
+        assert_eq!(parse(&list, &read_only), Err(Sense::invalid_field_in_list(8, Some(3))), "not for those");
+        list[4 + 4] &= !8;
+        assert_eq!(parse(&list, &read_only), Ok(None));
+    }
+
+    #[test]
     fn every_page_may_be_sent_back_as_it_was_read() {
         let all = sent_back(&[0x5a, 0, 0x3f, 0xff, 0, 0, 0, 1, 0]);
         assert_eq!(change(&all, true), Ok(Some(true)));
@@ -190,9 +209,10 @@ mod tests {
                 let mut list = all.clone();
                 list[index] ^= 1 << bit;
                 let harmless = match index {
-                    // Nobody looks at a page's PS bit, and WCE is what can be changed.
+                    // Nobody looks at a page's PS bit; WCE and SWP are what can be changed.
                     12 | 32 | 44 | 76 => bit == 7,
                     14 => bit == 2,
+                    36 => bit == 3,
                     _ => false,
                 };
                 assert_eq!(change(&list, false).is_ok(), harmless, "byte {index} bit {bit}");

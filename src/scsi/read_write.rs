@@ -112,7 +112,11 @@ fn write(range: Range, hints: CacheHints, unit: &Unit) -> Action {
 
 #[inline]
 pub(super) fn check_writable(unit: &Unit) -> Result<(), Sense> {
-    if unit.read_only() { Err(Sense::new(SenseCode::WRITE_PROTECTED)) } else { Ok(()) }
+    match (unit.always_read_only(), unit.write_protected()) {
+        (true, _) => Err(Sense::new(SenseCode::WRITE_PROTECTED)),
+        (false, true) => Err(Sense::new(SenseCode::LOGICAL_UNIT_SOFTWARE_WRITE_PROTECTED)),
+        (false, false) => Ok(()),
+    }
 }
 
 /// BYTCHK stands in bits 2 and 1 of byte 1; 10b is reserved.

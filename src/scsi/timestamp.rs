@@ -12,9 +12,12 @@ pub(super) fn report_timestamp(cdb: Cdb<'_>, _unit: &Unit) -> Action {
     Action::ReportTimestamp { allocation_length: cdb.be32(6) }
 }
 
-/// The Data-In of REPORT TIMESTAMP, written to `buffer`: its length, at most 12 bytes. `unix_ms` are the milliseconds
+/// Bytes of the longest reply.
+pub const BYTES: usize = 12;
+
+/// The Data-In of REPORT TIMESTAMP, written to `buffer`: its length, at most [`BYTES`]. `unix_ms` are the milliseconds
 /// since 1970, of which 48 bits count.
-pub fn report(unix_ms: u64, allocation_length: u32, buffer: &mut [u8; 12]) -> usize {
+pub fn report(unix_ms: u64, allocation_length: u32, buffer: &mut [u8; BYTES]) -> usize {
     let mut out = ParameterList::new(buffer);
     out.begin(allocation_length);
     out.push_u16(10);

@@ -79,8 +79,10 @@ impl Features {
     /// [`Action::CopyOut`](super::Action::CopyOut), [`Action::CopyAbort`](super::Action::CopyAbort) and
     /// [`Action::CopyIn`](super::Action::CopyIn).
     pub const COPY: Self = Self(1 << 10);
+    /// [`Action::WriteEcho`](super::Action::WriteEcho) and [`Action::ReadEcho`](super::Action::ReadEcho).
+    pub const ECHO_BUFFER: Self = Self(1 << 11);
     /// All of them.
-    pub const ALL: Self = Self((1 << 11) - 1);
+    pub const ALL: Self = Self((1 << 12) - 1);
     /// Blocks can be unmapped: [`UnitConfig::thin_provisioned`] says so.
     pub(super) const UNMAP: Self = Self(1 << 30);
     /// [`Unit::with_atomic_writes`] says so.
@@ -148,6 +150,13 @@ struct WriteCache {
     saved: bool,
 }
 
+/// SWP: its current and its saved value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct WriteProtection {
+    enabled: bool,
+    saved: bool,
+}
+
 /// Description of a logical unit. Immutable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unit {
@@ -157,6 +166,7 @@ pub struct Unit {
     transfer_blocks_max: u32,
     read_only: bool,
     write_cache: WriteCache,
+    write_protection: WriteProtection,
     thin_provisioned: bool,
     unmap_granularity_blocks: u32,
     atomic_write_blocks_max: u32,
@@ -197,6 +207,7 @@ impl Unit {
                 enabled: config.write_cache_enabled,
                 saved: config.write_cache_enabled,
             },
+            write_protection: WriteProtection::default(),
             thin_provisioned: config.thin_provisioned,
             unmap_granularity_blocks: if config.thin_provisioned { config.unmap_granularity_blocks } else { 0 },
             atomic_write_blocks_max: 0,
@@ -230,6 +241,12 @@ impl Unit {
             self.write_cache.enabled = enabled;
             self.write_cache.saved = saved;
         }
+        self
+    }
+
+    /// The same unit, with SWP set by MODE SELECT; `saved` is the value that it starts with next time.
+    pub fn with_write_protection(mut self, enabled: bool, saved: bool) -> Self {
+        self.write_protection = WriteProtection { enabled, saved };
         self
     }
 
@@ -268,9 +285,24 @@ impl Unit {
         self.physical_block_exponent
     }
 
-    /// Writes are refused.
+    /// Writes are refused: the unit was described so, or SWP is one.
     pub fn read_only(&self) -> bool {
+        self.read_only || self.write_protection.enabled
+    }
+
+    /// Writes are refused whatever SWP says.
+    pub fn always_read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// SWP.
+    pub fn write_protected(&self) -> bool {
+        self.write_protection.enabled
+    }
+
+    /// The value of SWP that was saved by MODE SELECT.
+    pub fn write_protection_saved(&self) -> bool {
+        self.write_protection.saved
     }
 
     /// A write is answered before it is durable (WCE).

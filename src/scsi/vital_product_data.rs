@@ -155,12 +155,15 @@ fn block_limits(_target: &TargetView<'_>, unit: &Unit, out: &mut ParameterList<'
     out.push_zeros(60 - 44);
 }
 
-/// Block Device Characteristics: not rotating, and FUA and SYNCHRONIZE CACHE mean what SBC-4 says (FUAB).
-fn block_device_characteristics(_target: &TargetView<'_>, _unit: &Unit, out: &mut ParameterList<'_>) {
+/// Block Device Characteristics: not rotating; what was erased can be read (WABEREQ 01b); and FUA and SYNCHRONIZE CACHE
+/// mean what SBC-4 says (FUAB).
+fn block_device_characteristics(_target: &TargetView<'_>, unit: &Unit, out: &mut ParameterList<'_>) {
     const NON_ROTATING: u16 = 1;
     const FUAB: u8 = 0x02;
     out.push_u16(NON_ROTATING);
-    out.push(&[0, 0, FUAB]);
+    const READS_AFTER_BLOCK_ERASE: u8 = 1 << 6;
+    let erases = unit.features().contains(Features::SANITIZE);
+    out.push(&[0, if erases { READS_AFTER_BLOCK_ERASE } else { 0 }, FUAB]);
     out.push_zeros(60 - 5);
 }
 
@@ -278,7 +281,7 @@ mod tests {
     #[test]
     fn characteristics_and_provisioning() {
         let data = page(&DISK, 0xb1);
-        assert_eq!((data.len(), &data[4..9]), (64, &[0, 1, 0, 0, 2][..]));
+        assert_eq!((data.len(), &data[4..9]), (64, &[0, 1, 0, 0x40, 2][..]));
         assert_eq!(data[9..], [0; 55]);
         assert_eq!(page(&DISK, 0xb2), [0, 0xb2, 0, 4, 0, 0, 0, 0]);
         assert_eq!(page(&THIN, 0xb2), [0, 0xb2, 0, 4, 11, 0xe4, 2, 0]);

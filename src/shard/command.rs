@@ -226,6 +226,9 @@ impl<R: Ring> Work<'_, R> {
             Action::CopyIn { what, list_identifier, allocation_length } => {
                 self.answer_copy_in(task, what, list_identifier, allocation_length)
             }
+            Action::WriteEcho { list_bytes } => self.start_list(task, List::Echo, u32::from(list_bytes), data),
+            Action::ReadEcho { allocation_length } => self.read_echo(task, allocation_length),
+            Action::ReportTimestamp { allocation_length } => self.report_timestamp(task, allocation_length),
             Action::LogSense { page, allocation_length } => self.log_sense(task, page, allocation_length),
             Action::Format { list_bytes } => self.start_list(task, List::Format, u32::from(list_bytes), data),
             Action::Sanitize { method: SanitizeMethod::Overwrite { list_bytes }, immed, may_exit } => {
@@ -282,7 +285,8 @@ impl<R: Ring> Work<'_, R> {
         if !self.core.ask_home(slot, self.key, name, HomeRequest::Flush) {
             return self.starve(task, Resume::Flush);
         }
-        self.begin_work(task);
+        // It is not at work: the flush keeps its files open itself, and a pause need not wait for it.
+        self.end_work(task);
         self.set_step(task, Step::Flushing);
         self.begin_operation(task);
     }

@@ -2,14 +2,14 @@
 //!
 //! First all shards know that the unit does not serve ([`Condition`]), then what was at work on it ends: the work holds
 //! all of the disk as its range ([`super::exclusive`]). A piece is one request to the engine, or one window of writes;
-//! between two of them others have their turn, a pause is kept, and a detach ends the work. That a SANITIZE has not
-//! ended well outlasts the server.
+//! between two of them others have their turn, a pause is kept, and a detach ends the work. That it has
+//! not ended well outlasts the server.
 
 use super::core::{Core, HOME_REQUESTS_MAX, Mark};
 use super::exclusive::ByteRange;
 use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage};
 use super::run::Shard;
-use super::settings::Setting;
+use super::settings::{Setting, Unfinished};
 use crate::blocks::{Done, ExtentList};
 use crate::limits::BURST_LENGTH_MAX;
 use crate::medium::{Backing, WritePlan};
@@ -109,6 +109,11 @@ impl Erasure {
         }
     }
 
+    /// What it is as long as it has not ended well.
+    fn unfinished(&self) -> Unfinished {
+        self.order.sanitize.map_or(Unfinished::Format, |may_exit| Unfinished::Sanitize { may_exit })
+    }
+
     /// How the unit is in the end.
     fn conclusion(&self) -> Condition {
         match (self.failed, self.order.sanitize) {
@@ -173,12 +178,12 @@ impl<R: Ring> Shard<R> {
             told: 0,
             failed: None,
         };
-        let (condition, unsanitized) = (erasure.condition(1), erasure.order.sanitize);
+        let (condition, unfinished) = (erasure.condition(1), erasure.unfinished());
         self.core.erasures.push(erasure);
-        self.tell_condition(slot, condition, unsanitized, true);
+        self.tell_condition(slot, condition, Some(unfinished), true);
     }
 
-    fn tell_condition(&mut self, slot: u32, condition: Condition, unsanitized: Option<bool>, waits: bool) {
+    fn tell_condition(&mut self, slot: u32, condition: Condition, unfinished: Option<Unfinished>, waits: bool) {
         let Some(disk) = self.core.disks.at(slot).map(|entry| entry.disk.id()) else { return };
         let mut asker = self.core.eraser(slot);
         if waits {
@@ -186,7 +191,7 @@ impl<R: Ring> Shard<R> {
         } else {
             asker.link = LinkKey::UNASKED;
         }
-        self.setting_wanted(disk, asker, Setting::Condition { condition, unsanitized });
+        self.setting_wanted(disk, asker, Setting::Condition { condition, unfinished });
     }
 
     /// What the work on a disk has asked for is done, or is not.
@@ -286,8 +291,8 @@ impl<R: Ring> Shard<R> {
             && progress >= erasure.told.saturating_add(PROGRESS_STEP)
         {
             erasure.told = progress;
-            let unsanitized = erasure.order.sanitize;
-            self.tell_condition(slot, condition, unsanitized, false);
+            let unfinished = erasure.unfinished();
+            self.tell_condition(slot, condition, Some(unfinished), false);
         }
         let Some(erasure) = self.core.erasure(slot) else { return };
         if erasure.at >= size_bytes {
@@ -525,14 +530,14 @@ impl<R: Ring> Shard<R> {
         let Some(erasure) = self.core.erasure(slot) else { return };
         erasure.stage = Stage::Concluding;
         let condition = erasure.conclusion();
-        let unsanitized = erasure.order.sanitize.filter(|_| erasure.failed.is_some());
+        let unfinished = erasure.failed.map(|_| erasure.unfinished());
         let range = erasure.range.take();
         let disk = self.core.disks.at(slot).map(|entry| entry.disk.id());
         if let (Some(disk), Some(number)) = (disk, range) {
             let me = self.core.id;
             self.core.mail.post_owed(me, PeerMessage::ReleaseRange { disk, number });
         }
-        self.tell_condition(slot, condition, unsanitized, true);
+        self.tell_condition(slot, condition, unfinished, true);
     }
 
     /// The work is over.

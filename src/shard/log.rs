@@ -1,10 +1,12 @@
-//! LOG SENSE: what was done on a unit, and how much space is behind it.
+//! LOG SENSE: what was done on a unit, and how much space is behind it. REPORT TIMESTAMP: when that was.
+
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::session::{Answer, Work};
 use crate::iscsi::transfer::TaskId;
 use crate::observe::Operation;
 use crate::ring::Ring;
-use crate::scsi::{LogData, MediumError, log};
+use crate::scsi::{LogData, MediumError, log, timestamp};
 
 /// Bytes of the longest page.
 const PAGE_BYTES_MAX: usize = 128;
@@ -19,6 +21,19 @@ impl<R: Ring> Work<'_, R> {
         let data = self.log_data(slot);
         let mut bytes = [0; PAGE_BYTES_MAX];
         let len = log::report(self.unit_of(task), page, &data, allocation_length, &mut bytes);
+        buf[..len].copy_from_slice(&bytes[..len]);
+        buf.truncate(len);
+        self.send_data_in(task, buf, len);
+    }
+
+    /// REPORT TIMESTAMP: the host's clock now, which may have been set since the last time.
+    pub(crate) fn report_timestamp(&mut self, task: TaskId, allocation_length: u32) {
+        let mut bytes = [0; timestamp::BYTES];
+        let Some(mut buf) = self.core.io.arena.take(bytes.len()) else {
+            return self.complete(task, MediumError::Busy.outcome());
+        };
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let len = timestamp::report(since_1970.as_millis() as u64, allocation_length, &mut bytes);
         buf[..len].copy_from_slice(&bytes[..len]);
         buf.truncate(len);
         self.send_data_in(task, buf, len);

@@ -1,13 +1,15 @@
 //! Commands whose Data-Out is a parameter list.
 
+use super::core::DiskSlot;
 use super::erase::EraseOrder;
 use super::peer::HomeRequest;
-use super::session::{Immediate, Kind, Resume, Step, Work};
+use super::session::{Answer, Immediate, Kind, Resume, Step, Work};
 use super::settings::Setting;
 use crate::iscsi::transfer::TaskId;
 use crate::ring::Ring;
 use crate::scsi::format::{self, FormatOptions};
-use crate::scsi::{MediumError, Outcome, Unit, mode_select, sanitize};
+use crate::scsi::mode_select::{self, ModeChange};
+use crate::scsi::{MediumError, Outcome, Sense, SenseCode, Unit, sanitize};
 
 /// What a list is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +21,8 @@ pub(crate) enum List {
         /// SP.
         save: bool,
     },
+    /// WRITE BUFFER: what is to come back.
+    Echo,
     /// FORMAT UNIT.
     Format,
     /// SANITIZE, with a pattern or without.
@@ -51,6 +55,7 @@ impl<R: Ring> Work<'_, R> {
         let Kind::List(list) = self.task(task).kind else { return };
         match list {
             List::Mode { long, save } => self.select_mode(task, long, save),
+            List::Echo => self.write_echo(task),
             List::Format => self.format(task),
             List::Sanitize { immed, may_exit } => self.overwrite(task, immed, may_exit),
         }
@@ -68,14 +73,38 @@ impl<R: Ring> Work<'_, R> {
     fn select_mode(&mut self, task: TaskId, long: bool, save: bool) {
         let data = self.task(task).data.take();
         let parsed = mode_select::parse(data.as_deref().unwrap_or_default(), long, self.unit_of(task));
-        let enabled = match parsed {
-            Err(sense) => return self.complete(task, Outcome::check_condition(sense)),
-            Ok(change) => change.write_cache_enabled,
-        };
-        match enabled {
-            None => self.complete(task, Outcome::GOOD),
-            Some(enabled) => self.ask_setting(task, Setting::WriteCache { enabled, save }),
+        match parsed {
+            Err(sense) => self.complete(task, Outcome::check_condition(sense)),
+            Ok(change) if change == ModeChange::default() => self.complete(task, Outcome::GOOD),
+            Ok(change) => self.ask_setting(task, Setting::Mode { change, save }),
         }
+    }
+
+    /// WRITE BUFFER. The session keeps one content, whatever unit it was written to.
+    fn write_echo(&mut self, task: TaskId) {
+        let lun = crate::scsi::lun::decode(self.session.connection.command(task).lun_raw);
+        let data = self.task(task).data.take();
+        self.session.echo = lun.zip(data);
+        self.complete(task, Outcome::GOOD);
+    }
+
+    /// READ BUFFER of what was written.
+    pub(crate) fn read_echo(&mut self, task: TaskId, allocation_length: u32) {
+        let lun = crate::scsi::lun::decode(self.session.connection.command(task).lun_raw);
+        let bytes = match &self.session.echo {
+            None => return self.complete(task, Sense::new(SenseCode::COMMAND_SEQUENCE_ERROR).into()),
+            Some((of, _)) if Some(*of) != lun => {
+                return self.complete(task, Sense::new(SenseCode::ECHO_BUFFER_OVERWRITTEN).into());
+            }
+            Some((_, bytes)) => bytes.slice(0..bytes.len().min(allocation_length as usize)),
+        };
+        let entry = self.task(task);
+        entry.answer = Answer::DataIn;
+        entry.transfer_length = bytes.len() as u64;
+        if !bytes.is_empty() {
+            entry.set_read(bytes);
+        }
+        self.send_when_drained(task);
     }
 
     fn format(&mut self, task: TaskId) {
@@ -129,7 +158,7 @@ impl<R: Ring> Work<'_, R> {
         match present.exit_failure_mode() {
             Err(sense) => self.complete(task, Outcome::check_condition(sense)),
             Ok(condition) if condition == present => self.complete(task, Outcome::GOOD),
-            Ok(condition) => self.ask_setting(task, Setting::Condition { condition, unsanitized: None }),
+            Ok(condition) => self.ask_setting(task, Setting::Condition { condition, unfinished: None }),
         }
     }
 
@@ -147,9 +176,10 @@ impl<R: Ring> Work<'_, R> {
     /// All shards know of it.
     pub(crate) fn setting_changed(&mut self, task: TaskId) {
         let slot = self.task(task).disk.expect("a setting is of a unit");
-        let writes_through = self.core.disks.at(slot).is_some_and(|slot| slot.settings.writes_through);
+        let must_be_durable = |slot: &DiskSlot| slot.settings.writes_through || slot.unit(false).write_protected();
+        let wants_flush = self.core.disks.at(slot).is_some_and(must_be_durable);
         let is_mode = matches!(self.task(task).kind, Kind::List(List::Mode { .. }));
-        if is_mode && writes_through && self.flushes(slot) {
+        if is_mode && wants_flush && self.flushes(slot) {
             // What was answered before is durable from now on too.
             self.task(task).kind = Kind::Flush;
             return self.ask_flush(task);

@@ -1,4 +1,4 @@
-//! What a unit is set to while it is served: its write cache, and whether it serves at all.
+//! What a unit is set to while it is served: its write cache, its write protection, and whether it serves at all.
 //!
 //! A shard keeps a copy for each disk. The disk's home shard changes it for all: it has the control plane keep what is
 //! to outlast a restart, tells every shard, and answers when all have said that the change is in force.
@@ -14,6 +14,7 @@ use crate::blocks::Done;
 use crate::bounded::{Key, Slab};
 use crate::medium::Disk;
 use crate::ring::{Nanos, Ring};
+use crate::scsi::mode_select::ModeChange;
 use crate::scsi::{Attention, Condition, MediumError, Unit};
 use crate::units::{DiskId, ShardId};
 
@@ -25,8 +26,39 @@ pub(crate) const CHANGES_MAX: usize = 128;
 pub struct Kept {
     /// WCE, as a MODE SELECT has saved it; `None`: none has.
     pub write_cache: Option<bool>,
-    /// SANITIZE has begun and not ended well; whether it allowed to leave it at that.
-    pub unsanitized: Option<bool>,
+    /// SWP, as a MODE SELECT has saved it; `None`: none has.
+    pub write_protection: Option<bool>,
+    /// FORMAT UNIT or SANITIZE has begun and not ended well.
+    pub unfinished: Option<Unfinished>,
+}
+
+/// Work on a unit as a whole that has begun and not ended well: the unit does not serve before it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfinished {
+    /// FORMAT UNIT.
+    Format,
+    /// SANITIZE.
+    Sanitize {
+        /// It allowed to leave it at that.
+        may_exit: bool,
+    },
+}
+
+impl Unfinished {
+    /// The condition of the unit after a restart.
+    fn condition(self) -> Condition {
+        match self {
+            Self::Format => Condition::FormatInterrupted,
+            Self::Sanitize { may_exit } => Condition::SanitizeFailed { may_exit },
+        }
+    }
+}
+
+impl Kept {
+    fn keep_mode(&mut self, change: ModeChange) {
+        self.write_cache = change.write_cache_enabled.or(self.write_cache);
+        self.write_protection = change.write_protected.or(self.write_protection);
+    }
 }
 
 /// Settings that come with a disk.
@@ -62,14 +94,14 @@ impl fmt::Debug for Keeper {
 /// What changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Setting {
-    /// WCE; and whether that is to be so after a restart too.
-    WriteCache { enabled: bool, save: bool },
+    /// Mode parameters; and whether they are to be so after a restart too.
+    Mode { change: ModeChange, save: bool },
     /// Whether the unit serves, and what is kept of that.
     Condition {
         /// It does, or why not.
         condition: Condition,
-        /// A SANITIZE has not ended well so far; whether it may be left at that.
-        unsanitized: Option<bool>,
+        /// What has not ended well so far.
+        unfinished: Option<Unfinished>,
     },
     /// The file system behind a thin provisioned unit has little space left.
     LittleSpace,
@@ -84,6 +116,8 @@ pub(crate) struct Settings {
     pub(crate) writes_through: bool,
     /// The current and the saved value of WCE, once it was changed.
     write_cache: Option<(bool, bool)>,
+    /// The same of SWP.
+    write_protection: Option<(bool, bool)>,
     pub(crate) kept: Kept,
     is_configured: bool,
     /// When the shard got the disk.
@@ -98,6 +132,7 @@ impl Settings {
             condition: Condition::Ready,
             writes_through: false,
             write_cache: None,
+            write_protection: None,
             kept: Kept::default(),
             is_configured: false,
         }
@@ -115,6 +150,9 @@ impl Settings {
         if let Some((enabled, saved)) = self.write_cache {
             self.set_write_cache(enabled, saved);
         }
+        if let Some((enabled, saved)) = self.write_protection {
+            self.set_write_protection(enabled, saved);
+        }
     }
 
     /// The control plane's settings. What initiators change counts from here only the first time.
@@ -126,8 +164,11 @@ impl Settings {
         if let Some(enabled) = settings.kept.write_cache {
             self.set_write_cache(enabled, enabled);
         }
-        if let Some(may_exit) = settings.kept.unsanitized {
-            self.condition = Condition::SanitizeFailed { may_exit };
+        if let Some(enabled) = settings.kept.write_protection {
+            self.set_write_protection(enabled, enabled);
+        }
+        if let Some(unfinished) = settings.kept.unfinished {
+            self.condition = unfinished.condition();
         }
     }
 
@@ -140,21 +181,36 @@ impl Settings {
         self.writes_through = unit.write_cache_exists() && !unit.write_cache_enabled();
     }
 
+    fn set_write_protection(&mut self, enabled: bool, saved: bool) {
+        self.write_protection = Some((enabled, saved));
+        for unit in &mut self.units {
+            *unit = unit.clone().with_write_protection(enabled, saved);
+        }
+    }
+
+    /// Put mode parameters in force. Whether that changes any.
+    fn set_mode(&mut self, change: ModeChange, save: bool) -> bool {
+        let values = |unit: &Unit| (unit.write_cache_enabled(), unit.write_protected());
+        let before = values(self.unit(false));
+        if let Some(enabled) = change.write_cache_enabled {
+            self.set_write_cache(enabled, if save { enabled } else { self.unit(false).write_cache_saved() });
+        }
+        if let Some(enabled) = change.write_protected {
+            self.set_write_protection(enabled, if save { enabled } else { self.unit(false).write_protection_saved() });
+        }
+        if save {
+            self.kept.keep_mode(change);
+        }
+        before != values(self.unit(false))
+    }
+
     /// Put a change in force. What nexuses other than the one that asked for it are told.
     fn set(&mut self, setting: Setting) -> Option<Attention> {
         match setting {
-            Setting::WriteCache { enabled, save } => {
-                let was = self.unit(false).write_cache_enabled();
-                let saved = if save { enabled } else { self.unit(false).write_cache_saved() };
-                self.set_write_cache(enabled, saved);
-                if save {
-                    self.kept.write_cache = Some(enabled);
-                }
-                (was != self.unit(false).write_cache_enabled()).then_some(Attention::ModeParametersChanged)
-            }
-            Setting::Condition { condition, unsanitized } => {
+            Setting::Mode { change, save } => self.set_mode(change, save).then_some(Attention::ModeParametersChanged),
+            Setting::Condition { condition, unfinished } => {
                 self.condition = condition;
-                self.kept.unsanitized = unsanitized;
+                self.kept.unfinished = unfinished;
                 None
             }
             Setting::LittleSpace => Some(Attention::ThinProvisioningThreshold),
@@ -196,11 +252,11 @@ impl<R: Ring> Shard<R> {
             return self.setting_done(asker, Err(MediumError::Removed));
         };
         let mut kept = slot.settings.kept;
-        if let Setting::WriteCache { enabled, save: true } = setting {
-            kept.write_cache = Some(enabled);
+        if let Setting::Mode { change, save: true } = setting {
+            kept.keep_mode(change);
         }
-        if let Setting::Condition { unsanitized, .. } = setting {
-            kept.unsanitized = unsanitized;
+        if let Setting::Condition { unfinished, .. } = setting {
+            kept.unfinished = unfinished;
         }
         let must_keep = kept != slot.settings.kept;
         let change = Change { asker, disk, setting, shards: 0 };
@@ -239,19 +295,20 @@ impl<R: Ring> Shard<R> {
 
     /// A disk's home shard has changed a setting.
     pub(super) fn set(&mut self, disk: DiskId, setting: Setting, asker: Asker, home: ShardId, change: u64) {
-        let Self { core, links, .. } = self;
+        let core = &mut self.core;
         let slot = core.disks.find(disk);
         let attention = slot.and_then(|slot| core.disks.at_mut(slot)).and_then(|entry| entry.settings.set(setting));
         if let (Some(slot), Some(attention)) = (slot, attention) {
-            for link in links.iter_mut().flatten() {
-                let is_asker = asker.shard == core.id && asker.link == link.key;
-                let Phase::Session(session) = &mut link.phase else { continue };
+            for index in 0..self.links.len() {
+                let is_asker = self.is_same_session(asker, index as u32);
+                let link = self.links[index].as_deref_mut();
+                let Some(Phase::Session(session)) = link.map(|link| &mut link.phase) else { continue };
                 for unit in session.luns.iter_mut().filter(|unit| unit.disk == slot && !is_asker) {
                     unit.nexus.raise(attention);
                 }
             }
         }
-        core.mail.post_owed(home, PeerMessage::HasSet { change });
+        self.core.mail.post_owed(home, PeerMessage::HasSet { change });
     }
 
     /// A change is in force on one more shard.

@@ -133,6 +133,42 @@ fn the_rest_is_refused_after_a_restart(mut server: Server, iqn: &str) {
 }
 
 #[test]
+fn an_interrupted_format_is_remembered() {
+    for (name, options) in [
+        ("raw", &["--size", "1G", "--format", "raw", "--kind", "fixed"][..]),
+        ("vhdx", &["--size", "1G", "--kind", "fixed"]),
+    ] {
+        let mut server = Server::start_with(Options { cores: Some("0,1"), ..Options::default() });
+        let iqn = server.ready_target(name, options);
+        let mut client = Client::ready(server.portals[0], &Wishes::to_target(&iqn), 0).expect("a session");
+        assert_eq!(client.write(0, &cdb(0x8a, 0, 1), &[7; 512]).expect("an answer").status, 0);
+        let immed = [0, 0x02, 0, 0];
+        let answer = client.write(0, &[0x04, 0x10, 0, 0, 0, 0], &immed).expect("an answer");
+        assert_eq!(answer.status, 0, "IMMED: {answer:?}");
+        let refused = client.bare(0, &TEST_UNIT_READY).expect("an answer");
+        assert_eq!(refused.sense_triple(), Some((2, 0x04, 0x04)), "FORMAT IN PROGRESS: {refused:?}");
+        server.kill_9();
+        server.start_again();
+        let mut client = Client::ready(server.portals[0], &Wishes::to_target(&iqn), 1).expect("a session");
+        client.settle(0).expect("answers");
+        for command in [&TEST_UNIT_READY[..], &cdb(0x88, 0, 0)] {
+            let refused = client.bare(0, command).expect("an answer");
+            assert_eq!(refused.sense_triple(), Some((3, 0x31, 0)), "MEDIUM FORMAT CORRUPTED: {refused:?}");
+        }
+        let sense = client.read(0, &[0x03, 0, 0, 0, 255, 0], 255).expect("an answer").data;
+        assert_eq!((sense[2] & 15, sense[12], sense[13]), (3, 0x31, 0));
+        assert_eq!(client.bare(0, &FORMAT_UNIT).expect("an answer").status, 0);
+        assert_eq!(client.bare(0, &TEST_UNIT_READY).expect("an answer").status, 0);
+        assert_eq!(client.read(0, &cdb(0x88, 0, 1), 512).expect("an answer").data, [0; 512]);
+        server.stop();
+        server.start_again();
+        let mut client = Client::ready(server.portals[0], &Wishes::to_target(&iqn), 2).expect("a session");
+        client.settle(0).expect("answers");
+        assert_eq!(client.bare(0, &TEST_UNIT_READY).expect("an answer").status, 0, "it is over and done with");
+    }
+}
+
+#[test]
 fn a_disk_that_shares_blocks_is_not_sanitized() {
     let server = Server::start();
     let iqn = server.ready_target("shared", &["--size", "8M"]);
@@ -152,4 +188,54 @@ fn a_disk_that_shares_blocks_is_not_sanitized() {
     server.ok(&["snapshot", "restore", "shared", "s1"]);
     client.settle(0).expect("answers");
     assert_eq!(client.read(0, &cdb(0x88, 0, 1), 512).expect("an answer").data[..3], [1, 1, 3]);
+}
+
+/// Written over and over; 16 bytes that nothing else writes.
+const PAYLOAD: &[u8; 16] = b"a secret payload";
+
+/// How often the payload is in a file, at any place.
+fn left_over(file: &std::path::Path) -> usize {
+    let bytes = std::fs::read(file).expect("a disk's file");
+    bytes.windows(PAYLOAD.len()).filter(|window| window == PAYLOAD).count()
+}
+
+#[test]
+fn nothing_of_the_payload_is_left_in_a_sanitized_file() {
+    let overwrite = [0x48, 0x01, 0, 0, 0, 0, 0, 0, 5, 0];
+    for (round, (format, options)) in [
+        ("vhdx", &["--size", "8M", "--block-size", "1M"][..]),
+        ("vhdx", &["--size", "8M", "--kind", "fixed"]),
+        ("vhd", &["--size", "8M", "--format", "vhd"]),
+        ("raw", &["--size", "8M", "--format", "raw"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for (name, erases) in [(format!("erased{round}"), true), (format!("overwritten{round}"), false)] {
+            let mut server = Server::start_with(Options { cores: Some("0,1"), ..Options::default() });
+            let iqn = server.ready_target(&name, options);
+            let file = server.disk_file(&name);
+            let mut client = Client::ready(server.portals[0], &Wishes::to_target(&iqn), 0).expect("a session");
+            let mib = PAYLOAD.repeat((1 << 20) / PAYLOAD.len());
+            let write = |client: &mut Client, at: u64| {
+                let answer = client.write(0, &cdb(0x8a, at * 2048, 2048), &mib).expect("an answer");
+                assert_eq!(answer.status, 0, "{format}: {answer:?}");
+            };
+            (0..8).for_each(|at| write(&mut client, at));
+            // Some of it has been at other places before.
+            let list = [&[0, 22, 0, 16, 0, 0, 0, 0][..], &2048u64.to_be_bytes(), &4096u32.to_be_bytes(), &[0; 4]];
+            client.write(0, &[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0], &list.concat()).expect("an answer");
+            (1..6).rev().for_each(|at| write(&mut client, at));
+            assert_eq!(client.bare(0, &[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]).expect("an answer").status, 0);
+            assert!(left_over(&file) >= 7 << 16, "{format}: it is there, and would be found");
+            let answer = match erases {
+                true => client.bare(0, &BLOCK_ERASE),
+                false => client.write(0, &overwrite, &[1, 0, 0, 1, 0]),
+            };
+            assert_eq!(answer.expect("an answer").status, 0, "{format}");
+            assert_eq!(left_over(&file), 0, "{format}, {options:?}: served");
+            server.stop();
+            assert_eq!(left_over(&file), 0, "{format}, {options:?}: stopped");
+        }
+    }
 }

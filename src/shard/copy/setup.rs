@@ -108,8 +108,8 @@ impl<R: Ring> Work<'_, R> {
         let index = self.session.lun_index(side.lun);
         let entry = index.map(|index| &self.session.luns[index]).filter(|entry| entry.disk == side.slot);
         let entry = entry.ok_or(CopyFault::new(SenseCode::COPY_TARGET_DEVICE_NOT_REACHABLE))?;
-        let unit = self.core.disks.of_task(side.slot).unit(entry.read_only);
-        if writes && unit.read_only() {
+        let slot = self.core.disks.at(side.slot).ok_or(CopyFault::new(SenseCode::COPY_TARGET_DEVICE_NOT_REACHABLE))?;
+        if writes && slot.unit(entry.read_only).read_only() {
             return Err(CopyFault::new(SenseCode::INVALID_OPERATION_FOR_COPY_SOURCE_OR_DESTINATION));
         }
         if entry.nexus.refuses_copy(writes) {
