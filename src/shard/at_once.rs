@@ -69,8 +69,7 @@ impl<R: Ring> Work<'_, R> {
             return false;
         }
         let Some(payload) = self.bytes_in_memory(slot, offset_bytes, len) else { return false };
-        let tx = &mut self.tx.with_payload(&payload);
-        let sent = self.session.connection.send_whole_data_in(task, tx);
+        let sent = self.session.connection.send_whole_data_in(task, &mut self.tx.with_whole(payload));
         assert!(sent, "there was room for an answer");
         self.answered_at_once(slot, Operation::Read, len_bytes);
         self.session.stats.bytes_read.add(len_bytes);

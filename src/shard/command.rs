@@ -49,10 +49,8 @@ impl<R: Ring> Work<'_, R> {
             return true;
         }
         let action = self.execute(task, lun_index);
-        if at_once {
-            if self.answer_at_once(task, lun_index, action, data) || !self.enter_task_set(task, lun_index) {
-                return true;
-            }
+        if at_once && (self.answer_at_once(task, lun_index, action, data) || !self.enter_task_set(task, lun_index)) {
+            return true;
         }
         if !self.start_agreement(task, action, data) {
             self.carry_out(task, action, data);

@@ -52,13 +52,26 @@ impl Tx {
     }
 
     /// The sink for a PDU whose payload is a buffer.
+    #[inline]
     pub(crate) fn with_payload<'a>(&'a mut self, payload: &'a Slice) -> Out<'a> {
-        Out { batch: &mut self.building, payload: Some(payload), pdus: &mut self.pdus, zeros: &mut self.zeros }
+        self.with_rest(payload, 0)
+    }
+
+    /// The sink for PDUs whose payload is a buffer, of which the first `sent` bytes have been sent.
+    #[inline]
+    pub(crate) fn with_rest<'a>(&'a mut self, payload: &'a Slice, sent: usize) -> Out<'a> {
+        Out { batch: &mut self.building, payload: Some(payload), sent, pdus: &mut self.pdus, zeros: &mut self.zeros }
+    }
+
+    /// The sink for one PDU whose payload is the whole of a buffer, given away with it.
+    #[inline]
+    pub(crate) fn with_whole(&mut self, payload: Slice) -> WholeOut<'_> {
+        WholeOut { out: self.bare(), payload: Some(payload) }
     }
 
     /// The sink for a PDU without payload.
     pub(crate) fn bare(&mut self) -> Out<'_> {
-        Out { batch: &mut self.building, payload: None, pdus: &mut self.pdus, zeros: &mut self.zeros }
+        Out { batch: &mut self.building, payload: None, sent: 0, pdus: &mut self.pdus, zeros: &mut self.zeros }
     }
 }
 
@@ -84,6 +97,8 @@ impl ZeroDigest {
 pub(crate) struct Out<'a> {
     batch: &'a mut SendBatch,
     payload: Option<&'a Slice>,
+    /// Where in it the engine's ranges begin.
+    sent: usize,
     pdus: &'a mut u64,
     zeros: &'a mut ZeroDigest,
 }
@@ -105,13 +120,55 @@ impl Transmit for Out<'_> {
     #[inline]
     fn payload(&mut self, range: Range<usize>) {
         let payload = self.payload.expect("this PDU has a payload");
+        let range = self.sent + range.start..self.sent + range.end;
         self.batch.push_slice(payload.slice(range)).expect("the engine has asked for room");
     }
 
     #[inline]
     fn payload_digest(&mut self, range: Range<usize>) -> u32 {
         let payload = self.payload.expect("this PDU has a payload");
-        if payload.is_zero_area() { self.zeros.digest(&payload[range]) } else { crc32c(&payload[range]) }
+        let bytes = &payload[self.sent + range.start..self.sent + range.end];
+        if payload.is_zero_area() { self.zeros.digest(bytes) } else { crc32c(bytes) }
+    }
+}
+
+/// The way of one PDU that takes its payload with it.
+pub(crate) struct WholeOut<'a> {
+    out: Out<'a>,
+    payload: Option<Slice>,
+}
+
+impl WholeOut<'_> {
+    #[inline]
+    fn check(&self, range: &Range<usize>) {
+        let is_whole = self.payload.as_ref().is_some_and(|payload| *range == (0..payload.len()));
+        assert!(is_whole, "one PDU holds all of the payload");
+    }
+}
+
+impl Transmit for WholeOut<'_> {
+    #[inline]
+    fn room(&self, header_bytes: usize, payload: Range<usize>) -> bool {
+        self.out.room(header_bytes, payload)
+    }
+
+    #[inline]
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.out.bytes(bytes);
+    }
+
+    #[inline]
+    fn payload(&mut self, range: Range<usize>) {
+        self.check(&range);
+        let payload = self.payload.take().expect("just seen");
+        self.out.batch.push_slice(payload).expect("the engine has asked for room");
+    }
+
+    #[inline]
+    fn payload_digest(&mut self, range: Range<usize>) -> u32 {
+        self.check(&range);
+        let payload = self.payload.as_ref().expect("just seen");
+        if payload.is_zero_area() { self.out.zeros.digest(payload) } else { crc32c(payload) }
     }
 }
 
@@ -133,6 +190,7 @@ mod tests {
             assert_eq!(tx.with_payload(&zeros).payload_digest(at..at + len), ::crc32c::crc32c(&vec![0; len]));
             let expected = ::crc32c::crc32c(&data[at..at + len]);
             assert_eq!(tx.with_payload(&data).payload_digest(at..at + len), expected);
+            assert_eq!(tx.with_rest(&data, at).payload_digest(0..len), expected);
         }
     }
 }

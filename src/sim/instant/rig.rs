@@ -186,6 +186,7 @@ fn configuration(disk: DiskId) -> Result<Configuration, String> {
         portal_groups: Vec::new(),
         redirects: Vec::new(),
         error_recovery_level: 0,
+        connections_max: 1,
     };
     let listen = std::net::SocketAddr::from(([192, 0, 2, 1], 3260));
     let portal = Portal { id: PortalId(1), listen, portal_group_tag: 1, advertise: None };

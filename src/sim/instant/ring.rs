@@ -61,9 +61,9 @@ impl InstantRing {
         if wire.taken < wire.requests.len()
             && let Some((tag, token, mut op)) = wire.receive.take()
         {
-            let result = Ok(fill(&mut op, &wire.requests[wire.taken..]));
-            wire.taken += result.unwrap_or(0) as usize;
-            self.done.push_back(Completion { tag, token, op: Some(op), result, more: false, copied: false });
+            let len = fill(&mut op, &wire.requests[wire.taken..]);
+            wire.taken += len as usize;
+            self.done.push_back(Completion { tag, token, op: Some(op), result: Ok(len), more: false, copied: false });
         }
     }
 }
