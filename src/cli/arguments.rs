@@ -2,6 +2,7 @@
 
 mod entrance;
 mod images;
+mod operation;
 mod ports;
 
 pub use entrance::{
@@ -10,6 +11,7 @@ pub use entrance::{
 pub use images::{
     DiskCheck, DiskConvert, JobArguments, JobVerb, MetaVerb, SnapshotArguments, SnapshotVerb, TraceArguments, TraceVerb,
 };
+pub use operation::{ConfigArguments, ConfigVerb, TopArguments};
 pub use ports::{PortState, PortgroupVerb, ReservationArguments, ReservationVerb};
 
 use std::path::PathBuf;
@@ -58,6 +60,10 @@ pub enum Command {
     Stats(StatsArguments),
     /// Record what initiators ask a disk for
     Trace(TraceArguments),
+    /// Watch what every disk does, until it is stopped
+    Top(TopArguments),
+    /// Export, check and apply whole configurations
+    Config(ConfigArguments),
 }
 
 /// Which io_uring features may be used.

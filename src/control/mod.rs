@@ -44,6 +44,7 @@ mod openapi;
 mod portals;
 mod ports;
 mod recording;
+mod replace;
 mod reservations;
 mod resizing;
 pub mod routes;
