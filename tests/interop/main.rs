@@ -33,4 +33,5 @@ mod space;
 mod storm;
 mod task_sets;
 mod tokens;
+mod traces;
 mod upkeep;
