@@ -92,4 +92,9 @@ impl Transmit for Out<'_> {
         let payload = self.payload.expect("this PDU has a payload");
         digest.update(&payload[range]);
     }
+
+    fn copy_payload(&self, range: Range<usize>, into: &mut [u8]) {
+        let payload = self.payload.expect("this PDU has a payload");
+        into.copy_from_slice(&payload[range]);
+    }
 }
