@@ -240,7 +240,10 @@ impl<R: Ring> Shard<R> {
         if !done {
             self.core.job_failed(job);
         }
-        self.reset_reservations(scope, job);
+        if attention == Attention::DeviceReset {
+            // SPC-2 clause 5.5.1: a reset releases what RESERVE has reserved, clearing a task set does not.
+            self.reset_reservations(scope, job);
+        }
         self.core.job_collected(job);
     }
 
