@@ -84,7 +84,7 @@ mod threads;
 mod write;
 
 pub use agreement::ReservationStore;
-pub(crate) use mailbox::{Senders, mailbox};
+pub(crate) use mailbox::{PEER_MESSAGES_MAX, Senders, mailbox};
 pub use message::{
     Configuration, DetachError, EngineReport, LunMap, Mapping, Mask, PauseError, Reply, SessionInfo, TargetPort,
     ToShard,
