@@ -22,7 +22,11 @@ pub const FIRST_BURST_LENGTH_MAX: u32 = 256 * 1024;
 /// R2Ts outstanding for one task that we accept (MaxOutstandingR2T).
 pub const OUTSTANDING_R2T_MAX: u16 = 4;
 
-/// Sessions of one shard, and so connections in full feature phase (one connection a session).
+/// Connections of one session that may be configured (MaxConnections). Initiators that use several open one for each
+/// path; what more of them would bring, more sessions bring as well.
+pub const CONNECTIONS_PER_SESSION_MAX: usize = 8;
+
+/// Connections of one shard in full feature phase, and so its sessions where each has one connection.
 pub const SESSIONS_PER_SHARD_MAX: u32 = 4096;
 
 /// Connections of one shard that have not logged in. When one more comes, the oldest of them is turned away: a login

@@ -140,6 +140,12 @@ fn a_pause_that_comes_too_late_is_given_up_and_holds_nobody() {
 }
 
 #[test]
+fn a_snapshot_does_not_hold_commands_for_as_long_as_a_sync() {
+    let reports = run_all("snapshots-syncs", 6);
+    assert_eq!(total(&reports, |r| r.failed + r.lost), 0);
+}
+
+#[test]
 fn a_flush_after_a_snapshot_covers_the_former_leaf() {
     run_all("snapshots-power", 12);
 }

@@ -61,6 +61,13 @@ impl Usage {
     }
 }
 
+/// CPU time that the calling thread has used so far, user and system.
+pub fn own_cpu() -> io::Result<Duration> {
+    let text = fs::read_to_string("/proc/thread-self/schedstat")?;
+    let nanos = text.split_whitespace().next().and_then(|n| n.parse().ok());
+    nanos.map(Duration::from_nanos).ok_or_else(|| io::Error::other("schedstat is not readable"))
+}
+
 /// Pin the calling thread to one CPU. False when the CPU does not exist or may not be used.
 pub fn pin(core: usize) -> bool {
     core_affinity::set_for_current(core_affinity::CoreId { id: core })

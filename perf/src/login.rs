@@ -5,6 +5,8 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use md5::{Digest, Md5};
+
 use crate::pdu::{self, FINAL, Header, IMMEDIATE, request, response};
 
 /// What we ask for at login.
@@ -16,6 +18,8 @@ pub struct Wishes {
     pub target_name: Option<String>,
     /// ISID: with the initiator's name it says which session this is.
     pub isid: [u8; 6],
+    /// User name and secret for CHAP with MD5; none offers AuthMethod=None only.
+    pub chap: Option<(String, String)>,
     /// HeaderDigest=CRC32C.
     pub header_digest: bool,
     /// DataDigest=CRC32C.
@@ -49,6 +53,7 @@ impl Wishes {
             initiator_name: "iqn.2026-11.io.lunaring:perf".to_owned(),
             target_name: Some(target_name.to_owned()),
             isid: [0x80, 0, 0, 1, 0, 0],
+            chap: None,
             header_digest: false,
             data_digest: false,
             initial_r2t: false,
@@ -253,12 +258,17 @@ impl Wire {
     /// Log in; afterwards this connection is in full feature phase with the agreed digests.
     pub fn login(&mut self, wishes: &Wishes) -> Result<Parameters, LoginError> {
         let kind = if wishes.target_name.is_some() { "Normal" } else { "Discovery" };
-        let mut security = format!("InitiatorName={}\0SessionType={kind}\0AuthMethod=None\0", wishes.initiator_name);
+        let method = if wishes.chap.is_some() { "CHAP" } else { "None" };
+        let mut security =
+            format!("InitiatorName={}\0SessionType={kind}\0AuthMethod={method}\0", wishes.initiator_name);
         if let Some(name) = &wishes.target_name {
             security.push_str(&format!("TargetName={name}\0"));
         }
-        let (answer, text) = self.login_step(wishes, FINAL | 0x01, security.as_bytes())?;
-        if find_key(&text, "AuthMethod").is_some_and(|method| method != "None") {
+        let transit = if wishes.chap.is_some() { 0 } else { FINAL | 0x01 };
+        let (mut answer, text) = self.login_step(wishes, transit, security.as_bytes())?;
+        if let Some((user, secret)) = &wishes.chap {
+            answer = self.chap_steps(wishes, user, secret)?;
+        } else if find_key(&text, "AuthMethod").is_some_and(|method| method != "None") {
             return Err(LoginError::Protocol("AuthMethod was answered with something not offered".to_owned()));
         }
         if answer.header.flags() & 0x83 != 0x81 {
@@ -281,6 +291,18 @@ impl Wire {
         self.header_digest = parameters.header_digest;
         self.data_digest = parameters.data_digest;
         Ok(parameters)
+    }
+
+    /// CHAP with MD5, one-way (RFC 7143 section 12.1.3): the target's last answer of the security stage.
+    fn chap_steps(&mut self, wishes: &Wishes, user: &str, secret: &str) -> Result<Pdu, LoginError> {
+        let (_, text) = self.login_step(wishes, 0, b"CHAP_A=5\0")?;
+        let missing = |key: &str| LoginError::Protocol(format!("no usable {key} from the target"));
+        let identifier = find_key(&text, "CHAP_I").and_then(|v| v.parse::<u8>().ok()).ok_or(missing("CHAP_I"))?;
+        let challenge = find_key(&text, "CHAP_C").and_then(binary).ok_or(missing("CHAP_C"))?;
+        let hash = Md5::new().chain_update([identifier]).chain_update(secret).chain_update(challenge).finalize();
+        let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        let response = format!("CHAP_N={user}\0CHAP_R=0x{hash}\0");
+        Ok(self.login_step(wishes, FINAL | 0x01, response.as_bytes())?.0)
     }
 
     /// A text request with these keys, the answer joined over continued PDUs.
@@ -403,6 +425,15 @@ fn agreed(wishes: &Wishes, text: &[u8], tsih: u16) -> Result<Parameters, LoginEr
 /// The `key=value` pairs of a text segment.
 pub fn pairs(text: &[u8]) -> impl Iterator<Item = (&str, &str)> {
     text.split(|b| *b == 0).filter_map(|pair| std::str::from_utf8(pair).ok()?.split_once('='))
+}
+
+/// A large binary value in hexadecimal form (RFC 7143 section 6.1); this initiator asks for no other.
+fn binary(value: &str) -> Option<Vec<u8>> {
+    let digits = value.strip_prefix("0x").or_else(|| value.strip_prefix("0X"))?;
+    let digit = |byte: &u8| char::from(*byte).to_digit(16);
+    let odd = digits.len() % 2;
+    let digits = [&b"0"[..odd], digits.as_bytes()].concat();
+    digits.chunks_exact(2).map(|pair| Some((digit(&pair[0])? << 4 | digit(&pair[1])?) as u8)).collect()
 }
 
 fn find_key<'a>(text: &'a [u8], key: &str) -> Option<&'a str> {

@@ -250,6 +250,13 @@ pub fn sessions(answer: &Value) -> String {
             bytes(&session, "bytes_read"),
             bytes(&session, "bytes_written"),
         ]);
+        // A session of several connections has a line for each.
+        for connection in list(&session, "connections").iter().skip(1) {
+            let mut row = vec![String::new(); 11];
+            row[3] = text(connection, "peer");
+            row[4] = text(connection, "portal");
+            table.row(row);
+        }
     }
     table.show("no sessions")
 }

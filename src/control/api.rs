@@ -344,6 +344,20 @@ pub struct Session {
     pub bytes_written: u64,
     /// Commands that failed.
     pub errors: u64,
+    /// Its connections; what stands above of addresses and digests is the first one's.
+    #[serde(default)]
+    pub connections: Vec<SessionConnection>,
+}
+
+/// One connection of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionConnection {
+    /// Its CID (RFC 7143 section 11.12.7).
+    pub cid: u16,
+    /// The initiator's address.
+    pub peer: SocketAddr,
+    /// The address it connected to.
+    pub portal: SocketAddr,
 }
 
 /// `GET /v1/sessions`

@@ -21,7 +21,8 @@ use super::ports::PortConfig;
 use crate::iscsi::directory::AccessRule;
 use crate::iscsi::names::IscsiName;
 use crate::limits::{
-    ACCESS_RULES_PER_TARGET_MAX, DISKS_MAX, LUNS_PER_TARGET_MAX, PORTALS_MAX, SNAPSHOTS_PER_DISK_MAX, TARGETS_MAX,
+    ACCESS_RULES_PER_TARGET_MAX, CONNECTIONS_PER_SESSION_MAX, DISKS_MAX, LUNS_PER_TARGET_MAX, PORTALS_MAX,
+    SNAPSHOTS_PER_DISK_MAX, TARGETS_MAX,
 };
 use crate::medium::{Cache, DiskFormat, DiskKind};
 
@@ -61,6 +62,9 @@ pub struct Config {
     /// The highest ErrorRecoveryLevel of sessions, 0 or 1, where a target does not say.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub error_recovery_level: u8,
+    /// How many connections a session may have, where a target does not say; 1 unless it is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u16>,
     /// Disks, by name.
     #[serde(default)]
     pub disks: BTreeMap<String, DiskConfig>,
@@ -243,6 +247,9 @@ pub struct TargetConfig {
     /// The highest ErrorRecoveryLevel of its sessions, 0 or 1; without it the server's holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_recovery_level: Option<u8>,
+    /// How many connections each of its sessions may have; without it the server's holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u16>,
 }
 
 /// One logical unit.
@@ -277,6 +284,7 @@ impl Default for Config {
             chap_algorithms: Vec::new(),
             isns: None,
             error_recovery_level: 0,
+            max_connections: None,
             disks: BTreeMap::new(),
             targets: BTreeMap::new(),
             thin_threshold_bytes: 0,
@@ -316,6 +324,13 @@ impl Config {
         let levels = self.targets.values().filter_map(|target| target.error_recovery_level);
         if let Some(level) = levels.chain([self.error_recovery_level]).find(|level| *level > 1) {
             return Err(Refused::invalid(format!("error_recovery_level is {level}; 0 and 1 are served")));
+        }
+        let counts = self.targets.values().filter_map(|target| target.max_connections);
+        let is_served = |count: &u16| (1..=CONNECTIONS_PER_SESSION_MAX).contains(&usize::from(*count));
+        if let Some(count) = counts.chain(self.max_connections).find(|count| !is_served(count)) {
+            return Err(Refused::invalid(format!(
+                "max_connections is {count}; a session may have 1 to {CONNECTIONS_PER_SESSION_MAX}"
+            )));
         }
         Ok(())
     }
@@ -585,5 +600,11 @@ mod tests {
         assert!(refusal(|config| config.io_deadline_seconds = Some(0)).expect("refused").contains("at least 1"));
         assert_eq!(refusal(|config| config.error_recovery_level = 1), None);
         assert!(refusal(|config| config.error_recovery_level = 2).expect("refused").contains("0 and 1 are served"));
+        assert_eq!(refusal(|config| config.max_connections = Some(8)), None);
+        for refused in
+            [refusal(|config| config.max_connections = Some(0)), refusal(|config| config.max_connections = Some(9))]
+        {
+            assert!(refused.expect("refused").contains("1 to 8"));
+        }
     }
 }

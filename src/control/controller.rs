@@ -255,6 +255,7 @@ impl Controller {
                 portal_groups: target.portal_groups.iter().copied().collect(),
                 redirects: target.redirects.iter().map(|redirect| redirect.redirect(&self.config)).collect(),
                 error_recovery_level: target.error_recovery_level.unwrap_or(self.config.error_recovery_level),
+                connections_max: target.max_connections.or(self.config.max_connections).unwrap_or(1),
             });
             ports.insert(id, target.target_ports());
             luns.insert(id, self.lun_map(&target.luns));

@@ -12,7 +12,7 @@ use super::executor::blocking;
 use crate::blocks::Engine;
 use crate::medium::{Disk, Health, Opened};
 use crate::scsi::Attention;
-use crate::shard::message::{DetachError, ToShard};
+use crate::shard::message::{DetachError, Hold, ToShard};
 
 /// How long commands that are at work may take to end before a pause is given up.
 const PAUSE_PATIENCE_MS: u64 = 1000;
@@ -50,7 +50,8 @@ impl Controller {
         }
     }
 
-    /// Hold all commands of some disks, on every shard. Gives the moment at which the first was held.
+    /// Hold all commands of some disks, on every shard. Gives the moment from which all were held; those that change a
+    /// disk's map wait a little longer, as they would for one another's flushes.
     ///
     /// # Errors
     /// Commands at work did not end in time; nothing is held.
@@ -65,22 +66,30 @@ impl Controller {
     }
 
     async fn pause_once(&self, disks: &[Arc<Disk>]) -> Result<Instant, Refused> {
-        let since = Instant::now();
+        let mut since = Instant::now();
+        for hold in [Hold::Changes, Hold::All] {
+            since = Instant::now();
+            if let Err(refused) = self.hold(disks, hold).await {
+                self.resume(disks).await?;
+                return Err(refused);
+            }
+        }
+        Ok(since)
+    }
+
+    async fn hold(&self, disks: &[Arc<Disk>], hold: Hold) -> Result<(), Refused> {
         let mut owed = Vec::new();
         for disk in disks {
             for shard in shards(&*self.plane) {
                 let (disk, patience_ms) = (disk.id(), PAUSE_PATIENCE_MS);
-                owed.push(ask(&*self.plane, shard, |reply| ToShard::Pause { disk, patience_ms, reply }).await);
+                owed.push(ask(&*self.plane, shard, |reply| ToShard::Pause { disk, hold, patience_ms, reply }).await);
             }
         }
-        let mut outcome = Ok(since);
+        let mut outcome = Ok(());
         for owed in owed {
             if let Err(refused) = owed.wait().await.and_then(|paused| paused.map_err(Refused::failed)) {
                 outcome = Err(refused);
             }
-        }
-        if outcome.is_err() {
-            self.resume(disks).await?;
         }
         outcome
     }

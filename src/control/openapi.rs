@@ -236,8 +236,9 @@ fn resource_schemas() -> Value {
         "Session": object(
             "id integer, tsih integer, initiator string, target? string, peer string, portal string, shard integer, \
              header_digest boolean, data_digest boolean, age_seconds integer, commands integer, bytes_read integer, \
-             bytes_written integer, errors integer",
+             bytes_written integer, errors integer, connections SessionConnection[]",
         ),
+        "SessionConnection": object("cid integer, peer string, portal string"),
         "Sessions": object("sessions Session[]"),
         "OperationStats": object(
             "operations integer, bytes integer, errors integer, latency_mean_us number, latency_p50_us number, \

@@ -446,6 +446,11 @@ fn api_session(info: &SessionInfo) -> api::Session {
         bytes_read: info.stats.bytes_read.value(),
         bytes_written: info.stats.bytes_written.value(),
         errors: info.stats.errors.value(),
+        connections: info
+            .connections
+            .iter()
+            .map(|of| api::SessionConnection { cid: of.connection_id, peer: of.peer, portal: of.local })
+            .collect(),
     }
 }
 

@@ -1,4 +1,7 @@
-//! One connection in full feature phase (RFC 7143 at ErrorRecoveryLevel 0 or 1, one connection per session).
+//! One connection in full feature phase (RFC 7143 at ErrorRecoveryLevel 0 or 1).
+//!
+//! What its session's connections share of it, the command window, whoever keeps them moves from one to the other
+//! ([`Connection::swap_session`]) before it calls anything else here.
 //!
 //! Sans-IO. Bytes come in by [`Connection::receive`], PDUs go out by the `send_*` methods and
 //! [`Connection::poll_transmit`] to a [`super::transmit::Transmit`], time is an argument. Nothing is allocated after
@@ -17,7 +20,7 @@ use super::pdu::{Bhs, LogoutRequest, RejectReason, TextRequest};
 use super::receive::{Bulk, Event};
 use super::recovery::Recovery;
 use super::refusal::Refusal;
-use super::session::{Logout, SessionParameters};
+use super::session::{ConnectionSlot, Logout, SessionParameters};
 use super::task_management::Waiting;
 use super::task_table::{Answer, Entry, Phase, Request, TaskTable};
 use super::transfer::{R2tSpan, ScsiCommand, Settled, TASKS_MAX, TaskId};
@@ -70,6 +73,7 @@ pub(super) enum LogoutWish {
 pub struct Connection {
     pub(super) parameters: SessionParameters,
     pub(super) window: CommandWindow,
+    pub(super) slot: ConnectionSlot,
     pub(super) stat_sn: u32,
     /// The highest ExpStatSN of the initiator.
     pub(super) acknowledged_stat_sn: u32,
@@ -90,6 +94,8 @@ pub struct Connection {
     pub(super) recovery: Option<Box<Recovery>>,
     /// LUNs, raw, whose tasks were terminated, and of which the initiator is to be told.
     pub(super) terminations: Vec<[u8; 8]>,
+    /// CIDs of connections of the session that were dropped, and of which the initiator is to be told.
+    pub(super) drops: Vec<u16>,
     pub(super) counters: Counters,
 }
 
@@ -102,6 +108,7 @@ impl Connection {
         Self {
             parameters,
             window: CommandWindow::new(parameters.exp_cmd_sn),
+            slot: ConnectionSlot::default(),
             stat_sn: parameters.stat_sn,
             acknowledged_stat_sn: parameters.stat_sn,
             last_heard_ms: now_ms,
@@ -118,6 +125,7 @@ impl Connection {
             waiting: Waiting::default(),
             recovery: (parameters.error_recovery_level > 0).then(|| Box::new(Recovery::new())),
             terminations: Vec::with_capacity(TASKS_MAX),
+            drops: Vec::new(),
             counters: Counters::default(),
         }
     }
@@ -170,6 +178,63 @@ impl Connection {
         }
     }
 
+    // --- Several connections of one session
+
+    /// It is this one of its session's connections. To be said before anything is received.
+    pub fn set_slot(&mut self, slot: ConnectionSlot) {
+        self.slot = slot;
+    }
+
+    /// Which of its session's connections it is.
+    pub fn slot(&self) -> ConnectionSlot {
+        self.slot
+    }
+
+    /// What the connections of a session share changes hands: the command numbering is the session's (section 4.2.2.1).
+    pub fn swap_session(&mut self, other: &mut Connection) {
+        core::mem::swap(&mut self.window, &mut other.window);
+    }
+
+    /// ExpCmdSN and MaxCmdSN of the session.
+    pub fn command_window(&self) -> (u32, u32) {
+        (self.window.exp_cmd_sn(), self.window.max_cmd_sn())
+    }
+
+    /// The connection that holds the next request of the session's order, when that has come.
+    pub fn next_slot(&self) -> Option<ConnectionSlot> {
+        self.window.next_slot()
+    }
+
+    /// Whether a request here waits until commands before it have come, on whichever connection.
+    pub fn waits_for_commands(&self) -> bool {
+        self.waiting.any()
+    }
+
+    /// The connection has ended and its session goes on: places in the window that its requests took are open again.
+    /// Nothing but [`Self::swap_session`] may be called any more.
+    pub fn leave_session(&mut self) {
+        for (_, entry) in self.tasks.iter().filter(|(_, entry)| !entry.immediate) {
+            match entry.phase {
+                Phase::Held => self.window.withdraw(entry.cmd_sn),
+                Phase::AbortedHeld => self.window.forget(entry.cmd_sn),
+                _ => self.window.complete(),
+            }
+        }
+        self.tasks = TaskTable::new();
+    }
+
+    /// Tell the initiator by Asynchronous Message that another connection of the session was dropped (section 11.9.1).
+    pub fn announce_drop(&mut self, connection_id: u16) {
+        if self.drops.len() < crate::limits::CONNECTIONS_PER_SESSION_MAX {
+            self.drops.push(connection_id);
+        }
+    }
+
+    /// Whether a logout that closes this connection has been answered.
+    pub fn is_logged_out(&self) -> bool {
+        self.logged_out
+    }
+
     // --- What requests say
 
     /// The command of a task.
@@ -188,7 +253,8 @@ impl Connection {
 
     /// The logout request of a task. Panics like [`Self::command`].
     pub fn logout(&self, task: TaskId) -> Logout {
-        Logout { reason: LogoutRequest::parse(self.header(task)).expect("parsed when it came").reason }
+        let request = LogoutRequest::parse(self.header(task)).expect("parsed when it came");
+        Logout { reason: request.reason, connection_id: request.connection_id }
     }
 
     /// All SCSI commands that are alive, held ones included, aborted ones not.

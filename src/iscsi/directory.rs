@@ -44,6 +44,8 @@ pub struct Target {
     pub redirects: Vec<Redirect>,
     /// ErrorRecoveryLevel that its sessions may have: 0 or 1.
     pub error_recovery_level: u8,
+    /// Connections that one session may have (MaxConnections), 1 to [`crate::limits::CONNECTIONS_PER_SESSION_MAX`].
+    pub connections_max: u16,
 }
 
 /// Another place where a target is reached (RFC 7143 section 11.13.5).
@@ -285,6 +287,7 @@ mod tests {
             portal_groups: Vec::new(),
             redirects: Vec::new(),
             error_recovery_level: 0,
+            connections_max: 1,
         }
     }
 

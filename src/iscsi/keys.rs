@@ -250,7 +250,7 @@ pub static KEYS: [KeyRow; 35] = {
                 function: Minimum,
                 low: 1,
                 high: 65_535,
-                ours: |_| 1,
+                ours: |ours| u32::from(ours.connections_max),
                 result: |negotiated, value| negotiated.connections_max = u16::try_from(value).unwrap_or(1),
             },
         ),

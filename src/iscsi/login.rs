@@ -26,7 +26,7 @@ use crate::units::{PortalId, TargetId};
 use core::net::SocketAddr;
 use security::{Security, SecurityKeys};
 
-pub use admission::{Admission, admission};
+pub use admission::{Admission, LivingSession, admission};
 
 /// What this server asks of every login.
 #[derive(Clone, Debug)]
@@ -158,6 +158,7 @@ impl Established {
         SessionParameters {
             session_type: if self.identity.is_discovery() { SessionType::Discovery } else { SessionType::Normal },
             connection_id: self.identity.connection_id,
+            connections_max: negotiated.connections_max,
             header_digest: negotiated.header_digest,
             data_digest: negotiated.data_digest,
             max_recv_data_segment_length: negotiated.receive_segment_length_max,
@@ -217,6 +218,8 @@ pub struct Login {
     arrival: Arrival,
     /// `None` while no Login Request has come.
     begun: Option<Box<Begun>>,
+    /// ExpCmdSN and MaxCmdSN of the session that it adds a connection to.
+    window: Option<(u32, u32)>,
 }
 
 /// What is known since the first Login Request.
@@ -227,13 +230,16 @@ struct Begun {
     stage: LoginStage,
     requests: u32,
     stat_sn: u32,
-    max_cmd_sn: u32,
+    /// ExpCmdSN and MaxCmdSN.
+    window: (u32, u32),
     incoming: TextCollector,
     outgoing: Outgoing,
     session: Option<Session>,
     security: Security,
     /// ErrorRecoveryLevel that the target allows.
     error_recovery_level: u8,
+    /// MaxConnections that it allows.
+    connections_max: u16,
     negotiation: Negotiation,
 }
 
@@ -307,7 +313,27 @@ impl Login {
     /// A login that has not begun.
     #[must_use]
     pub fn new(arrival: Arrival) -> Login {
-        Login { arrival, begun: None }
+        Login { arrival, begun: None, window: None }
+    }
+
+    /// How the connection came in.
+    #[must_use]
+    pub fn arrival(&self) -> Arrival {
+        self.arrival
+    }
+
+    /// ExpCmdSN and MaxCmdSN of the session that it adds a connection to: what the responses say from here on.
+    pub fn set_window(&mut self, window: (u32, u32)) {
+        self.window = Some(window);
+        if let Some(begun) = &mut self.begun {
+            begun.window = window;
+        }
+    }
+
+    /// MaxConnections, as far as it has been negotiated.
+    #[must_use]
+    pub fn connections_max(&self) -> u16 {
+        self.begun.as_ref().map_or(1, |begun| begun.negotiation.negotiated().connections_max)
     }
 
     /// Look at the bytes at the head of the stream. What cannot become a legal Login Request is refused without waiting
@@ -336,7 +362,8 @@ impl Login {
             return LoginStep::Close { reply: None, failure };
         }
         let request = LoginRequest::parse(bhs);
-        let begun = self.begun.get_or_insert_with(|| Box::new(Begun::new(request, environment.policy)));
+        let window = self.window;
+        let begun = self.begun.get_or_insert_with(|| Box::new(Begun::new(request, environment.policy, window)));
         match begun.advance(bhs, &request, data, &self.arrival, environment) {
             Ok(step) => step,
             Err(Refused { status, reason, text }) => {
@@ -380,19 +407,25 @@ impl Login {
 }
 
 impl Begun {
-    fn new(first: LoginRequest, policy: &LoginPolicy) -> Begun {
+    fn new(first: LoginRequest, policy: &LoginPolicy, window: Option<(u32, u32)>) -> Begun {
+        let leading = (first.cmd_sn, first.cmd_sn.wrapping_add(policy.command_window).wrapping_sub(1));
+        let mut negotiation = Negotiation::default();
+        if first.tsih != 0 {
+            negotiation.set_joining();
+        }
         Begun {
             first,
             stage: first.current_stage,
             requests: 0,
             stat_sn: STAT_SN_FIRST,
-            max_cmd_sn: first.cmd_sn.wrapping_add(policy.command_window).wrapping_sub(1),
+            window: window.unwrap_or(leading),
             incoming: TextCollector::default(),
             outgoing: Outgoing::default(),
             session: None,
             security: Security::Undecided(Authentication::None),
             error_recovery_level: 0,
-            negotiation: Negotiation::default(),
+            connections_max: 1,
+            negotiation,
         }
     }
 
@@ -502,6 +535,7 @@ impl Begun {
                 return Err(Refused::new(LoginStatus::AUTHORIZATION_FAILURE, reason));
             }
             self.error_recovery_level = target.error_recovery_level;
+            self.connections_max = target.connections_max;
             if let Some(redirect) = target.redirect(arrival.local) {
                 return Err(Refused::moved(redirect));
             }
@@ -531,7 +565,9 @@ impl Begun {
         let operational = self.stage == LoginStage::OPERATIONAL_NEGOTIATION;
         let mut security_keys = SecurityKeys::default();
         let error_recovery_level = environment.policy.preferences.error_recovery_level.max(self.error_recovery_level);
-        let preferences = &Preferences { error_recovery_level, ..environment.policy.preferences.clone() };
+        let connections_max = environment.policy.preferences.connections_max.max(self.connections_max);
+        let preferences =
+            &Preferences { error_recovery_level, connections_max, ..environment.policy.preferences.clone() };
         for pair in text::pairs(text) {
             let pair = pair?;
             let Some(row) = keys::lookup(pair.key) else {
@@ -589,7 +625,8 @@ impl Begun {
         let data = self.outgoing.next(self.piece_bytes_max());
         let continues = self.outgoing.remaining() > 0;
         assert!(!(continues && transit_to.is_some()));
-        let sequence = Sequence { stat_sn: self.stat_sn, exp_cmd_sn: self.first.cmd_sn, max_cmd_sn: self.max_cmd_sn };
+        let (exp_cmd_sn, max_cmd_sn) = self.window;
+        let sequence = Sequence { stat_sn: self.stat_sn, exp_cmd_sn, max_cmd_sn };
         self.stat_sn = self.stat_sn.wrapping_add(1);
         let response = LoginResponse {
             transit: transit_to.is_some(),

@@ -31,6 +31,8 @@ pub struct Preferences {
     pub initial_r2t: bool,
     /// ErrorRecoveryLevel: 0 or 1.
     pub error_recovery_level: u8,
+    /// MaxConnections.
+    pub connections_max: u16,
     /// DefaultTime2Wait, in seconds: the least.
     pub time2wait_s: u16,
     /// DefaultTime2Retain, in seconds: the most. Without connection recovery nothing is retained.
@@ -60,6 +62,7 @@ impl Default for Preferences {
             immediate_data: true,
             initial_r2t: false,
             error_recovery_level: 0,
+            connections_max: 1,
             time2wait_s: 0,
             time2retain_s: 0,
         }
@@ -89,7 +92,7 @@ pub struct Negotiated {
     pub outstanding_r2t_max: u16,
     /// TaskReporting is FastAbort.
     pub fast_abort: bool,
-    /// MaxConnections: always 1.
+    /// MaxConnections.
     pub connections_max: u16,
     /// ErrorRecoveryLevel: 0, or 1 where that is preferred.
     pub error_recovery_level: u8,
@@ -161,12 +164,19 @@ pub struct Negotiation {
     seen: u64,
     discovery: bool,
     declared: bool,
+    /// The login adds a connection to a session.
+    joins: bool,
 }
 
 impl Negotiation {
     /// The session turns out to be a discovery session.
     pub fn set_discovery(&mut self) {
         self.discovery = true;
+    }
+
+    /// The login adds a connection to a session that lives: what holds for the whole session cannot be negotiated.
+    pub fn set_joining(&mut self) {
+        self.joins = true;
     }
 
     /// Note that a key has come.
@@ -203,6 +213,11 @@ impl Negotiation {
         }
         if self.is_irrelevant(row, text, ours) {
             answer.pair(row.name, "Irrelevant");
+            return Ok(());
+        }
+        if self.joins && row.usage == super::keys::Usage::LeadingOperational {
+            // RFC 7143 section 13: only the leading connection's login can do that. What holds stays.
+            answer.pair(row.name, "Reject");
             return Ok(());
         }
         match row.kind {

@@ -114,7 +114,8 @@ pub enum Event {
         /// The request.
         task: TaskId,
     },
-    /// The session is to end. Abort and release its tasks, answer with `send_logout_response`, then close when sent.
+    /// The session is to end, or one connection of it; `Connection::logout` says which. Abort and release its tasks,
+    /// answer with `send_logout_response`, then close when sent if it is this one.
     Logout {
         /// The request.
         task: TaskId,
@@ -230,7 +231,7 @@ impl Connection {
     /// The next request whose turn has come: held for its CmdSN until now. Call until `None` after each `receive`.
     #[inline]
     pub fn poll_ready(&mut self) -> Option<Event> {
-        while let Some(task) = self.window.poll() {
+        while let Some(task) = self.window.poll(self.slot) {
             let entry = self.tasks.entry_mut(task);
             if entry.phase == Phase::AbortedHeld {
                 entry.phase = Phase::Aborted;
@@ -372,7 +373,7 @@ impl Connection {
         self.immediates += u32::from(immediate);
         self.texts += u32::from(bhs.opcode() == Opcode::TEXT_REQUEST);
         if ahead {
-            self.window.hold(bhs.cmd_sn(), task);
+            self.window.hold(bhs.cmd_sn(), self.slot, task);
             return Ok(Event::Held { task });
         }
         if !immediate {
@@ -459,13 +460,13 @@ impl Connection {
         }
     }
 
-    /// Sections 11.14 and 11.15: what can be closed is this connection, which is the session's only one.
+    /// Sections 11.14 and 11.15. Which other connections the session has, the shard knows.
     fn deliver_logout(&mut self, task: TaskId, header: &Bhs) -> Event {
         let logout = LogoutRequest::parse(header).expect("parsed when it came");
         let is_ours = logout.connection_id == self.parameters.connection_id;
         match logout.reason {
             LogoutReason::CLOSE_SESSION => Event::Logout { task },
-            LogoutReason::CLOSE_CONNECTION if is_ours => Event::Logout { task },
+            LogoutReason::CLOSE_CONNECTION if is_ours || self.parameters.connections_max > 1 => Event::Logout { task },
             LogoutReason::CLOSE_CONNECTION => self.answer(task, Answer::Logout(LogoutResponseCode::CID_NOT_FOUND)),
             _ => self.answer(task, Answer::Logout(LogoutResponseCode::RECOVERY_NOT_SUPPORTED)),
         }

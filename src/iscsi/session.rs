@@ -16,8 +16,10 @@ pub enum SessionType {
 pub struct SessionParameters {
     /// SessionType.
     pub session_type: SessionType,
-    /// CID of the session's only connection.
+    /// CID of this connection.
     pub connection_id: u16,
+    /// MaxConnections.
+    pub connections_max: u16,
     /// HeaderDigest=CRC32C.
     pub header_digest: bool,
     /// DataDigest=CRC32C.
@@ -54,9 +56,33 @@ pub struct SessionParameters {
     pub ping_timeout_ms: u64,
 }
 
-/// An initiator's wish to log out, as the shard sees it: the session ends once the response has left.
+/// Which of its session's connections one is: below [`crate::limits::CONNECTIONS_PER_SESSION_MAX`], and zero for the
+/// leading one. It is ours, where the CID is the initiator's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnectionSlot(pub u8);
+
+/// An initiator's wish to log out, as the shard sees it: what it ends is gone when the response leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Logout {
-    /// Close the session or its only connection: the same here.
+    /// Close the session, or one connection of it.
     pub reason: LogoutReason,
+    /// The connection to close.
+    pub connection_id: u16,
+}
+
+impl SessionParameters {
+    /// The same for a connection that joins the session of these: what was negotiated for the session holds for all of
+    /// its connections (RFC 7143 section 13); digests, segment lengths and StatSN are the connection's own.
+    #[must_use]
+    pub fn of_session(self, session: &SessionParameters) -> SessionParameters {
+        SessionParameters {
+            connection_id: self.connection_id,
+            header_digest: self.header_digest,
+            data_digest: self.data_digest,
+            max_recv_data_segment_length: self.max_recv_data_segment_length,
+            initiator_max_recv_data_segment_length: self.initiator_max_recv_data_segment_length,
+            stat_sn: self.stat_sn,
+            ..*session
+        }
+    }
 }

@@ -33,6 +33,12 @@ pub(super) struct Waiting {
     tasks: [Option<TaskId>; IMMEDIATE_REQUESTS_MAX as usize],
 }
 
+impl Waiting {
+    pub(super) fn any(&self) -> bool {
+        self.tasks.iter().any(Option::is_some)
+    }
+}
+
 impl Connection {
     /// The task management request of a task. Panics like [`Self::command`].
     pub fn task_management(&self, task: TaskId) -> TaskManagement {

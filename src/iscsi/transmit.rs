@@ -4,9 +4,9 @@ use core::ops::Range;
 
 use super::connection::{Connection, LogoutWish, Ping};
 use super::pdu::{
-    AsyncEvent, AsyncMessage, BHS_LEN, Bhs, DIGEST_LEN, DataIn, LogoutResponse, LogoutResponseCode, NopIn, NopOut, R2t,
-    Reject, Residual, ScsiResponse, ScsiStatus, Sequence, ServiceResponse, TAG_RESERVED, TaskManagementResponse,
-    TaskManagementResponseCode, TextResponse, pad_len,
+    AsyncEvent, AsyncMessage, BHS_LEN, Bhs, DIGEST_LEN, DataIn, LogoutReason, LogoutRequest, LogoutResponse,
+    LogoutResponseCode, NopIn, NopOut, R2t, Reject, Residual, ScsiResponse, ScsiStatus, Sequence, ServiceResponse,
+    TAG_RESERVED, TaskManagementResponse, TaskManagementResponseCode, TextResponse, pad_len,
 };
 use super::task_table::{Answer, Entry, Phase, Request};
 use super::transfer::{ScsiCommand, TaskId};
@@ -308,7 +308,11 @@ impl Connection {
             return false;
         }
         self.finish(task);
-        self.logged_out |= response == LogoutResponseCode::CLOSED;
+        // Another connection may have been closed; then this one goes on.
+        let closes_this = LogoutRequest::parse(&header).is_ok_and(|logout| {
+            logout.reason == LogoutReason::CLOSE_SESSION || logout.connection_id == self.parameters.connection_id
+        });
+        self.logged_out |= response == LogoutResponseCode::CLOSED && closes_this;
         let pdu = LogoutResponse {
             response,
             initiator_task_tag: header.initiator_task_tag(),
@@ -361,6 +365,7 @@ impl Connection {
             || self.rejects.front().is_some()
             || matches!(self.ping, Ping::Due { .. })
             || !self.terminations.is_empty()
+            || !self.drops.is_empty()
             || self.recovery.as_ref().is_some_and(|recovery| recovery.wants_transmit())
             || matches!(self.logout_wish, LogoutWish::Due { .. })
     }
@@ -424,6 +429,19 @@ impl Connection {
                 return false;
             }
             self.terminations.remove(0);
+        }
+        while let Some(&connection_id) = self.drops.first() {
+            let message = AsyncMessage {
+                event: AsyncEvent::CONNECTION_DROP,
+                parameter1: connection_id,
+                parameter2: self.parameters.default_time2wait,
+                parameter3: self.parameters.default_time2retain,
+                ..AsyncMessage::default()
+            };
+            if !self.send_async_message(&message, &[], tx) {
+                return false;
+            }
+            self.drops.remove(0);
         }
         if let Ping::Due { since_ms } = self.ping {
             if !self.room(tx, &Data::Copied(&[])) {

@@ -422,7 +422,7 @@ impl<R: Ring> Core<R> {
 impl<R: Ring> Shard<R> {
     /// Put the news in force.
     pub(super) fn hear_news(&mut self, disk: DiskId, home: ShardId, news: &News) {
-        let Self { core, links, .. } = self;
+        let core = &mut self.core;
         let slot = core.disks.find(disk);
         let Some((slot, entry)) = slot.and_then(|slot| Some((slot, core.disks.at_mut(slot)?))) else {
             return core.mail.post_owed(home, PeerMessage::NewsHeard { disk });
@@ -430,7 +430,14 @@ impl<R: Ring> Shard<R> {
         entry.agreed = news.agreed.clone();
         let aborts = news.effects.iter().any(|(_, effect)| *effect == Effect::AbortCommands);
         let job = aborts.then(|| core.begin_job_for(home, PeerMessage::NewsHeard { disk })).flatten();
-        for link in links.iter_mut().flatten() {
+        for index in 0..self.links.len() {
+            if self.links[index].is_none() {
+                continue;
+            }
+            // Each connection of a session has its commands; what they share hears the same again.
+            self.take_turn(index as u32);
+            let Self { core, links, .. } = self;
+            let Some(link) = links[index].as_deref_mut() else { continue };
             let Phase::Session(session) = &mut link.phase else { continue };
             if session.hear_news(slot, news) {
                 if let Some((mut work, _, _)) = link.work(core) {
@@ -440,9 +447,9 @@ impl<R: Ring> Shard<R> {
             }
         }
         match job {
-            Some(job) => core.job_collected(job),
+            Some(job) => self.core.job_collected(job),
             // Without a place among the jobs the commands end all the same, only nobody waits for that.
-            None => core.mail.post_owed(home, PeerMessage::NewsHeard { disk }),
+            None => self.core.mail.post_owed(home, PeerMessage::NewsHeard { disk }),
         }
     }
 

@@ -264,7 +264,8 @@ impl<R: Ring> Work<'_, R> {
         if !self.core.ask_home(slot, self.key, name, HomeRequest::Flush) {
             return self.starve(task, Resume::Flush);
         }
-        self.begin_work(task);
+        // It is not at work: the flush keeps its files open itself, and a pause need not wait for it.
+        self.end_work(task);
         self.set_step(task, Step::Flushing);
         self.begin_operation(task);
     }

@@ -118,6 +118,8 @@ pub(crate) struct Core<R: Ring> {
     pub(crate) news_underway: u32,
     /// Disks at home here that cannot go on with what is to be agreed on.
     pub(crate) stalled_agreements: Vec<u32>,
+    /// Connections in full feature phase.
+    pub(crate) full_feature: u32,
     /// For the stream of one connection at a time that finds no memory; `None` while it is lent, or the arena is too
     /// small for it.
     pub(crate) stream_reserve: Option<Buf>,
@@ -375,6 +377,7 @@ impl<R: Ring> Core<R> {
             shards,
             news_underway: 0,
             stalled_agreements: Vec::new(),
+            full_feature: 0,
             stream_reserve,
             feed: false,
             turned_away: Vec::with_capacity(64),

@@ -1,5 +1,6 @@
 //! What a shard hears from other threads, and what it does about it: messages of other shards and of the control plane.
 
+use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
@@ -7,13 +8,13 @@ use super::agreement::{Agreed, AgreementHome, Change, Waiter};
 use super::core::{Core, DiskSlot};
 use super::exclusive::HeldRanges;
 use super::home::HomeDisk;
-use super::link::{LinkState, Phase};
+use super::link::{Link, LinkState, Phase};
 use super::login;
-use super::message::{Configuration, DetachError, Reply, SessionInfo, ToShard};
+use super::message::{Configuration, ConnectionInfo, DetachError, Reply, SessionInfo, ToShard};
 use super::overdue::{IO_DEADLINE_MS, task_of};
 use super::pause::AtWork;
 use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage, ResetScope};
-use super::registrar::Decision;
+use super::registrar::{Decision, Granted};
 use super::run::Shard;
 use super::session::Work;
 use super::settings::Settings;
@@ -94,26 +95,45 @@ impl<R: Ring> Shard<R> {
             }
             PeerMessage::News { disk, home, news } => self.hear_news(disk, home, &news),
             PeerMessage::NewsHeard { disk } => self.core.news_heard(disk),
-            PeerMessage::Register { identity, shard, link } => {
-                let decision = self.registrar.register(identity, (shard, link));
+            message => self.session_message(message),
+        }
+    }
+
+    /// Messages about sessions and their connections.
+    fn session_message(&mut self, message: PeerMessage) {
+        match message {
+            PeerMessage::Register { applicant } => {
+                let decision = self.registrar.register(*applicant);
                 self.announce(decision);
             }
-            PeerMessage::SessionEnded { tsih } => {
-                if let Some(decision) = self.registrar.ended(tsih) {
+            PeerMessage::ConnectionEnded { tsih, shard, link } => {
+                if let Some(decision) = self.registrar.ended(tsih, (shard, link)) {
                     self.announce(decision);
                 }
             }
-            PeerMessage::Registered { link, tsih } => self.registered(link, tsih),
-            PeerMessage::EndSession { link } => {
-                let Self { core, links, .. } = self;
-                let link = links.get_mut(link.index as usize).and_then(Option::as_deref_mut).filter(|l| l.key == link);
-                if let Some(link) = link {
-                    if let Some(suppressed) = core.notices.allow(core.now_ms()) {
-                        tracing::info!(peer = %link.peer, suppressed, "session reinstated by a newer login");
-                    }
-                    link.close(core);
-                }
+            PeerMessage::Registered { link, decision } => self.registered(link, decision),
+            PeerMessage::Locate { tsih, shard, link } => {
+                let found = self.registrar.shard_of(tsih);
+                self.core.mail.post_owed(shard, PeerMessage::Located { link, shard: found });
             }
+            PeerMessage::Located { link, shard } => self.located(link, shard),
+            PeerMessage::Adopt { socket, arrival, bytes } => self.adopt(socket, arrival, &bytes),
+            PeerMessage::Siblings { asker, order } => self.siblings_asked(asker, order),
+            PeerMessage::EndSession { link } => self.end_session(link),
+            _ => unreachable!("every other message is dealt with by whoever hands this one on"),
+        }
+    }
+
+    /// The connection's session is reinstated by a newer login.
+    fn end_session(&mut self, key: LinkKey) {
+        let Self { core, links, .. } = self;
+        let link = links.get_mut(key.index as usize).and_then(Option::as_deref_mut).filter(|link| link.key == key);
+        if let Some(link) = link {
+            if let Some(suppressed) = core.notices.allow(core.now_ms()) {
+                tracing::info!(peer = %link.peer, suppressed, "session reinstated by a newer login");
+            }
+            link.leaves_quietly = true;
+            link.close(core);
         }
     }
 
@@ -135,6 +155,7 @@ impl<R: Ring> Shard<R> {
     }
 
     fn with_work(&mut self, key: LinkKey, act: impl FnOnce(&mut Work<'_, R>)) {
+        self.take_turn(key.index);
         let Self { core, links, .. } = self;
         let link = links.get_mut(key.index as usize).and_then(Option::as_deref_mut).filter(|link| link.key == key);
         if let Some(link) = link {
@@ -146,33 +167,61 @@ impl<R: Ring> Shard<R> {
     }
 
     fn announce(&mut self, decision: Decision) {
-        let (shard, message) = match decision {
-            Decision::Grant((shard, link), tsih) => (shard, PeerMessage::Registered { link, tsih }),
-            Decision::End((shard, link)) => (shard, PeerMessage::EndSession { link }),
-        };
-        self.core.mail.post_owed(shard, message);
+        let mail = &mut self.core.mail;
+        match decision {
+            Decision::Grant((shard, link), tsih, granted) => {
+                mail.post_owed(shard, PeerMessage::Registered { link, decision: Ok((tsih, granted)) });
+            }
+            Decision::Refuse((shard, link), status) => {
+                mail.post_owed(shard, PeerMessage::Registered { link, decision: Err(status) });
+            }
+            Decision::End(places) => {
+                for (shard, link) in places {
+                    mail.post_owed(shard, PeerMessage::EndSession { link });
+                }
+            }
+        }
     }
 
-    fn registered(&mut self, key: LinkKey, decision: Result<u16, LoginStatus>) {
-        self.sessions_started += 1;
-        let id = u64::from(self.core.id.0) << 40 | self.sessions_started;
+    /// The registrar has decided about a login.
+    fn registered(&mut self, key: LinkKey, decision: Result<(u16, Granted), LoginStatus>) {
         let Self { core, links, .. } = self;
         let link = links.get_mut(key.index as usize).and_then(Option::as_deref_mut).filter(|link| link.key == key);
         let link = link.expect("a connection waits for the registrar before it ends");
-        login::registered(link, core, decision, id);
+        link.operations -= 1;
+        // From here on the registrar is told when the connection ends.
+        link.tsih = decision.ok().map(|(tsih, _)| tsih);
         link.queue(core);
+        let is_open = link.state == LinkState::Open;
+        match decision {
+            Err(status) if is_open => login::refuse(link, core, status),
+            Ok((tsih, Granted::Session)) if is_open => {
+                self.sessions_started += 1;
+                let id = u64::from(core.id.0) << 40 | self.sessions_started;
+                login::granted(link, core, tsih, id);
+            }
+            Ok((tsih, Granted::Place { replaces })) => self.join(key.index, tsih, replaces),
+            _ => {}
+        }
     }
 
     fn reset_units(&mut self, scope: ResetScope, attention: Attention, drop_sessions: bool, asker: Asker) {
-        let Self { core, links, .. } = self;
+        let core = &mut self.core;
         let Some(job) = core.begin_job(asker) else {
             // Too many functions at once: this shard's tasks go on, and the initiator is told that the function was
             // refused.
             return core.mail.post_owed(asker.shard, PeerMessage::ResetDone { asker, done: false });
         };
         let mut done = true;
-        for link in links.iter_mut().flatten() {
-            let is_own = asker.shard == core.id && asker.link == link.key;
+        for index in 0..self.links.len() {
+            if self.links[index].is_none() {
+                continue;
+            }
+            self.take_turn(index as u32);
+            let is_own = self.is_same_session(asker, index as u32);
+            let Self { core, links, .. } = self;
+            let Some(link) = links[index].as_deref_mut() else { continue };
+            let is_asker = asker.shard == core.id && asker.link == link.key;
             let target = match (&link.phase, scope) {
                 (Phase::Session(session), ResetScope::Target(target)) => {
                     session.target.as_ref().is_some_and(|(id, _)| *id == target)
@@ -182,13 +231,14 @@ impl<R: Ring> Shard<R> {
             if let Some((mut work, _, _)) = link.work(core) {
                 done &= work.reset(scope, attention, job, is_own);
             }
-            if drop_sessions && target && !is_own {
+            if drop_sessions && target && !is_asker {
+                link.leaves_quietly = true;
                 link.close(core);
             }
             link.queue(core);
         }
         if !done {
-            core.job_failed(job);
+            self.core.job_failed(job);
         }
         self.reset_reservations(scope, job);
         self.core.job_collected(job);
@@ -227,7 +277,7 @@ impl<R: Ring> Shard<R> {
                 }
                 None => reply(Err(DetachError("the disk is not attached".into()))),
             },
-            ToShard::Pause { disk, patience_ms, reply } => self.pause(disk, patience_ms, reply),
+            ToShard::Pause { disk, hold, patience_ms, reply } => self.pause(disk, hold, patience_ms, reply),
             ToShard::Resume { disk, reply } => {
                 self.resume(disk);
                 reply(());
@@ -250,13 +300,15 @@ impl<R: Ring> Shard<R> {
             ToShard::ListSessions { reply } => reply(self.list_sessions()),
             ToShard::DropSession { id, reply } => {
                 let Self { core, links, .. } = self;
-                let found =
-                    links.iter_mut().flatten().find(|link| matches!(&link.phase, Phase::Session(s) if s.id == id));
-                reply(found.is_some());
-                if let Some(link) = found {
+                let mut found = false;
+                let is_of = |link: &&mut Link| matches!(&link.phase, Phase::Session(session) if session.id == id);
+                for link in links.iter_mut().flatten().map(Box::as_mut).filter(is_of) {
+                    found = true;
+                    link.leaves_quietly = true;
                     core.stats.connections_dropped.increment();
                     link.close(core);
                 }
+                reply(found);
             }
             ToShard::Quiesce { patience_ms, reply } => self.quiesce(patience_ms, reply),
             ToShard::Stop => self.stopped = true,
@@ -296,8 +348,10 @@ impl<R: Ring> Shard<R> {
             }
         }
         self.regroup(&former);
-        let Self { core, links, .. } = self;
-        for link in links.iter_mut().flatten() {
+        for index in 0..self.links.len() {
+            let holds = self.holds(index as u32);
+            let Self { core, links, .. } = self;
+            let Some(link) = links[index].as_deref_mut() else { continue };
             let Phase::Session(session) = &mut link.phase else { continue };
             let Some((id, name)) = &session.target else { continue };
             let target = configuration.directory.target(name.as_str()).filter(|target| target.id == *id);
@@ -307,6 +361,9 @@ impl<R: Ring> Shard<R> {
                 tracing::info!(peer = %link.peer, "session dropped: its target is gone or no longer allowed");
                 core.stats.connections_dropped.increment();
                 link.close(core);
+                continue;
+            }
+            if !holds {
                 continue;
             }
             let reserved = session.reserved_units(&core.disks);
@@ -328,25 +385,34 @@ impl<R: Ring> Shard<R> {
 
     fn list_sessions(&self) -> Vec<SessionInfo> {
         let now_ms = self.core.now_ms();
-        let sessions = self.links.iter().flatten().filter_map(|link| match &link.phase {
-            Phase::Session(session) if link.state == LinkState::Open => Some((link, session)),
-            _ => None,
-        });
-        sessions
-            .map(|(link, session)| SessionInfo {
+        let mut listed: Vec<SessionInfo> = Vec::new();
+        let mut places: HashMap<u16, usize> = HashMap::new();
+        for link in self.links.iter().flatten().filter(|link| link.state == LinkState::Open) {
+            let Phase::Session(session) = &link.phase else { continue };
+            let parameters = session.connection.parameters();
+            let (connection_id, peer, local) = (parameters.connection_id, link.peer, link.local);
+            let connection = ConnectionInfo { connection_id, peer, local };
+            if let Some(other) = places.get(&session.tsih).and_then(|place| listed.get_mut(*place)) {
+                other.connections.push(connection);
+                continue;
+            }
+            places.insert(session.tsih, listed.len());
+            listed.push(SessionInfo {
+                connections: vec![connection],
                 id: session.id,
                 tsih: session.tsih,
                 initiator: session.initiator.as_str().to_owned(),
                 target: session.target.as_ref().map(|(_, name)| name.as_str().to_owned()),
-                peer: link.peer,
-                local: link.local,
+                peer,
+                local,
                 shard: self.core.id,
-                header_digest: session.connection.parameters().header_digest,
-                data_digest: session.connection.parameters().data_digest,
+                header_digest: parameters.header_digest,
+                data_digest: parameters.data_digest,
                 age_seconds: (now_ms - session.since_ms) / 1000,
                 stats: Arc::clone(&session.stats),
-            })
-            .collect()
+            });
+        }
+        listed
     }
 
     /// Disks that are being detached: close those that nothing uses any more, forget those that are closed.

@@ -60,10 +60,10 @@ pub(crate) struct Home {
     pub(super) changes: Changes,
 }
 
-/// A flush that runs.
+/// A flush that runs. Its disk may get another form meanwhile.
 struct Flush {
-    /// What it makes durable of the present leaf's metadata.
-    mark: Option<FlushMark>,
+    /// What it makes durable of a leaf's metadata, and the driver of that leaf.
+    mark: Option<(u16, FlushMark)>,
     /// Syncs that have not ended.
     syncs: u32,
     failed: Option<Errno>,
@@ -94,6 +94,8 @@ pub(crate) struct HomeDisk {
     retiring: Vec<Retiring>,
     loads: Loads,
     flush_running: Option<Flush>,
+    /// Keeps the files open that it syncs.
+    flush_disks: Vec<Arc<Disk>>,
     /// Who waits for the flush that runs.
     flush_askers: Vec<Asker>,
     /// Who waits for the flush after that.
@@ -127,6 +129,7 @@ impl HomeDisk {
             retiring: Vec::new(),
             loads: Loads::new(slot),
             flush_running: None,
+            flush_disks: Vec::with_capacity(1 + RETIRING_MAX),
             flush_askers: Vec::with_capacity(REQUESTS_RESERVED),
             flush_next: Vec::with_capacity(REQUESTS_RESERVED),
             barrier: None,
@@ -345,13 +348,14 @@ impl HomeDisk {
             }
             return;
         }
-        let mark = self.driver.engine().map(|engine| engine.flush_started());
-        let fds = std::iter::once(self.driver.fd()).chain(self.retiring.iter().map(|retiring| retiring.driver.fd()));
+        let number = self.driver.number();
+        let mark = self.driver.engine().map(|engine| (number, engine.flush_started()));
         let mut syncs = 0;
-        for fd in fds {
-            if io.submit(Mark::Flush(self.slot), Op::Sync { file: fd }).is_err() {
+        for driver in std::iter::once(&self.driver).chain(self.retiring.iter().map(|retiring| &retiring.driver)) {
+            if io.submit(Mark::Flush(self.slot), Op::Sync { file: driver.fd() }).is_err() {
                 break;
             }
+            self.flush_disks.push(Arc::clone(driver.disk()));
             syncs += 1;
         }
         if syncs == 0 {
@@ -384,7 +388,10 @@ impl HomeDisk {
         }
         let (mark, result) = (flush.mark, flush.failed.map_or(Ok(()), Err));
         self.flush_running = None;
-        if let (Some(engine), Some(mark)) = (self.driver.engine(), mark) {
+        self.flush_disks.clear();
+        if let Some((number, mark)) = mark
+            && let Some(engine) = self.driver_of(number).and_then(|driver| driver.engine())
+        {
             engine.flush_done(mark, result.map_err(failure));
         }
         if let Err(errno) = result {

@@ -419,7 +419,7 @@ impl<R: Ring> Work<'_, R> {
             Answer::Text { transmit_segment_length_max: Some(len), .. } => {
                 connection.set_initiator_max_recv_data_segment_length(len);
             }
-            Answer::Logout(_) => *self.state = LinkState::Finishing,
+            Answer::Logout(_) if connection.is_logged_out() => *self.state = LinkState::Finishing,
             // A target cold reset ends every connection to the target (RFC 7143 section 11.5.1), this one last.
             Answer::Management(_) if entry.ends_session => *self.state = LinkState::Finishing,
             _ => {}
@@ -436,6 +436,10 @@ pub(crate) fn advance<R: Ring>(link: &mut Link, core: &mut Core<R>) {
             work.send_ready();
             work.rouse_dormant();
             work.run_copies();
+            // Another connection of the session may have brought what this one's requests have waited for.
+            if work.session.group.is_some() && work.release_held().is_err() {
+                return link.close(core);
+            }
         }
         run_session(link, core);
         if let Some((mut work, _, _)) = link.work(core) {

@@ -125,6 +125,12 @@ pub(crate) struct Link {
     finish_by_ms: Option<u64>,
     /// Its session handle, which the registrar has to hear of when it ends.
     pub(crate) tsih: Option<u16>,
+    /// It takes another connection's place, and its login is answered when that one is gone.
+    pub(crate) is_waiting: bool,
+    /// It ends because its initiator, or the operator, wants that: the session's others need not be told.
+    pub(crate) leaves_quietly: bool,
+    /// It ends, and its tasks are to be aborted when it has its session's turn.
+    aborts_later: bool,
 }
 
 impl Link {
@@ -153,6 +159,9 @@ impl Link {
             opened_ms: now_ms,
             finish_by_ms: None,
             tsih: None,
+            is_waiting: false,
+            leaves_quietly: false,
+            aborts_later: false,
         }
     }
 
@@ -357,10 +366,20 @@ impl Link {
         }
         self.state = LinkState::Closing;
         self.tx.building.clear();
-        if let Some((mut work, _, _)) = self.work(core) {
-            work.abort_all();
+        self.aborts_later = true;
+        if !matches!(&self.phase, Phase::Session(session) if session.group.is_some()) {
+            self.abort_all(core);
         }
         self.queue(core);
+    }
+
+    /// Abort the tasks of a connection that ends. Where it is one of several of its session, it must be its turn.
+    pub(crate) fn abort_all<R: Ring>(&mut self, core: &mut Core<R>) {
+        if std::mem::take(&mut self.aborts_later)
+            && let Some((mut work, _, _)) = self.work(core)
+        {
+            work.abort_all();
+        }
     }
 
     /// Shut the socket down, so that what is pending on it completes. Tried again while the ring has no place.
@@ -452,12 +471,14 @@ impl Link {
         }
     }
 
-    /// Go on with the end of the connection. True when it is gone and its place can be reused.
-    pub(crate) fn wind_up<R: Ring>(&mut self, core: &mut Core<R>) -> bool {
+    /// Go on with the end of the connection, and with the `last` one with the end of its session. True when it is gone
+    /// and its place can be reused.
+    pub(crate) fn wind_up<R: Ring>(&mut self, core: &mut Core<R>, last: bool) -> bool {
         match self.state {
             LinkState::Open => false,
             LinkState::Finishing => {
                 if self.tx.is_idle() {
+                    self.leaves_quietly = true;
                     self.close(core);
                 }
                 false
@@ -478,8 +499,8 @@ impl Link {
             LinkState::Closed => match self.tsih {
                 None => true,
                 Some(tsih) => {
-                    let told = self.nexus_is_lost(core)
-                        && core.mail.post(ShardId(0), PeerMessage::SessionEnded { tsih }).is_ok();
+                    let message = PeerMessage::ConnectionEnded { tsih, shard: core.id, link: self.key };
+                    let told = (!last || self.nexus_is_lost(core)) && core.mail.post(ShardId(0), message).is_ok();
                     if told {
                         self.tsih = None;
                     } else {
@@ -501,6 +522,13 @@ impl Stream {
     /// A part of them, counted from the head.
     pub(crate) fn part(&self, range: Range<usize>) -> &[u8] {
         &self.bytes()[range]
+    }
+
+    /// Begin with bytes that were received elsewhere.
+    pub(crate) fn fill(&mut self, buf: Buf, len: usize) {
+        self.buf = Some(buf);
+        self.head = 0;
+        self.tail = len;
     }
 
     /// Bytes have been dealt with.

@@ -9,10 +9,10 @@
 use super::copy::SESSION_TASKS;
 use super::core::Core;
 use super::link::LinkState;
-use super::peer::{Asker, PeerMessage, ResetScope};
+use super::peer::{Asker, PeerMessage, ResetScope, SiblingOrder};
 use super::session::{Answer, Resume, Step, Work};
 use crate::bounded::{Key, Slab};
-use crate::iscsi::pdu::{LogoutResponseCode, TaskManagementFunction, TaskManagementResponseCode};
+use crate::iscsi::pdu::{LogoutReason, LogoutResponseCode, TaskManagementFunction, TaskManagementResponseCode};
 use crate::iscsi::task_management::TaskManagement;
 use crate::iscsi::transfer::{TASKS_MAX, TaskId};
 use crate::ring::Ring;
@@ -181,9 +181,12 @@ impl<R: Ring> Work<'_, R> {
             return self.answer_management(task, TaskManagementResponseCode::FUNCTION_REJECTED);
         };
         self.task(task).ends_session = request.function == TaskManagementFunction::TARGET_COLD_RESET;
-        // Answers that are awaited: the job's, and every shard's.
+        // Answers that are awaited: the job's, the session's other connections', and every shard's.
         self.task(task).total = u32::from(shards) + 1;
         self.begin_operation(task);
+        if request.function != TaskManagementFunction::ABORT_TASK {
+            self.order_siblings(task, SiblingOrder::Abort(*request));
+        }
         for shard in 0..shards {
             self.begin_operation(task);
             if let Some((scope, attention)) = beyond {
@@ -193,6 +196,23 @@ impl<R: Ring> Work<'_, R> {
                 self.core.mail.post_owed(ShardId(shard), message);
             }
         }
+        self.abort_affected(request, job);
+        self.core.job_collected(job);
+    }
+
+    /// The session's other connections, if it has any, are to do something, which the task waits for.
+    fn order_siblings(&mut self, task: TaskId, order: SiblingOrder) {
+        if self.session.group.is_none() {
+            return;
+        }
+        let asker = self.asker(task);
+        self.task(task).total += 1;
+        self.begin_operation(task);
+        self.core.mail.post_owed(self.core.id, PeerMessage::Siblings { asker, order });
+    }
+
+    /// Abort what a function of this session covers of this connection's tasks (RFC 7143 section 11.5.1).
+    pub(super) fn abort_affected(&mut self, request: &TaskManagement, job: Key) {
         let affected = match request.referenced {
             Some(referenced) => Tasks::collect([referenced]),
             None => Tasks::collect(self.session.connection.affected_tasks(request)),
@@ -215,7 +235,6 @@ impl<R: Ring> Work<'_, R> {
                 }
             }
         }
-        self.core.job_collected(job);
     }
 
     /// The job also waits for tasks (of this disk) that were aborted before and are still under way.
@@ -325,15 +344,37 @@ impl<R: Ring> Work<'_, R> {
         }
     }
 
-    /// Log out: what is left of the session's tasks ends without an answer.
+    /// Log out: what is left of the tasks of the session, or of the connection that is closed, ends without an answer.
     pub(crate) fn start_logout(&mut self, task: TaskId) {
         self.core.stats.logouts.increment();
         self.task(task).answer = Answer::Logout(LogoutResponseCode::CLOSED);
         self.set_step(task, Step::Managing);
+        let logout = self.session.connection.logout(task);
+        let closes_session = logout.reason == LogoutReason::CLOSE_SESSION;
+        let closes_this = closes_session || logout.connection_id == self.session.connection.parameters().connection_id;
+        if !closes_this && (self.session.group.is_none() || !self.core.mail.has_room()) {
+            let response = match self.session.group {
+                None => LogoutResponseCode::CID_NOT_FOUND,
+                Some(_) => LogoutResponseCode::CLEANUP_FAILED,
+            };
+            self.task(task).answer = Answer::Logout(response);
+            return self.send(task);
+        }
         let job = self.core.mail.has_room().then(|| self.core.begin_job(self.asker(task))).flatten();
         if job.is_some() {
             self.task(task).total = 1;
             self.begin_operation(task);
+            if !closes_this {
+                self.order_siblings(task, SiblingOrder::End(logout.connection_id));
+            } else if closes_session {
+                self.order_siblings(task, SiblingOrder::EndAll);
+            }
+        }
+        if !closes_this {
+            return match job {
+                Some(job) => self.core.job_collected(job),
+                None => self.send(task),
+            };
         }
         let tasks = Tasks::collect(self.session.connection.tasks().map(|(other, _)| other));
         for &other in tasks.as_slice() {

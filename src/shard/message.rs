@@ -108,9 +108,22 @@ impl Configuration {
 /// The LUNs of one target.
 pub type LunMap = std::collections::BTreeMap<Lun, Mapping>;
 
+/// One connection of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionInfo {
+    /// Its CID.
+    pub connection_id: u16,
+    /// The initiator's address.
+    pub peer: SocketAddr,
+    /// Ours.
+    pub local: SocketAddr,
+}
+
 /// A living session, as `lunaring session list` shows it.
 #[derive(Clone, Debug)]
 pub struct SessionInfo {
+    /// Its connections, at least one. Addresses and digests below are the first one's.
+    pub connections: Vec<ConnectionInfo>,
     /// Unique while the server lives: names the session for `session drop`.
     pub id: u64,
     /// Target Session Identifying Handle (RFC 7143 section 11.12.6).
@@ -139,6 +152,15 @@ pub struct SessionInfo {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct DetachError(pub String);
+
+/// Which commands of a disk a pause holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// Those that change the map of its leaf: writes of what has no space or cannot be seen yet, and UNMAP.
+    Changes,
+    /// All that touch its files. Only then can the disk be given another form.
+    All,
+}
 
 /// Why a disk could not be paused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -224,15 +246,17 @@ pub enum ToShard {
         /// Answered when done; an error means that the file was left to be recovered by log replay.
         reply: Reply<Result<(), DetachError>>,
     },
-    /// Hold the commands of a disk: those that are at work on its files come to the end of their window, others wait
-    /// where they would begin one. Everything else goes on, other units of the same sessions too. Ended by `Resume` or
+    /// Hold commands of a disk: those that are at work on its files come to the end of their window, others wait where
+    /// they would begin one. Everything else goes on, other units of the same sessions too. Ended by `Resume` or
     /// `Swap`.
     Pause {
         /// The disk.
         disk: DiskId,
+        /// Which commands. Changes may be held first, and all when that is answered.
+        hold: Hold,
         /// How long to wait for those that are at work. The pause is undone when they take longer.
         patience_ms: u64,
-        /// Answered when nobody of this shard is at work on the disk's files.
+        /// Answered when no command of this shard that is to be held is at work.
         reply: Reply<Result<(), PauseError>>,
     },
     /// End a pause that is or is coming to be; nothing happens when there is none.

@@ -26,6 +26,7 @@
 //! | `copy` | copies between disks, and tokens |
 //! | `management` | aborts, resets, logout |
 //! | `resend` | Data-In that an initiator has missed |
+//! | `group` | sessions of several connections, and connections that take another's place |
 //! | `fence` | what a function waits for on other initiators' sessions |
 //! | `overdue` | commands that wait too long, and the operations that they leave behind |
 //! | `pause` | who is at work on a disk's files, and keeping everybody away from them for a moment |
@@ -53,6 +54,7 @@ mod driver;
 mod erase;
 mod exclusive;
 mod fence;
+mod group;
 mod hear;
 mod home;
 mod input;
@@ -86,8 +88,8 @@ mod write;
 pub use agreement::ReservationStore;
 pub(crate) use mailbox::{PEER_MESSAGES_MAX, Senders, mailbox};
 pub use message::{
-    Configuration, DetachError, EngineReport, LunMap, Mapping, Mask, PauseError, Reply, SessionInfo, TargetPort,
-    ToShard,
+    Configuration, ConnectionInfo, DetachError, EngineReport, Hold, LunMap, Mapping, Mask, PauseError, Reply,
+    SessionInfo, TargetPort, ToShard,
 };
 pub(crate) use run::Parts;
 pub use run::Shard;

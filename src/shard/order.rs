@@ -6,8 +6,9 @@
 
 use super::session::{Immediate, Session, Step, Work};
 use crate::iscsi::pdu::TaskAttribute;
+use crate::iscsi::session::ConnectionSlot;
 use crate::iscsi::transfer::TaskId;
-use crate::limits::BURST_LENGTH_MAX;
+use crate::limits::{BURST_LENGTH_MAX, COMMANDS_PER_SESSION_MAX, CONNECTIONS_PER_SESSION_MAX, IMMEDIATE_REQUESTS_MAX};
 use crate::ring::Ring;
 use crate::scsi;
 use crate::units::Lun;
@@ -27,6 +28,22 @@ pub(crate) struct Share {
     lun: Lun,
     is_first: bool,
 }
+
+/// A command that waits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dormant {
+    /// Its connection, and its task there.
+    pub(crate) slot: ConnectionSlot,
+    pub(crate) task: TaskId,
+    lun: Option<Lun>,
+    attribute: TaskAttribute,
+    /// Tells which came first.
+    number: u64,
+}
+
+/// Commands of one session that may wait: the window's, and immediate ones of each connection.
+pub(crate) const DORMANT_MAX: usize =
+    COMMANDS_PER_SESSION_MAX as usize + CONNECTIONS_PER_SESSION_MAX * IMMEDIATE_REQUESTS_MAX as usize;
 
 fn is_first(attribute: TaskAttribute) -> bool {
     matches!(attribute, TaskAttribute::ORDERED | TaskAttribute::HEAD_OF_QUEUE)
@@ -55,7 +72,7 @@ impl Session {
 
     /// A dormant command on this unit.
     fn has_dormant(&self, lun: Option<Lun>) -> bool {
-        self.dormant.iter().any(|&task| self.attribute_of(task).0 == lun)
+        self.dormant.iter().any(|dormant| dormant.lun == lun)
     }
 
     /// Whether a command that has just come may begin at once.
@@ -103,12 +120,11 @@ impl<R: Ring> Work<'_, R> {
             buf[..bytes.len()].copy_from_slice(bytes);
         }
         self.session.dormancies += 1;
-        let dormancy = self.session.dormancies;
-        let entry = self.task(task);
-        entry.received = len;
-        entry.dormancy = dormancy;
+        let (lun, attribute) = self.session.attribute_of(task);
+        let (slot, number) = (self.session.connection.slot(), self.session.dormancies);
+        self.task(task).received = len;
         self.set_step(task, Step::Dormant);
-        let kept = self.session.dormant.push(task).is_ok();
+        let kept = self.session.dormant.push(Dormant { slot, task, lun, attribute, number }).is_ok();
         assert!(kept, "the queue has a place for every task");
         true
     }
@@ -117,27 +133,21 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn rouse_dormant(&mut self) {
         while std::mem::take(&mut self.session.rouse) {
             for _ in 0..self.session.dormant.len() {
-                let Some(task) = self.session.dormant.pop() else { break };
-                let (lun, attribute) = self.session.attribute_of(task);
+                let Some(dormant) = self.session.dormant.pop() else { break };
+                let Dormant { slot, task, lun, attribute, number } = dormant;
                 // Those that came before it and still wait are at the end of the queue again, those after it in front.
-                let older = self.session.dormant.iter().any(|&other| {
-                    let (is_before, (other_lun, _)) = (self.is_before(other, task), self.session.attribute_of(other));
-                    is_before && other_lun == lun
-                });
-                if self.session.begun(lun).admits(attribute, older) {
+                let older = self.session.dormant.iter().any(|other| other.number < number && other.lun == lun);
+                let admitted = self.session.begun(lun).admits(attribute, older);
+                if admitted && slot == self.session.connection.slot() {
                     self.end_dormancy(task);
                 } else {
-                    let kept = self.session.dormant.push(task).is_ok();
+                    // Another connection's command begins when that connection has its turn.
+                    self.session.roused |= u8::from(admitted) << slot.0;
+                    let kept = self.session.dormant.push(dormant).is_ok();
                     assert!(kept, "the place it came from is free");
                 }
             }
         }
-    }
-
-    /// Whether a command has come before another: dormant ones are numbered as they come.
-    fn is_before(&self, one: TaskId, other: TaskId) -> bool {
-        let number = |task: TaskId| self.session.tasks[usize::from(task.0)].dormancy;
-        number(one) < number(other)
     }
 
     fn end_dormancy(&mut self, task: TaskId) {

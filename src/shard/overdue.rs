@@ -188,6 +188,7 @@ impl<R: Ring> Work<'_, R> {
     }
 
     fn make_orphan(&mut self, task: TaskId, disk: u32, name: u16) {
+        self.end_change(task);
         let entry = &mut self.session.tasks[usize::from(task.0)];
         let reads = match entry.kind {
             Kind::Read | Kind::Verify(_) | Kind::Flush | Kind::None | Kind::List(_) => true,
@@ -232,8 +233,13 @@ impl<R: Ring> Shard<R> {
             return;
         }
         let since = Nanos(now.0.saturating_sub(deadline_ns));
-        let Self { core, links, .. } = self;
-        for link in links.iter_mut().flatten() {
+        for index in 0..self.links.len() {
+            if self.links[index].is_none() {
+                continue;
+            }
+            self.take_turn(index as u32);
+            let Self { core, links, .. } = self;
+            let Some(link) = links[index].as_deref_mut() else { continue };
             let Phase::Session(session) = &link.phase else { continue };
             if session.at_work == 0 && session.held == 0 && link.operations == 0 {
                 continue;
@@ -243,6 +249,6 @@ impl<R: Ring> Shard<R> {
             }
             link.queue(core);
         }
-        core.overdue_check = Nanos(now.0 + deadline_ns / 4);
+        self.core.overdue_check = Nanos(now.0 + deadline_ns / 4);
     }
 }

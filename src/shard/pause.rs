@@ -5,13 +5,18 @@
 //! where it would begin the next one; when the disk goes on, perhaps with other files, that window is planned anew.
 //! What is held is a task like others: it can be aborted, its connection can end, and other units are not concerned.
 //!
+//! What changes the leaf's map can take long: it may wait for the drive's cache to be flushed. So a pause comes in two
+//! steps ([`Hold`]). First only such changes are held, which would wait for those before them anyway, and all else goes
+//! on; when none of them is at work, everything is held, and what is waited for is single reads and writes. Flushes are
+//! not waited for at all.
+//!
 //! Beside that, plans whose file operations run are counted by the *epoch* they were made in, so that space can be
 //! given to others only when nobody reads or writes what was there before ([`DiskSlot::begin_barrier`]).
 
 use super::copy::SESSION_TASKS;
 use super::core::{Core, DiskSlot};
 use super::link::Phase;
-use super::message::{PauseError, Reply};
+use super::message::{Hold, PauseError, Reply};
 use super::peer::PeerMessage;
 use super::run::Shard;
 use super::session::{Resume, Step, Work};
@@ -21,7 +26,8 @@ use crate::units::{DiskId, ShardId};
 
 /// A disk whose commands are held.
 pub(crate) struct Pause {
-    /// Told when nobody is at work; `None` once that is so.
+    hold: Hold,
+    /// Told when nobody whom it holds is at work; `None` once that is so.
     reply: Option<Reply<Result<(), PauseError>>>,
     /// When the attempt is given up.
     deadline_ms: u64,
@@ -33,6 +39,8 @@ pub(crate) struct Pause {
 pub(crate) struct AtWork {
     /// Commands with a window that has begun.
     windows: u32,
+    /// Of those, commands that change the leaf's map.
+    changes: u32,
     /// Windows whose file operations run, by the epoch of their plan.
     plans: [u32; 2],
     /// The present epoch.
@@ -63,10 +71,10 @@ impl AtWork {
 }
 
 impl DiskSlot {
-    /// Commands of the disk are held.
+    /// All commands of the disk are held.
     #[inline]
     pub(crate) fn is_paused(&self) -> bool {
-        self.pause.is_some()
+        self.pause.as_ref().is_some_and(|pause| pause.hold == Hold::All)
     }
 
     /// Nothing holds any command of the disk: it is not paused, and nobody has a range of it to himself.
@@ -120,6 +128,40 @@ impl<R: Ring> Work<'_, R> {
         true
     }
 
+    /// Whether a command that is about to change the leaf's map has to wait; it is held then, and goes on with `resume`.
+    pub(crate) fn is_change_held(&mut self, task: TaskId, resume: Resume) -> bool {
+        let entry = &self.session.tasks[usize::from(task.0)];
+        let slot = entry.disk.and_then(|slot| self.core.disks.at(slot));
+        if entry.at_work || slot.is_none_or(|slot| slot.pause.is_none()) {
+            return false;
+        }
+        self.set_step(task, Step::Paused(resume));
+        let now = self.core.now;
+        self.task(task).waits_since = now;
+        true
+    }
+
+    /// The command, which is at work, changes the leaf's map.
+    pub(crate) fn begin_change(&mut self, task: TaskId) {
+        let entry = &mut self.session.tasks[usize::from(task.0)];
+        if !entry.changes
+            && let Some(slot) = entry.disk.and_then(|slot| self.core.disks.at_mut(slot))
+        {
+            entry.changes = true;
+            slot.at_work.changes += 1;
+        }
+    }
+
+    /// It no longer does, or nobody waits for that any more.
+    pub(crate) fn end_change(&mut self, task: TaskId) {
+        let entry = &mut self.session.tasks[usize::from(task.0)];
+        if std::mem::take(&mut entry.changes)
+            && let Some(slot) = entry.disk.and_then(|slot| self.core.disks.at_mut(slot))
+        {
+            slot.at_work.changes -= 1;
+        }
+    }
+
     /// The command is at work on its disk's files, if it was not already.
     pub(crate) fn begin_work(&mut self, task: TaskId) {
         let entry = &mut self.session.tasks[usize::from(task.0)];
@@ -135,6 +177,7 @@ impl<R: Ring> Work<'_, R> {
     /// It is no longer.
     pub(crate) fn end_work(&mut self, task: TaskId) {
         self.end_plan(task);
+        self.end_change(task);
         let entry = &mut self.session.tasks[usize::from(task.0)];
         if std::mem::take(&mut entry.at_work)
             && let Some(disk) = entry.disk
@@ -197,15 +240,15 @@ impl<R: Ring> Core<R> {
 /// What the control plane asks.
 impl<R: Ring> Shard<R> {
     /// Hold a disk's commands.
-    pub(super) fn pause(&mut self, id: DiskId, patience_ms: u64, reply: Reply<Result<(), PauseError>>) {
+    pub(super) fn pause(&mut self, id: DiskId, hold: Hold, patience_ms: u64, reply: Reply<Result<(), PauseError>>) {
         let slot = self.core.disks.find(id);
         let now_ms = self.core.now_ms();
         match slot.and_then(|slot| self.core.disks.at_mut(slot)) {
             None => reply(Err(PauseError("the disk is not attached".into()))),
-            Some(entry) if entry.is_paused() => reply(Err(PauseError("the disk is paused already".into()))),
+            Some(entry) if !entry.may_hold(hold) => reply(Err(PauseError("the disk is paused already".into()))),
             Some(entry) => {
                 let deadline_ms = now_ms + patience_ms;
-                entry.pause = Some(Pause { reply: Some(reply), deadline_ms, patience_ms });
+                entry.pause = Some(Pause { hold, reply: Some(reply), deadline_ms, patience_ms });
                 self.pausing.extend(slot);
                 self.core.wake_by_ms(deadline_ms);
             }
@@ -221,21 +264,24 @@ impl<R: Ring> Shard<R> {
                 self.pausing.swap_remove(index);
                 continue;
             };
-            let windows = entry.at_work.windows;
             let Some(pause) = entry.pause.as_mut() else { continue };
+            let at_work = match pause.hold {
+                Hold::Changes => entry.at_work.changes,
+                Hold::All => entry.at_work.windows,
+            };
             let is_late = now_ms >= pause.deadline_ms;
-            if windows > 0 && !is_late {
+            if at_work > 0 && !is_late {
                 continue;
             }
             self.pausing.swap_remove(index);
             let (reply, patience_ms) = (pause.reply.take(), pause.patience_ms);
-            if windows > 0 {
+            if at_work > 0 {
                 self.go_on(slot);
             }
             let why =
-                || PauseError(format!("{windows} commands were still at work on its file after {patience_ms} ms"));
+                || PauseError(format!("{at_work} commands were still at work on its file after {patience_ms} ms"));
             if let Some(reply) = reply {
-                reply(if windows > 0 { Err(why()) } else { Ok(()) });
+                reply(if at_work > 0 { Err(why()) } else { Ok(()) });
             }
         }
     }
@@ -268,8 +314,13 @@ impl<R: Ring> Shard<R> {
 
     /// Have the commands of a disk try again that were held.
     pub(super) fn let_held_go_on(&mut self, slot: u32) {
-        let Self { core, links, .. } = self;
-        for link in links.iter_mut().flatten() {
+        for index in 0..self.links.len() {
+            if self.links[index].is_none() {
+                continue;
+            }
+            self.take_turn(index as u32);
+            let Self { core, links, .. } = self;
+            let Some(link) = links[index].as_deref_mut() else { continue };
             let Phase::Session(session) = &link.phase else { continue };
             if session.held > 0 {
                 if let Some((mut work, _, _)) = link.work(core) {
@@ -284,7 +335,15 @@ impl<R: Ring> Shard<R> {
 impl DiskSlot {
     /// Paused, and nobody is at work.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.pause.as_ref().is_some_and(|pause| pause.reply.is_none()) && self.at_work.is_idle()
+        let is_held = self.pause.as_ref().is_some_and(|pause| pause.hold == Hold::All && pause.reply.is_none());
+        is_held && self.at_work.is_idle()
+    }
+
+    /// Whether a pause can begin: there is none, or a lighter one that has come to be.
+    fn may_hold(&self, hold: Hold) -> bool {
+        self.pause
+            .as_ref()
+            .is_none_or(|pause| (pause.hold, hold) == (Hold::Changes, Hold::All) && pause.reply.is_none())
     }
 }
 

@@ -2,17 +2,21 @@
 //!
 //! Two conversations exist. A shard asks a disk's **home shard** for what only the home may do (allocate blocks, open
 //! the write session, flush); and it asks the **registrar** (shard 0) for a session identity at login. Questions carry
-//! who asks, answers carry it back; nothing is remembered in between except by the asker.
+//! who asks, answers carry it back; nothing is remembered in between except by the asker. A connection that logs in to
+//! a session of another shard moves there before it has said more than that.
 
 use std::sync::Arc;
 
 use super::agreement::{Change, News};
 use super::erase::EraseOrder;
 use super::exclusive::ByteRange;
+use super::registrar::{Applicant, Granted};
 use super::settings::Setting;
 use crate::blocks::{Done, LevelFault};
-use crate::iscsi::login::SessionIdentity;
+use crate::iscsi::login::Arrival;
 use crate::iscsi::pdu::LoginStatus;
+use crate::iscsi::task_management::TaskManagement;
+use crate::ring::Fd;
 use crate::scsi::{Attention, MediumError, Outcome};
 use crate::units::{DiskId, ShardId, TargetId};
 
@@ -42,6 +46,13 @@ pub(crate) struct Asker {
     pub(crate) link: LinkKey,
     /// The task on that connection.
     pub(crate) task: u16,
+}
+
+impl HomeRequest {
+    /// The leaf's map may become another.
+    pub(crate) fn changes_map(self) -> bool {
+        matches!(self, Self::Prepare { .. } | Self::Commit { .. } | Self::Unmap { .. })
+    }
 }
 
 /// What only a disk's home shard may do.
@@ -221,28 +232,60 @@ pub(crate) enum PeerMessage {
     /// To the registrar: a login wants its session identity. An older session of the same name is ended first.
     Register {
         /// Who wants which session.
-        identity: SessionIdentity,
-        /// The shard whose connection logs in.
-        shard: ShardId,
-        /// That connection.
-        link: LinkKey,
+        applicant: Box<Applicant>,
     },
     /// From the registrar: the identity, or why there is none.
     Registered {
         /// The connection that logs in.
         link: LinkKey,
-        /// Its Target Session Identifying Handle.
-        tsih: Result<u16, LoginStatus>,
+        /// Its Target Session Identifying Handle, and what it gets.
+        decision: Result<(u16, Granted), LoginStatus>,
+    },
+    /// To the registrar: a login names this session. Where is it?
+    Locate {
+        /// Its handle.
+        tsih: u16,
+        /// The shard whose connection logs in.
+        shard: ShardId,
+        /// That connection.
+        link: LinkKey,
+    },
+    /// From the registrar: there; `None`: nowhere.
+    Located {
+        /// The connection that logs in.
+        link: LinkKey,
+        /// The session's shard.
+        shard: Option<ShardId>,
+    },
+    /// To the shard of a session: a connection that logs in to it.
+    Adopt {
+        /// Its socket.
+        socket: Fd,
+        /// How it came in.
+        arrival: Arrival,
+        /// What has been received.
+        bytes: Box<[u8]>,
+    },
+    /// To the own shard: the other connections of the asker's session do this. Answered by [`PeerMessage::ResetDone`].
+    Siblings {
+        /// Who asks.
+        asker: Asker,
+        /// For what.
+        order: SiblingOrder,
     },
     /// From the registrar: end this connection, its session was reinstated elsewhere.
     EndSession {
         /// The connection.
         link: LinkKey,
     },
-    /// To the registrar: a session has ended.
-    SessionEnded {
-        /// Its handle.
+    /// To the registrar: a connection of a session has ended, and the session with the last one.
+    ConnectionEnded {
+        /// The session's handle.
         tsih: u16,
+        /// The connection's shard.
+        shard: ShardId,
+        /// The connection.
+        link: LinkKey,
     },
     /// To every shard: a task management function aborts the tasks of these units, whosever they are (SAM-5 clause 7).
     Reset {
@@ -262,6 +305,17 @@ pub(crate) enum PeerMessage {
         /// They have ended.
         done: bool,
     },
+}
+
+/// What a session's connection wants of the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SiblingOrder {
+    /// Abort what this function of the session covers.
+    Abort(TaskManagement),
+    /// End: a logout has closed the session.
+    EndAll,
+    /// End the one of this CID: a logout has closed it.
+    End(u16),
 }
 
 /// Which logical units a reset covers.

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::core::{Core, Io, Mark};
+use super::group::Groups;
 use super::input;
 use super::link::{Link, LinkState, Phase};
 use super::login::{self, LoginPhase, SystemEntropy};
@@ -57,6 +58,7 @@ pub struct Shard<R: Ring> {
     pub(super) newcomers: Newcomers,
     pub(super) listeners: Vec<Option<Listener>>,
     pub(super) registrar: Registrar,
+    pub(super) groups: Groups,
     pub(super) policy: LoginPolicy,
     pub(super) entropy: Box<dyn Entropy>,
     pub(super) detaching: Vec<u32>,
@@ -95,6 +97,7 @@ impl<R: Ring> Shard<R> {
             newcomers: Newcomers::new(),
             listeners: Vec::new(),
             registrar: Registrar::default(),
+            groups: Groups::new(),
             policy: LoginPolicy::default(),
             entropy: Box::new(SystemEntropy),
             detaching: Vec::new(),
@@ -225,9 +228,6 @@ impl<R: Ring> Shard<R> {
     }
 
     fn completed(&mut self, completion: Completion) {
-        let Self { core, links, .. } = self;
-        let link_at =
-            |links: &mut [Option<Box<Link>>], index: u32| links.get_mut(index as usize).and_then(Option::take);
         let index = match Mark::from_tag(completion.tag) {
             Mark::Accept(listener) => return self.accepted(listener, completion),
             Mark::Engine(slot, driver, io) => return self.engine_completed(slot, (driver, io), completion),
@@ -236,14 +236,17 @@ impl<R: Ring> Shard<R> {
             Mark::Erase(slot) => return self.erase_completed(slot, &completion),
             Mark::Agreement(slot) => return self.core.agreement_stored(slot, &completion),
             Mark::Ignore => return,
-            mark @ Mark::Task(..) if core.orphan_completed(mark, &completion) => return,
+            mark @ Mark::Task(..) if self.core.orphan_completed(mark, &completion) => return,
             Mark::Receive(index)
             | Mark::Send(index)
             | Mark::Shutdown(index)
             | Mark::Close(index)
             | Mark::Task(index, _) => index,
         };
-        let Some(mut link) = link_at(links, index) else { unreachable!("a connection outlives its operations") };
+        self.take_turn(index);
+        let Self { core, links, .. } = self;
+        let link = links.get_mut(index as usize).and_then(Option::as_deref_mut);
+        let Some(link) = link else { unreachable!("a connection outlives its operations") };
         let alive = match Mark::from_tag(completion.tag) {
             Mark::Receive(_) => link.received(core, completion),
             Mark::Send(_) => link.sent(core, completion),
@@ -262,38 +265,53 @@ impl<R: Ring> Shard<R> {
             link.close(core);
         }
         link.queue(core);
-        self.links[index as usize] = Some(link);
     }
 
     /// Run one connection: everything it can do now, and what it then wants of the ring.
     fn run_link(&mut self, index: u32) {
+        self.take_turn(index);
+        let last = self.is_last(index);
         let Self { core, links, policy, entropy, .. } = self;
         let Some(link) = links.get_mut(index as usize).and_then(Option::as_mut) else { return };
         link.queued = false;
         if link.state == LinkState::Open {
             match link.phase {
                 Phase::Login(_) => login::run_login(link, core, policy, entropy.as_mut()),
+                Phase::Session(_) if link.is_waiting => {}
                 Phase::Session(_) => input::advance(link, core),
             }
-        } else if let Some((mut work, _, _)) = link.work(core) {
-            work.send_ready();
+        } else {
+            link.abort_all(core);
+            if let Some((mut work, _, _)) = link.work(core) {
+                work.send_ready();
+            }
         }
         link.send(core);
         link.receive(core);
         link.abandon_bulk(core);
-        if link.wind_up(core) {
+        if link.state == LinkState::Closing {
+            // It may have been closed just now.
+            link.abort_all(core);
+        }
+        let is_gone = link.wind_up(core, last);
+        if !last {
+            self.nudge_siblings(index);
+        }
+        if is_gone {
+            self.leave_group(index);
             self.remove_link(index);
         }
     }
 
-    fn remove_link(&mut self, index: u32) {
+    pub(super) fn remove_link(&mut self, index: u32) {
         let Some(mut link) = self.links[index as usize].take() else { return };
         link.stream.consume(link.stream.bytes().len());
         link.stream.give_back(&mut self.core.stream_reserve);
         assert_eq!(link.operations, 0, "a connection is removed when everything has come back");
         self.core.stats.connections.subtract(1);
-        if matches!(link.phase, Phase::Session(_)) {
-            self.core.stats.sessions.subtract(1);
+        if let Phase::Session(session) = &link.phase {
+            self.core.full_feature -= 1;
+            self.core.stats.sessions.subtract(u64::from(session.group.is_none()));
         }
         self.generations[index as usize] = self.generations[index as usize].wrapping_add(1);
         // A connection that is still in a queue is found missing there, or its successor is looked at once for nothing.
@@ -308,7 +326,8 @@ impl<R: Ring> Shard<R> {
         }
         let (portal, tag) = (listener.portal, listener.portal_group_tag);
         if let Ok(fd) = completion.result {
-            self.add_link(Fd(fd as i32), portal, tag);
+            let is_added = self.add_link(Fd(fd as i32), portal, tag).is_some();
+            self.core.stats.accepted.add(u64::from(is_added));
         } else if !completion.more {
             // Out of descriptors or memory: listening goes on when the next connection ends, or at the next deadline.
             let soon = self.core.now_ms() + DEADLINE_GRAIN_MS;
@@ -320,7 +339,8 @@ impl<R: Ring> Shard<R> {
         self.accept_on(index);
     }
 
-    fn add_link(&mut self, socket: Fd, portal: PortalId, portal_group_tag: u16) {
+    /// Take a connection in. `None`: there is no place or memory for it, and it was turned away.
+    pub(super) fn add_link(&mut self, socket: Fd, portal: PortalId, portal_group_tag: u16) -> Option<u32> {
         self.make_way();
         let addresses = self.core.io.ring.addresses(socket);
         let tx =
@@ -331,7 +351,8 @@ impl<R: Ring> Shard<R> {
                 tracing::warn!(suppressed, "a connection was turned away: no memory or place for it");
             }
             self.core.turned_away.push(socket);
-            return self.core.close_turned_away();
+            self.core.close_turned_away();
+            return None;
         };
         let key = LinkKey { index, generation: self.generations[index as usize] };
         let arrival = Arrival { portal, portal_group_tag, local: addresses.0, peer: addresses.1 };
@@ -340,9 +361,9 @@ impl<R: Ring> Shard<R> {
         link.queue(&mut self.core);
         self.links[index as usize] = Some(link);
         self.newcomers.arrived(key);
-        self.core.stats.accepted.increment();
         self.core.stats.connections.add(1);
         self.core.wake_by_ms(now_ms + LOGIN_TIMEOUT_MS);
+        Some(index)
     }
 
     /// Go on accepting, or finish closing a listener.
@@ -432,6 +453,7 @@ impl<R: Ring> Shard<R> {
         self.core.retry_agreements();
         for _ in 0..self.core.starved.len() {
             let Some(index) = self.core.starved.pop() else { return };
+            self.take_turn(index);
             let Some(link) = self.links[index as usize].as_mut() else { continue };
             link.starving = false;
             if let Some((mut work, _, _)) = link.work(&mut self.core) {

@@ -1,4 +1,7 @@
-//! A connection in full feature phase: its LUNs and its tasks.
+//! A connection in full feature phase: its session's LUNs, and its tasks.
+//!
+//! Nearly every session has one connection. What the connections of a session share otherwise is in one of them at a
+//! time ([`Session::swap_shared`]; `group` has it where it is wanted).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,7 +11,7 @@ use super::core::{Core, DiskTable};
 use super::fence::Fence;
 use super::link::LinkState;
 use super::message::Configuration;
-use super::order::{Begun, Share};
+use super::order::{Begun, Dormant, Share};
 use super::output::Tx;
 use super::parameters::List;
 use super::peer::LinkKey;
@@ -37,7 +40,7 @@ pub(crate) struct LunEntry {
     pub(crate) begun: Begun,
 }
 
-/// A session, which is one connection.
+/// A session as one connection of it has it.
 pub(crate) struct Session {
     pub(crate) connection: Connection,
     pub(crate) tasks: Box<[Task]>,
@@ -56,13 +59,19 @@ pub(crate) struct Session {
     pub(crate) nexus: Option<Nexus>,
     /// Ours and the initiator's.
     pub(crate) addresses: (SocketAddr, SocketAddr),
+    /// The same of the session's leading connection: they decide which LUNs it sees.
+    pub(crate) seen_from: (SocketAddr, SocketAddr),
+    /// Present where the session has several connections.
+    pub(crate) group: Option<Key>,
+    /// Of those, by the bits of their slots, the ones with dormant commands that may begin.
+    pub(crate) roused: u8,
     pub(crate) text: TextExchange,
     /// Tasks with something to send that did not fit. Each is in here at most once.
     pub(crate) ready: Queue<TaskId>,
     /// A PDU at the head of the stream that waits for memory; nothing more is looked at before it.
     pub(crate) stalled: Option<Stalled>,
-    /// Tasks in [`Step::Dormant`], and how many there have been.
-    pub(crate) dormant: Queue<TaskId>,
+    /// Tasks in [`Step::Dormant`] in the order in which they came, and how many there have been.
+    pub(crate) dormant: Queue<Dormant>,
     pub(crate) dormancies: u64,
     /// Some of them may be able to begin.
     pub(crate) rouse: bool,
@@ -301,6 +310,8 @@ pub(crate) struct Task {
     pub(crate) error: Option<MediumError>,
     /// Counted as at work on the disk's files.
     pub(crate) at_work: bool,
+    /// Counted as at work on the disk's map.
+    pub(crate) changes: bool,
     /// File operations run; their plan was made in this epoch of the disk.
     pub(crate) plan: Option<bool>,
     /// No answer will go.
@@ -313,8 +324,6 @@ pub(crate) struct Task {
     pub(crate) share: Option<Share>,
     /// Where the last read here began, by disk and byte: it may have to be sent again.
     pub(crate) origin: Option<(DiskId, u64)>,
-    /// Which of the session's dormant commands it was.
-    pub(crate) dormancy: u64,
     /// Counted as lingering: aborted, with operations in flight.
     pub(crate) lingers: bool,
     /// The connection ends when the answer has left.
@@ -375,13 +384,13 @@ impl Task {
             generation: 0,
             error: None,
             at_work: false,
+            changes: false,
             plan: None,
             aborted: false,
             terminated: false,
             awaits_data: false,
             share: None,
             origin: None,
-            dormancy: 0,
             lingers: false,
             ends_session: false,
             solicited_bytes: 0,
@@ -465,7 +474,8 @@ impl<R: Ring> Work<'_, R> {
                 self.core.task_operations -= 1;
             }
             Step::Dormant => {
-                self.session.dormant.retain(|&other| other != task);
+                let slot = self.session.connection.slot();
+                self.session.dormant.retain(|other| (other.slot, other.task) != (slot, task));
                 self.session.rouse = true;
             }
             _ => {}
@@ -518,7 +528,7 @@ impl<R: Ring> Work<'_, R> {
 impl Resume {
     /// The disk may change before the task goes on.
     fn plans_anew(self) -> bool {
-        !matches!(self, Self::Commit | Self::Flush)
+        self != Self::Commit
     }
 }
 
@@ -554,10 +564,21 @@ impl Session {
         Caller { name: &self.initiator, peer: self.addresses.1.ip(), local: self.addresses.0 }
     }
 
+    /// What the connections of a session share changes hands.
+    pub(crate) fn swap_shared(&mut self, other: &mut Session) {
+        self.connection.swap_session(&mut other.connection);
+        std::mem::swap(&mut self.luns, &mut other.luns);
+        std::mem::swap(&mut self.lun_numbers, &mut other.lun_numbers);
+        std::mem::swap(&mut self.seen_from, &mut other.seen_from);
+        std::mem::swap(&mut self.dormant, &mut other.dormant);
+        std::mem::swap(&mut self.dormancies, &mut other.dormancies);
+    }
+
     /// Take the LUNs of a new configuration. True when they differ from what the initiator knows.
     pub(crate) fn map_luns(&mut self, configuration: &Configuration, disks: &DiskTable, shard: ShardId) -> bool {
         let mut former = std::mem::take(&mut self.luns);
-        let map = self.target.as_ref().map(|(id, _)| configuration.luns_seen_by(*id, &self.caller()));
+        let caller = Caller { name: &self.initiator, peer: self.seen_from.1.ip(), local: self.seen_from.0 };
+        let map = self.target.as_ref().map(|(id, _)| configuration.luns_seen_by(*id, &caller));
         let mut changed = false;
         for (lun, mapping) in map.as_deref().into_iter().flatten() {
             let Some(disk) = disks.find(mapping.disk) else { continue };

@@ -295,19 +295,20 @@ impl<R: Ring> Shard<R> {
 
     /// A disk's home shard has changed a setting.
     pub(super) fn set(&mut self, disk: DiskId, setting: Setting, asker: Asker, home: ShardId, change: u64) {
-        let Self { core, links, .. } = self;
+        let core = &mut self.core;
         let slot = core.disks.find(disk);
         let attention = slot.and_then(|slot| core.disks.at_mut(slot)).and_then(|entry| entry.settings.set(setting));
         if let (Some(slot), Some(attention)) = (slot, attention) {
-            for link in links.iter_mut().flatten() {
-                let is_asker = asker.shard == core.id && asker.link == link.key;
-                let Phase::Session(session) = &mut link.phase else { continue };
+            for index in 0..self.links.len() {
+                let is_asker = self.is_same_session(asker, index as u32);
+                let link = self.links[index].as_deref_mut();
+                let Some(Phase::Session(session)) = link.map(|link| &mut link.phase) else { continue };
                 for unit in session.luns.iter_mut().filter(|unit| unit.disk == slot && !is_asker) {
                     unit.nexus.raise(attention);
                 }
             }
         }
-        core.mail.post_owed(home, PeerMessage::HasSet { change });
+        self.core.mail.post_owed(home, PeerMessage::HasSet { change });
     }
 
     /// A change is in force on one more shard.

@@ -260,6 +260,7 @@ impl<R: Ring> Work<'_, R> {
                 }
                 self.part_written(task);
             }
+            WritePlan::Ready { commit: true, .. } if self.is_change_held(task, Resume::WriteOut) => {}
             WritePlan::Ready { extents, commit, epoch } => {
                 let entry = self.task(task);
                 entry.commits = commit;
@@ -278,6 +279,9 @@ impl<R: Ring> Work<'_, R> {
 
     /// Ask the home shard for what a plan needs, and then go on as said.
     pub(crate) fn ask(&mut self, task: TaskId, request: HomeRequest, resume: Resume) {
+        if request.changes_map() && self.is_change_held(task, resume) {
+            return;
+        }
         let slot = self.task(task).disk.expect("a plan is of a unit");
         let name = self.tagged(task);
         if !self.core.ask_home(slot, self.key, name, request) {
@@ -285,11 +289,17 @@ impl<R: Ring> Work<'_, R> {
         }
         self.set_step(task, Step::Asking(resume));
         self.begin_work(task);
+        if request.changes_map() {
+            self.begin_change(task);
+        }
         self.begin_operation(task);
     }
 
     fn write_extents(&mut self, task: TaskId, slot: u32, extents: &ExtentList) {
         self.begin_plan(task);
+        if self.task(task).commits {
+            self.begin_change(task);
+        }
         self.set_step(task, Step::Writing);
         let entry = self.task(task);
         entry.planned = extents.covered_bytes();
@@ -375,7 +385,7 @@ impl<R: Ring> Work<'_, R> {
 
     /// What has been written can be read. With FUA it must also be durable.
     pub(crate) fn is_visible(&mut self, task: TaskId) {
-        self.end_plan(task);
+        self.end_work(task);
         let slot = self.task(task).disk.expect("a write has a unit");
         if self.task(task).durable && self.core.disks.of_task(slot).needs_flush_after_durable_write() {
             return self.ask_flush(task);

@@ -84,6 +84,8 @@ pub struct FileFaults {
     pub delay: Chance,
     /// The longest delay.
     pub delay_max: Nanos,
+    /// A sync takes this much longer: the drive empties its cache.
+    pub sync_takes: Nanos,
     /// Byte ranges that always fail with EIO, read or written: bad places of the disk.
     pub bad_ranges: Vec<Range<u64>>,
 }
@@ -99,6 +101,7 @@ impl Default for FileFaults {
             allocate_unsupported: Chance::NEVER,
             delay: Chance::percent(20),
             delay_max: Nanos(2_000_000),
+            sync_takes: Nanos(0),
             bad_ranges: Vec::new(),
         }
     }

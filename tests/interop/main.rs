@@ -8,6 +8,7 @@ mod bad_input;
 mod chap;
 mod clients;
 mod configuration;
+mod connections;
 mod copying;
 mod crash;
 mod differencing;

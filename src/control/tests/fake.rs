@@ -15,7 +15,7 @@ use crate::medium::Disk;
 use crate::medium::blocking::BlockingDisk;
 use crate::observe::{SessionStats, ShardStats};
 use crate::scsi::reservations::Reservations;
-use crate::shard::message::{Configuration, EngineReport, SessionInfo, ToShard};
+use crate::shard::message::{Configuration, ConnectionInfo, EngineReport, Hold, SessionInfo, ToShard};
 use crate::units::{DiskId, PortalId, ShardId};
 
 /// One shard's memory.
@@ -68,13 +68,15 @@ impl FakePlane {
     pub fn log_in(&self, shard: usize, id: u64, target: &str) {
         let stats = Arc::new(SessionStats::new());
         stats.commands.add(id * 10);
+        let (peer, local) = ("192.0.2.7:50000".parse().unwrap(), "192.0.2.1:3260".parse().unwrap());
         self.told(shard).sessions.push(SessionInfo {
+            connections: vec![ConnectionInfo { connection_id: 0, peer, local }],
             id,
             tsih: 1,
             initiator: "iqn.2026-11.com.example:client".into(),
             target: Some(target.into()),
-            peer: "192.0.2.7:50000".parse().unwrap(),
-            local: "192.0.2.1:3260".parse().unwrap(),
+            peer,
+            local,
             shard: ShardId(shard as u16),
             header_digest: true,
             data_digest: false,
@@ -163,8 +165,8 @@ impl DataPlane for FakePlane {
                 told.close(disk);
                 reply(Ok(()));
             }
-            ToShard::Pause { disk, reply, .. } => {
-                assert!(told.paused.insert(disk), "paused once");
+            ToShard::Pause { disk, hold, reply, .. } => {
+                assert!(told.paused.insert(disk) == (hold == Hold::Changes), "paused once, changes first");
                 reply(Ok(()));
             }
             ToShard::Resume { disk, reply } => {

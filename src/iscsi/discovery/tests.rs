@@ -16,6 +16,7 @@ fn target(id: u32, name: &str, access: &str) -> Target {
         portal_groups: Vec::new(),
         redirects: vec![],
         error_recovery_level: 0,
+        connections_max: 1,
     }
 }
 

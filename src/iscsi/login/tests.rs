@@ -51,6 +51,7 @@ fn target(id: u32, name: &str, access: &str, authentication: Authentication) -> 
         portal_groups: Vec::new(),
         redirects: vec![],
         error_recovery_level: 0,
+        connections_max: 1,
     }
 }
 

@@ -41,6 +41,7 @@ fn parameters() -> SessionParameters {
         max_outstanding_r2t: 2,
         fast_abort: false,
         error_recovery_level: 0,
+        connections_max: 1,
         default_time2wait: 2,
         default_time2retain: 20,
         exp_cmd_sn: 100,

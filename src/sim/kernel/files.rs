@@ -81,9 +81,22 @@ impl Kernel {
     }
 
     pub(super) fn schedule_file(&mut self, key: OpKey, fd: Fd) {
-        let faults = self.file_of(fd).and_then(|file| self.files[file].faults.as_ref()).unwrap_or(&self.file_faults);
-        let after = latency(&mut self.random, DISK_LATENCY, faults.delay, faults.delay_max);
+        let after = self.operation_takes(fd);
         self.schedule_effect(key, Nanos(self.now().0 + after.0));
+    }
+
+    pub(super) fn schedule_sync(&mut self, key: OpKey, fd: Fd) {
+        let after = self.operation_takes(fd).0 + self.faults_of(fd).sync_takes.0;
+        self.schedule_effect(key, Nanos(self.now().0 + after));
+    }
+
+    fn faults_of(&self, fd: Fd) -> &FileFaults {
+        self.file_of(fd).and_then(|file| self.files[file].faults.as_ref()).unwrap_or(&self.file_faults)
+    }
+
+    fn operation_takes(&mut self, fd: Fd) -> Nanos {
+        let (delay, delay_max) = (self.faults_of(fd).delay, self.faults_of(fd).delay_max);
+        latency(&mut self.random, DISK_LATENCY, delay, delay_max)
     }
 
     fn roll(&mut self, file: usize, chance: impl Fn(&FileFaults) -> crate::sim::Chance) -> bool {

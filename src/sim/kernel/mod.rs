@@ -446,7 +446,7 @@ impl Kernel {
             &Op::Sync { file } => {
                 let covers = self.file_of(file).map_or(0, |file| self.files[file].state.order_next());
                 self.rings[key.ring].slots[key.index as usize].covers = covers;
-                self.schedule_file(key, file);
+                self.schedule_sync(key, file);
             }
             &Op::Read { file, .. }
             | &Op::Write { file, .. }

@@ -6,7 +6,8 @@ use super::images;
 use super::server::{Answer, Pending, Server};
 use crate::blocks::Engine;
 use crate::medium::{self, Disk, Opened};
-use crate::shard::{DetachError, Reply, ToShard};
+use crate::ring::Nanos;
+use crate::shard::{DetachError, Hold, Reply, ToShard};
 use crate::sim::Initiator;
 use crate::units::ShardId;
 
@@ -82,12 +83,22 @@ impl Server {
 
     fn pause_within(&mut self, disk: &Disk, patience_ms: u64, clients: &mut [Initiator]) -> Result<(), String> {
         let disk = disk.id();
-        let replies = self.tell_all(|reply| ToShard::Pause {
-            disk,
-            patience_ms,
-            reply: Box::new(move |paused| reply(paused.map_err(|error| error.0))),
-        });
-        self.await_replies("pause", replies, clients)
+        for hold in [Hold::Changes, Hold::All] {
+            self.held_since = self.world.now();
+            let replies = self.tell_all(|reply| ToShard::Pause {
+                disk,
+                hold,
+                patience_ms,
+                reply: Box::new(move |paused| reply(paused.map_err(|error| error.0))),
+            });
+            self.await_replies("pause", replies, clients)?;
+        }
+        Ok(())
+    }
+
+    /// For how long all commands were held by the snapshot just taken.
+    pub fn held_for(&self) -> Nanos {
+        self.held_for
     }
 
     fn snapshot(&mut self, index: usize, disk: &Arc<Disk>, clients: &mut [Initiator]) -> Result<(), String> {
@@ -104,7 +115,10 @@ impl Server {
         let opened = medium::open_over(spec, disk).map_err(|error| format!("{}: {error}", child.display()))?;
         self.take_into_world(&opened.disk)?;
         self.pause(disk, clients)?;
-        self.swap(index, opened, true, clients)
+        let since = self.held_since;
+        self.swap(index, opened, true, clients)?;
+        self.held_for = Nanos(self.world.now().0 - since.0);
+        Ok(())
     }
 
     /// Open the write session: what the leaf's content is known by from now on.

@@ -34,6 +34,11 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "changes-power", about: "the same, and the power is cut in between", run: changes_power },
     Scenario { name: "pauses-late", about: "commands are at work for longer than a pause waits", run: pauses_late },
     Scenario {
+        name: "snapshots-syncs",
+        about: "snapshots of disks on a drive that takes long to empty its cache hold commands for a moment only",
+        run: snapshots_syncs,
+    },
+    Scenario {
         name: "snapshots-power",
         about: "the power is cut while the former leaf of a snapshot, on a slow drive, is not closed yet",
         run: snapshots_power,
@@ -520,6 +525,28 @@ fn pauses_late(run: Run) -> Result<Report, String> {
         return Err("no pause was given up".to_owned());
     }
     scene.world.set_faults_of(&name, None);
+    scene.finish()
+}
+
+/// Snapshots, while initiators flush and write what has no space yet, of a drive that takes 50 ms for each sync: commands
+/// are held no longer than single reads and writes take.
+fn snapshots_syncs(run: Run) -> Result<Report, String> {
+    let mut scene = thin_scene(run, Setting { commands: 300, ..Setting::default() })?;
+    let sync_takes = Nanos(50_000_000);
+    let delay_max = Nanos(400_000);
+    scene.world.set_file_faults(FileFaults { sync_takes, delay_max, ..FileFaults::default() });
+    for number in 0..12 {
+        let time = Nanos(scene.random.below(60_000_000));
+        if scene.run(time)? == Outcome::Satisfied {
+            break;
+        }
+        let Scene { server, initiators, .. } = &mut scene;
+        let index = number % thin_disks().len();
+        server.begin_snapshot(index, initiators).map_err(|why| format!("snapshot of disk {index}: {why}"))?;
+        if server.held_for() > Nanos(10_000_000) {
+            return Err(format!("commands were held for {} ns", server.held_for().0));
+        }
+    }
     scene.finish()
 }
 

@@ -18,7 +18,7 @@ use crate::iscsi::names::IscsiName;
 use crate::medium::{self, Cache, Disk, DiskFormat, DiskKind, LayerFile, OpenSpec, Parents};
 use crate::mem::{Arena, ArenaConfig};
 use crate::observe::ShardStats;
-use crate::ring::{Fd, Ring, Wait};
+use crate::ring::{Fd, Nanos, Ring, Wait};
 use crate::scsi::reservations::Reservations;
 use crate::scsi::reservations::place::{self, Owner};
 use crate::shard::{
@@ -108,6 +108,9 @@ pub struct Server {
     reservations: Vec<u8>,
     pub(super) process: Option<Process>,
     pub(super) random: Random,
+    /// When all commands of a disk were told to wait, last.
+    pub(super) held_since: Nanos,
+    pub(super) held_for: Nanos,
 }
 
 const TARGET: TargetId = TargetId(1);
@@ -142,6 +145,8 @@ impl Server {
             reservations: Vec::new(),
             process: None,
             random,
+            held_since: Nanos(0),
+            held_for: Nanos(0),
         };
         server.start_process()?;
         Ok(server)
@@ -448,6 +453,7 @@ fn configuration(luns: LunMap, uncached: bool) -> Result<Configuration, String> 
         portal_groups: Vec::new(),
         redirects: Vec::new(),
         error_recovery_level: 0,
+        connections_max: 1,
     };
     let portal = Portal { id: PORTAL, listen: Server::portal(), portal_group_tag: 1, advertise: None };
     let directory =
