@@ -230,7 +230,7 @@ fn initiator_config(number: u64, setting: &Setting, plans: &[DiskPlan], random: 
         first_sector: number * setting.region_sectors,
         sector_count: setting.region_sectors,
         may_fail: false,
-        thin: matches!(plan.format, DiskFormat::Raw | DiskFormat::Vhdx | DiskFormat::Vhd)
+        thin: matches!(plan.format, DiskFormat::Raw | DiskFormat::Vhdx | DiskFormat::Vhd | DiskFormat::Memory)
             && plan.kind != DiskKind::Fixed,
         uncached: setting.uncached,
         layered: plan.kind == DiskKind::Differencing,
