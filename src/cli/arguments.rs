@@ -58,12 +58,12 @@ pub enum Command {
     Reservation(ReservationArguments),
     /// Show counters and latencies
     Stats(StatsArguments),
-    /// Record what initiators ask a disk for
-    Trace(TraceArguments),
     /// Watch what every disk does, until it is stopped
     Top(TopArguments),
     /// Export, check and apply whole configurations
     Config(ConfigArguments),
+    /// Record what initiators ask a disk for
+    Trace(TraceArguments),
 }
 
 /// Which io_uring features may be used.

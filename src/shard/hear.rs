@@ -240,7 +240,10 @@ impl<R: Ring> Shard<R> {
         if !done {
             self.core.job_failed(job);
         }
-        self.reset_reservations(scope, job);
+        if attention == Attention::DeviceReset {
+            // SPC-2 clause 5.5.1: a reset releases what RESERVE has reserved, clearing a task set does not.
+            self.reset_reservations(scope, job);
+        }
         self.core.job_collected(job);
     }
 
@@ -299,7 +302,7 @@ impl<R: Ring> Shard<R> {
             ToShard::ReportEngine { disk, reply } => reply(self.home_of(disk).map(|(disk, ..)| disk.report())),
             ToShard::ListSessions { reply } => reply(self.list_sessions()),
             ToShard::DropSession { id, reply } => reply(self.drop_session(id)),
-            ToShard::Record { disk, recorder, room, reply } => reply(self.core.take_notes(disk, recorder, room)),
+            ToShard::Record { disk, recorder, room, reply } => reply(self.core.exchange_notes(disk, recorder, room)),
             ToShard::Quiesce { patience_ms, reply } => self.quiesce(patience_ms, reply),
             ToShard::Stop => self.stopped = true,
         }

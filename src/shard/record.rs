@@ -4,7 +4,6 @@
 //! room while it lasts; a shard only appends. Who stops exchanging is forgotten after [`PATIENCE_NS`].
 
 use super::core::{Core, DiskSlot};
-use super::session::Work;
 use crate::ring::{Nanos, Ring};
 use crate::scsi::Action;
 use crate::units::DiskId;
@@ -89,22 +88,9 @@ pub enum RecordError {
 /// What a shard gives for new room: the notes that it had.
 pub type Exchanged = Result<Option<Box<Notes>>, RecordError>;
 
-impl<R: Ring> Work<'_, R> {
-    /// Note a command that begins, if somebody records its disk.
-    #[inline]
-    pub(crate) fn note(&mut self, lun_index: Option<usize>, action: Action) {
-        let slot = lun_index.and_then(|index| self.core.disks.at_mut(self.session.luns[index].disk));
-        if let Some(slot) = slot
-            && slot.notes.is_some()
-        {
-            slot.note(action, self.core.now);
-        }
-    }
-}
-
 impl<R: Ring> Core<R> {
     /// See [`ToShard::Record`](super::ToShard::Record).
-    pub(crate) fn take_notes(&mut self, disk: DiskId, recorder: u128, room: Option<Box<Notes>>) -> Exchanged {
+    pub(crate) fn exchange_notes(&mut self, disk: DiskId, recorder: u128, room: Option<Box<Notes>>) -> Exchanged {
         let slot = self.disks.find(disk).and_then(|slot| self.disks.at_mut(slot));
         slot.ok_or(RecordError::NotAttached)?.exchange(recorder, room, self.now)
     }
@@ -135,7 +121,7 @@ impl DiskSlot {
 
     /// Note a command that begins. The ranges of UNMAP are noted when its list is there.
     #[cold]
-    fn note(&mut self, action: Action, now: Nanos) {
+    pub(crate) fn note(&mut self, action: Action, now: Nanos) {
         let (asked, lba, blocks, fua) = match action {
             Action::Read { lba, blocks, fua, .. } => (Asked::Read, lba.0, blocks, fua),
             Action::Write { lba, blocks, fua, .. } | Action::WriteAtomic { lba, blocks, fua, .. } => {
