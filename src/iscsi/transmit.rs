@@ -8,6 +8,7 @@ use super::pdu::{
     LogoutResponseCode, NopIn, NopOut, R2t, Reject, Residual, ScsiResponse, ScsiStatus, Sequence, ServiceResponse,
     TAG_RESERVED, TaskManagementResponse, TaskManagementResponseCode, TextResponse, pad_len,
 };
+use super::recovery::STATUS_DATA_MAX;
 use super::task_table::{Answer, Entry, Phase, Request};
 use super::transfer::{ScsiCommand, TaskId};
 use crate::crc32c::{Crc32c, crc32c};
@@ -36,6 +37,9 @@ pub trait Transmit {
     /// The CRC-32C of these bytes of the payload. Called only when DataDigest is on, right before `payload` of the same
     /// range.
     fn payload_digest(&mut self, range: Range<usize>) -> u32;
+
+    /// Copy these bytes of the payload: few, and only above ErrorRecoveryLevel 0, to be kept with a status.
+    fn copy_payload(&self, range: Range<usize>, into: &mut [u8]);
 }
 
 /// How a command ends.
@@ -524,13 +528,18 @@ impl Connection {
     /// The same for a PDU that has used up a StatSN, which is kept where it may be asked for again; `task`, if its task
     /// is kept with it.
     fn emit_status(&mut self, bhs: &Bhs, data: Data<'_>, task: Option<TaskId>, tx: &mut impl Transmit) {
-        let copied = match &data {
-            Data::Copied(bytes) => Some(*bytes),
-            Data::Payload(range) if range.is_empty() => Some(&[][..]),
-            Data::Payload(_) => None,
-        };
         if self.recovery.is_some() {
-            self.keep(bhs, copied, task);
+            let mut copy = [0; STATUS_DATA_MAX];
+            let kept = match &data {
+                Data::Copied(bytes) => Some(*bytes),
+                Data::Payload(range) if range.is_empty() => Some(&[][..]),
+                Data::Payload(range) if range.len() <= copy.len() => {
+                    tx.copy_payload(range.clone(), &mut copy[..range.len()]);
+                    Some(&copy[..range.len()])
+                }
+                Data::Payload(_) => None,
+            };
+            self.keep(bhs, kept, task);
         }
         self.emit(bhs, data, tx);
     }

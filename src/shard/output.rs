@@ -130,6 +130,11 @@ impl Transmit for Out<'_> {
         let bytes = &payload[self.sent + range.start..self.sent + range.end];
         if payload.is_zero_area() { self.zeros.digest(bytes) } else { crc32c(bytes) }
     }
+
+    fn copy_payload(&self, range: Range<usize>, into: &mut [u8]) {
+        let payload = self.payload.expect("this PDU has a payload");
+        into.copy_from_slice(&payload[self.sent + range.start..self.sent + range.end]);
+    }
 }
 
 /// The way of one PDU that takes its payload with it.
@@ -169,6 +174,11 @@ impl Transmit for WholeOut<'_> {
         self.check(&range);
         let payload = self.payload.as_ref().expect("just seen");
         if payload.is_zero_area() { self.out.zeros.digest(payload) } else { crc32c(payload) }
+    }
+
+    fn copy_payload(&self, range: Range<usize>, into: &mut [u8]) {
+        self.check(&range);
+        into.copy_from_slice(self.payload.as_ref().expect("just seen"));
     }
 }
 

@@ -81,6 +81,9 @@ impl Transmit for Sink {
     fn payload_digest(&mut self, range: Range<usize>) -> u32 {
         crc32c(&self.payload[range])
     }
+    fn copy_payload(&self, range: Range<usize>, into: &mut [u8]) {
+        into.copy_from_slice(&self.payload[range]);
+    }
 }
 
 /// A PDU as it came out.
