@@ -214,8 +214,8 @@ fn check(counts: &[(&str, f64)], file: &Path) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "more instructions than the budget of {} allows: {}. Make it cheaper; or say in the commit why it must be so, and \
-         run `tools cost write`",
+        "more instructions than the budget of {} allows: {}. Make it cheaper; or say in the commit why it must be so, \
+         and run `tools cost write`",
         file.display(),
         exceeded.join("; ")
     ))
