@@ -5,6 +5,7 @@
 //! WRITE SAME of anything else is a write in windows that all share one buffer.
 
 use super::peer::HomeRequest;
+use super::record::Asked;
 use super::session::{Answer, Immediate, Kind, Resume, Step, Work};
 use crate::blocks::Done;
 use crate::iscsi::transfer::TaskId;
@@ -87,6 +88,16 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn list_received(&mut self, task: TaskId) {
         let entry = self.task(task);
         let Some(list) = entry.data.take() else { return };
+        let disk = entry.disk;
+        if let Some(slot) = disk.and_then(|slot| self.core.disks.at_mut(slot))
+            && slot.notes.is_some()
+            && let Ok(ranges) = unmap::parse(&list, slot.disk.unit(false))
+        {
+            for (lba, blocks) in ranges {
+                slot.note_range(Asked::Unmap, lba.0, blocks, false, self.core.now);
+            }
+        }
+        let entry = self.task(task);
         entry.set_read(list);
         entry.window = 0;
         entry.provision = Provision::default();

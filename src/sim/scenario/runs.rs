@@ -1,7 +1,7 @@
 //! The scenarios.
 
 use super::server::{DiskPlan, Server, ServerConfig};
-use super::{Change, Report, Run, Scenario, fencing};
+use super::{Change, Report, Run, Scenario, fencing, sessions};
 use crate::medium::{DiskFormat, DiskKind};
 use crate::ring::Nanos;
 use crate::sim::{
@@ -46,6 +46,11 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "fencing", about: "nodes that reserve and preempt a disk, and write", run: fencing::fencing },
     Scenario { name: "fencing-killed", about: "the same, and the process is killed", run: fencing::fencing_killed },
     Scenario { name: "fencing-power", about: "the same, and the power is cut", run: fencing::fencing_power },
+    Scenario {
+        name: "sessions",
+        about: "random events of sessions and connections against a reference model",
+        run: sessions::sessions,
+    },
     Scenario { name: "power-cut", about: "the power is cut and comes back, several times", run: power_cut },
 ];
 

@@ -455,7 +455,7 @@ fn configuration(luns: LunMap, uncached: bool) -> Result<Configuration, String> 
         portal_groups: Vec::new(),
         redirects: Vec::new(),
         error_recovery_level: 0,
-        connections_max: 1,
+        connections_max: 4,
     };
     let portal = Portal { id: PORTAL, listen: Server::portal(), portal_group_tag: 1, advertise: None };
     let directory =
