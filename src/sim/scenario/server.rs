@@ -23,7 +23,7 @@ use crate::scsi::reservations::Reservations;
 use crate::scsi::reservations::place::{self, Owner};
 use crate::shard::{
     Configuration, DiskSettings, Kept, LunMap, Mapping, PEER_MESSAGES_MAX, Parts, ReservationStore, Senders, Shard,
-    ToShard, mailbox,
+    ToShard, mailbox_with_room,
 };
 use crate::sim::{FileOptions, Initiator, Random, Runnable, SimRing, SimWaker, World};
 use crate::units::{DiskId, Lun, PortalId, ShardId, TargetId};
@@ -246,7 +246,7 @@ impl Server {
         let rings: Vec<SimRing> = (0..count).map(|_| self.world.ring(self.config.ring_slots)).collect();
         let peer_messages_max = self.config.peer_messages_max.unwrap_or(PEER_MESSAGES_MAX);
         let (senders, mailboxes): (Vec<_>, Vec<_>) =
-            rings.iter().map(|ring| mailbox(ring.waker(), peer_messages_max)).unzip();
+            rings.iter().map(|ring| mailbox_with_room(ring.waker(), peer_messages_max)).unzip();
         let senders = Senders(senders);
         let mut shards = Vec::new();
         for ((ring, mailbox), index) in rings.into_iter().zip(mailboxes).zip(0..) {
