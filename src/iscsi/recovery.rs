@@ -9,7 +9,10 @@
 
 use super::command_window::before;
 use super::connection::Connection;
-use super::pdu::{Bhs, DataIn, R2t, RejectReason, Residual, ScsiStatus, SnackKind, SnackRequest};
+use super::pdu::{
+    Bhs, DataIn, R2t, RejectReason, Residual, ScsiResponse, ScsiStatus, Sequence, ServiceResponse, SnackKind,
+    SnackRequest, TAG_RESERVED,
+};
 use super::receive::Event;
 use super::refusal::Refusal;
 use super::task_table::{Phase, Request};
@@ -20,7 +23,7 @@ use super::transmit::{COPIED_DATA_LEN_MAX, Data, Transmit};
 const STATUSES_MAX: usize = 2 * TASKS_MAX;
 
 /// Data of a status that is kept: sense, or a rejected header.
-const STATUS_DATA_MAX: usize = 256;
+pub(super) const STATUS_DATA_MAX: usize = 256;
 const _: () = assert!(STATUS_DATA_MAX <= COPIED_DATA_LEN_MAX);
 
 /// Unacknowledged statuses from which on the initiator is asked for its ExpStatSN, so that kept tasks do not close the
@@ -73,6 +76,8 @@ struct DataSnack {
     header: Bhs,
     next: u32,
     end: u32,
+    /// The SNACK Tag of an R-Data SNACK: everything is cut anew, and the status says so.
+    cuts_anew: Option<u32>,
     /// The shard is at it.
     running: bool,
 }
@@ -190,8 +195,7 @@ impl Connection {
             SnackKind::STATUS => self.snack_status(&snack),
             SnackKind::DATA_OR_R2T => self.snack_data(bhs, &snack),
             SnackKind::DATA_ACK => self.data_ack(bhs, &snack),
-            // No data is kept that could be cut in other sizes.
-            SnackKind::R_DATA => Err(RejectReason::SNACK_REJECT),
+            SnackKind::R_DATA => self.snack_anew(bhs, &snack),
             _ => Err(RejectReason::INVALID_PDU_FIELD),
         };
         match result {
@@ -260,11 +264,84 @@ impl Connection {
         if begin < cuts.acknowledged {
             return Err(RejectReason::PROTOCOL_ERROR);
         }
-        if cuts.count > CUTS_MAX || recovery.snacks.len() == SNACKS_MAX {
+        // Section 11.16: where it declares less now than it did, the initiator has to ask by R-Data SNACK.
+        let too_long = cuts.segment_len_max > self.parameters.initiator_max_recv_data_segment_length;
+        if too_long || cuts.count > CUTS_MAX || recovery.snacks.len() == SNACKS_MAX {
             return Err(RejectReason::SNACK_REJECT);
         }
-        recovery.snacks.push(DataSnack { task, generation, header: *bhs, next: begin, end, running: false });
+        let header = *bhs;
+        recovery.snacks.push(DataSnack { task, generation, header, next: begin, end, cuts_anew: None, running: false });
         Ok(())
+    }
+
+    /// An R-Data SNACK (section 11.16.3): all Data-In that is not acknowledged, cut by what the initiator declares now.
+    fn snack_anew(&mut self, bhs: &Bhs, snack: &SnackRequest) -> Result<(), RejectReason> {
+        let snack_tag = bhs.target_transfer_tag();
+        let task = self.tasks.find(snack.initiator_task_tag).ok_or(RejectReason::PROTOCOL_ERROR)?;
+        let entry = self.tasks.entry(task);
+        let (sent, generation) = (entry.data_sn, entry.generation);
+        let Request::Scsi(command) = &entry.request else { return Err(RejectReason::PROTOCOL_ERROR) };
+        let asks_for_data = command.read && !command.write && sent > 0 && snack_tag != TAG_RESERVED;
+        let alive = matches!(entry.phase, Phase::Active | Phase::Kept) && snack.begin == 0 && snack.run_length == 0;
+        let Some(recovery) = self.recovery.as_mut().filter(|_| alive && asks_for_data) else {
+            return Err(RejectReason::PROTOCOL_ERROR);
+        };
+        let cuts = &recovery.cuts[usize::from(task.0)];
+        if (cuts.count > CUTS_MAX && cuts.acknowledged > 0) || recovery.snacks.len() == SNACKS_MAX {
+            return Err(RejectReason::SNACK_REJECT);
+        }
+        let (header, cuts_anew) = (*bhs, Some(snack_tag));
+        recovery.snacks.push(DataSnack { task, generation, header, next: 0, end: 0, cuts_anew, running: false });
+        Ok(())
+    }
+
+    /// Number the Data-In of a read anew from what is acknowledged on. DataSN of the first and behind the last.
+    fn cut_anew(&mut self, task: TaskId) -> (u32, u32) {
+        let segment_len_max = self.parameters.initiator_max_recv_data_segment_length;
+        let max_burst_length = self.parameters.max_burst_length;
+        let Some(recovery) = &self.recovery else { return (0, 0) };
+        let (first, status) = {
+            let cuts = &recovery.cuts[usize::from(task.0)];
+            (cuts.acknowledged, cuts.status)
+        };
+        let start = if first == 0 { 0 } else { self.sent_pdu(task, first).map_or(0, |(offset, _)| offset) };
+        let end = self.tasks.entry(task).data_in_offset;
+        let (mut data_sn, mut offset) = (first, start);
+        while offset < end {
+            offset += segment_len_max.min(max_burst_length - offset % max_burst_length).min(end - offset);
+            data_sn += 1;
+        }
+        self.tasks.entry_mut(task).data_sn = data_sn;
+        let mut at = Cuts::NONE.at;
+        at[0] = (first, start);
+        if let Some(recovery) = &mut self.recovery {
+            let cuts = &mut recovery.cuts[usize::from(task.0)];
+            *cuts = Cuts { at, count: 1, segment_len_max, acknowledged: first, ..Cuts::NONE };
+        }
+        self.respond_apart(task, status.map(|(_, residual)| residual));
+        (first, data_sn)
+    }
+
+    /// The status that went with a read's last Data-In becomes a SCSI Response of the same StatSN.
+    fn respond_apart(&mut self, task: TaskId, in_data: Option<Residual>) {
+        let entry = self.tasks.entry(task);
+        let (initiator_task_tag, exp_data_sn) = (entry.initiator_task_tag, entry.data_sn);
+        let Some(recovery) = &mut self.recovery else { return };
+        let Some(kept) = recovery.statuses.iter_mut().find(|kept| kept.task == Some(task)) else { return };
+        if let Some(residual) = in_data {
+            let response = ScsiResponse {
+                response: ServiceResponse::COMPLETED,
+                status: ScsiStatus::GOOD,
+                initiator_task_tag,
+                exp_data_sn,
+                residual,
+                read_residual: Residual::None,
+                data_segment_len: 0,
+            };
+            kept.bhs = response.encode(Sequence { stat_sn: kept.stat_sn, ..Sequence::default() });
+            kept.len = Some(0);
+        }
+        kept.bhs.set_u32(36, exp_data_sn);
     }
 
     /// Section 11.16.1: Data-In before this DataSN has arrived, as its A bit had asked to be told.
@@ -342,7 +419,8 @@ impl Connection {
             {
                 let (generation, end) = (self.tasks.entry(task).generation, self.tasks.entry(task).data_sn);
                 let header = status.bhs;
-                recovery.snacks.push(DataSnack { task, generation, header, next: end - 1, end, running: false });
+                let (next, cuts_anew) = (end - 1, None);
+                recovery.snacks.push(DataSnack { task, generation, header, next, end, cuts_anew, running: false });
             }
             return true;
         };
@@ -366,9 +444,16 @@ impl Connection {
         if recovery.snacks.iter().any(|snack| snack.running) {
             return None;
         }
-        let snack = recovery.snacks.iter_mut().find(|snack| tasks.entry(snack.task).phase == Phase::Kept)?;
-        snack.running = true;
-        Some(snack.task)
+        let at = recovery.snacks.iter().position(|snack| tasks.entry(snack.task).phase == Phase::Kept)?;
+        recovery.snacks[at].running = true;
+        let (task, anew) = (recovery.snacks[at].task, recovery.snacks[at].cuts_anew.is_some());
+        if anew {
+            let (next, end) = self.cut_anew(task);
+            if let Some(recovery) = &mut self.recovery {
+                (recovery.snacks[at].next, recovery.snacks[at].end) = (next, end);
+            }
+        }
+        Some(task)
     }
 
     /// What is still to be sent again of a task that [`Self::poll_resend`] has named.
@@ -438,7 +523,7 @@ impl Connection {
         let is_last = data_sn + 1 == entry.data_sn;
         let status = self.recovery.as_ref().and_then(|r| r.cuts[usize::from(task.0)].status).filter(|_| is_last);
         let end = offset + len;
-        let is_final = status.is_some() || end % self.parameters.max_burst_length == 0 || end == expected;
+        let is_final = is_last || end % self.parameters.max_burst_length == 0 || end == expected;
         let mut sequence = self.sequence();
         sequence.stat_sn = status.map_or(0, |(stat_sn, _)| stat_sn);
         let status = status.map(|(_, residual)| (ScsiStatus::GOOD, residual));
@@ -461,6 +546,20 @@ impl Connection {
         asks.then(|| (super::transmit::scsi(self.tasks.entry(task)).lun_raw, self.acknowledgement_tag(task)))
     }
 
+    /// Section 11.16.3: after all data of an R-Data SNACK comes a SCSI Response with its tag, whatever came before.
+    fn respond_with_tag(&mut self, task: TaskId, tag: u32) {
+        let Some(recovery) = &mut self.recovery else { return };
+        let Some(kept) = recovery.statuses.iter_mut().find(|kept| kept.task == Some(task)) else { return };
+        kept.bhs.set_u32(20, tag);
+        let (from, to) = (kept.stat_sn, kept.stat_sn.wrapping_add(1));
+        recovery.resend = match recovery.resend {
+            Some((first, last)) => {
+                Some((if before(from, first) { from } else { first }, if before(last, to) { to } else { last }))
+            }
+            None => Some((from, to)),
+        };
+    }
+
     /// The shard is through with a task of [`Self::poll_resend`]; without `done` it could not read the data again, and
     /// the SNACK is rejected.
     ///
@@ -473,6 +572,9 @@ impl Connection {
         if self.tasks.entry(task).phase == Phase::Acknowledged {
             recovery.snacks.retain(|snack| snack.task != task);
             self.finish(task);
+        }
+        if let Some((tag, _)) = snack.as_ref().and_then(|snack| snack.cuts_anew.zip(done.then_some(()))) {
+            self.respond_with_tag(task, tag);
         }
         match snack {
             Some(snack) if !done => self.queue_reject(&snack.header, RejectReason::SNACK_REJECT),

@@ -240,7 +240,10 @@ impl<R: Ring> Shard<R> {
         if !done {
             self.core.job_failed(job);
         }
-        self.reset_reservations(scope, job);
+        if attention == Attention::DeviceReset {
+            // SPC-2 clause 5.5.1: a reset releases what RESERVE has reserved, clearing a task set does not.
+            self.reset_reservations(scope, job);
+        }
         self.core.job_collected(job);
     }
 
@@ -310,6 +313,7 @@ impl<R: Ring> Shard<R> {
                 }
                 reply(found);
             }
+            ToShard::Record { disk, recorder, room, reply } => reply(self.core.exchange_notes(disk, recorder, room)),
             ToShard::Quiesce { patience_ms, reply } => self.quiesce(patience_ms, reply),
             ToShard::Stop => self.stopped = true,
         }
@@ -328,6 +332,7 @@ impl<R: Ring> Shard<R> {
             swaps: 0,
             home: None,
             untimed: [0; 4],
+            notes: None,
             detaching: None,
             agreed: Agreed::default(),
             agreement: is_home.then(|| Box::new(AgreementHome::new())),

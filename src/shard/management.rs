@@ -378,7 +378,11 @@ impl<R: Ring> Work<'_, R> {
         }
         let tasks = Tasks::collect(self.session.connection.tasks().map(|(other, _)| other));
         for &other in tasks.as_slice() {
-            self.abort(other, job);
+            // What is ahead of its CmdSN has not been acknowledged: it goes with the connection, and the initiator
+            // sends it again on another one (section 7.2.1).
+            if self.session.group.is_none() || self.task(other).step != Step::Held {
+                self.abort(other, job);
+            }
         }
         match job {
             Some(job) => {

@@ -15,6 +15,7 @@
 //! | `session` | LUNs and tasks of a connection in full feature phase |
 //! | `input` | from received bytes to events, and their dispatch |
 //! | `command` | a SCSI command's start, and its end |
+//! | `at_once` | commands that need nothing but memory |
 //! | `read`, `write` | how a command's data moves between connection and medium |
 //! | `provision` | UNMAP, WRITE SAME, GET LBA STATUS |
 //! | `reserve` | reservations and target port groups |
@@ -28,6 +29,7 @@
 //! | `resend` | Data-In that an initiator has missed |
 //! | `group` | sessions of several connections, and connections that take another's place |
 //! | `fence` | what a function waits for on other initiators' sessions |
+//! | `record` | notes of what a disk is asked for, for traces |
 //! | `overdue` | commands that wait too long, and the operations that they leave behind |
 //! | `pause` | who is at work on a disk's files, and keeping everybody away from them for a moment |
 //! | `exclusive` | ranges of a disk that one command has to itself, on all shards |
@@ -45,6 +47,7 @@
 //! `mem`, `observe`. Nothing of the control plane.
 
 mod agreement;
+mod at_once;
 mod change;
 mod command;
 mod compare;
@@ -76,6 +79,7 @@ mod peer;
 pub mod placement;
 mod provision;
 mod read;
+pub mod record;
 mod registrar;
 mod resend;
 mod reserve;
@@ -86,7 +90,7 @@ mod threads;
 mod write;
 
 pub use agreement::ReservationStore;
-pub(crate) use mailbox::{Senders, mailbox};
+pub(crate) use mailbox::{Mailbox, PEER_MESSAGES_MAX, Sender, Senders, mailbox};
 pub use message::{
     Configuration, ConnectionInfo, DetachError, EngineReport, Hold, LunMap, Mapping, Mask, PauseError, Reply,
     SessionInfo, TargetPort, ToShard,

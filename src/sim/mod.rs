@@ -27,6 +27,7 @@ mod disk;
 mod faults;
 mod history;
 mod initiator;
+pub mod instant;
 mod kernel;
 mod network;
 mod random;
@@ -41,7 +42,7 @@ pub use faults::{FileFaults, NetworkFaults};
 pub use history::{Event, OpKind, OpNote, What, hash_bytes};
 pub use initiator::{
     Arbiter, End, Fencer, FencerConfig, Initiator, InitiatorConfig, InitiatorReport, Keeping, LunPlan, SHARED_SECTORS,
-    SHARERS_MAX,
+    SHARERS_MAX, SessionPlayer,
 };
 pub use kernel::{FileOptions, StreamError};
 pub use random::{Chance, Random};

@@ -10,6 +10,7 @@ use crate::server::{Options, Server};
 const SNACK_REQUEST: u8 = 0x10;
 const DATA_OR_R2T: u8 = 0;
 const STATUS: u8 = 1;
+const R_DATA: u8 = 3;
 const REJECT: u8 = 0x3f;
 
 /// Start the server again with sessions that may have ErrorRecoveryLevel 1.
@@ -108,6 +109,86 @@ fn missed_data_and_statuses_come_again() {
         let reject = next(&mut client);
         assert_eq!((reject.header.opcode(), reject.header.0[2]), (REJECT, 4));
         assert_eq!(client.wire.logout().expect("an answer"), 0);
+    }
+}
+
+/// Section 11.16.3: after a new MaxRecvDataSegmentLength what was missed comes again in other pieces, and its status by
+/// itself, with the SNACK's tag and the StatSN that it had.
+#[test]
+fn data_comes_again_in_pieces_of_another_length() {
+    for disk in [&["--size", "64M"][..], &["--size", "64M", "--format", "memory"]] {
+        let (_server, mut client) = recovering(disk);
+        let data = pattern(1_200_128);
+        let blocks = (data.len() / 512) as u32;
+        let written = client.write(0, &pdu::cdb_transfer_16(cdb::WRITE_16, 8, blocks, false), &data);
+        assert_eq!(written.expect("an answer").status, 0);
+        let cdb = pdu::cdb_transfer_16(cdb::READ_16, 8, blocks, false);
+        let tag = client.start(0, &cdb, &[], data.len() as u32).expect("sent");
+        assert!(client.finish(tag).expect("an answer").data == data);
+        let unacknowledged = client.wire.exp_stat_sn - 1;
+        for (segment_len_max, snack_tag) in [(4096, 7), (512, 0x1234), (65_536, 9)] {
+            let text = client
+                .request(request::TEXT | IMMEDIATE, FINAL)
+                .with_word(20, pdu::TAG_NONE)
+                .with_word(28, unacknowledged);
+            let key = format!("MaxRecvDataSegmentLength={segment_len_max}\0");
+            client.wire.send(text, key.as_bytes()).expect("sent");
+            assert_eq!(next(&mut client).header.opcode(), response::TEXT);
+            if segment_len_max < 8192 {
+                snack(&mut client, DATA_OR_R2T, tag, 0, 0, unacknowledged);
+                let reject = next(&mut client);
+                assert_eq!((reject.header.opcode(), reject.header.0[2]), (REJECT, 3), "by R-Data SNACK only");
+            }
+            let header = client
+                .request(SNACK_REQUEST | IMMEDIATE, FINAL | R_DATA)
+                .with_word(16, tag)
+                .with_word(20, snack_tag)
+                .with_word(28, unacknowledged);
+            client.wire.send(header, &[]).expect("sent");
+            let (mut at, mut data_sn) = (0, 0);
+            while at < data.len() {
+                let pdu = next(&mut client);
+                assert_eq!((pdu.header.opcode(), pdu.header.word(36)), (response::DATA_IN, data_sn));
+                assert_eq!((pdu.header.word(40) as usize, pdu.header.flags() & 1), (at, 0));
+                let end = at + pdu.data.len();
+                assert!(pdu.data[..] == data[at..end] && pdu.data.len() <= segment_len_max);
+                assert_eq!(pdu.header.flags() & FINAL != 0, end == data.len() || end % (1 << 20) == 0);
+                (at, data_sn) = (end, data_sn + 1);
+            }
+            let is_the_status = |pdu: Pdu| {
+                assert_eq!((pdu.header.opcode(), pdu.header.0[3]), (response::SCSI_RESPONSE, 0));
+                assert_eq!((pdu.header.word(20), pdu.header.stat_sn()), (snack_tag, unacknowledged));
+                assert_eq!(pdu.header.word(36), data_sn, "ExpDataSN");
+            };
+            is_the_status(next(&mut client));
+            snack(&mut client, STATUS, pdu::TAG_NONE, unacknowledged, 1, unacknowledged);
+            is_the_status(next(&mut client));
+        }
+        assert_eq!(client.wire.logout().expect("an answer"), 0);
+    }
+}
+
+/// Section 11.16.1: every kind of response can be had again, until it is acknowledged.
+#[test]
+fn every_kind_of_response_comes_again() {
+    let (_server, mut client) = recovering(&["--size", "64M"]);
+    let requests: [(u8, u8, &[u8]); 4] = [
+        (request::TEXT, response::TEXT, b"MaxRecvDataSegmentLength=8192\0"),
+        (request::NOP_OUT, response::NOP_IN, b"an echo of a few bytes"),
+        (request::NOP_OUT, response::NOP_IN, b""),
+        (request::TASK_MANAGEMENT, response::TASK_MANAGEMENT, b""),
+    ];
+    for (opcode, answered, data) in requests {
+        // ABORT TASK SET, where it is a function.
+        let flags = FINAL | if opcode == request::TASK_MANAGEMENT { 2 } else { 0 };
+        let header = client.request(opcode | IMMEDIATE, flags).with_word(20, pdu::TAG_NONE);
+        client.wire.send(header, data).expect("sent");
+        let first = next(&mut client);
+        assert_eq!(first.header.opcode(), answered);
+        let stat_sn = first.header.stat_sn();
+        snack(&mut client, STATUS, pdu::TAG_NONE, stat_sn, 1, stat_sn);
+        let again = next(&mut client);
+        assert_eq!((again.header.0[..28] == first.header.0[..28], &again.data), (true, &first.data), "{opcode:#x}");
     }
 }
 

@@ -16,6 +16,8 @@ mod login;
 mod management;
 mod pdu;
 mod session;
+mod session_model;
+mod session_player;
 mod shared;
 #[cfg(test)]
 mod small_target;
@@ -31,6 +33,7 @@ pub use contents::{LAYER_VERSIONS, UNIT_BYTES, fill, layered_version};
 use login::{Login, Names, Offer, Progress};
 use pdu::{Digests, Pdu, response};
 use session::{Ended, Event, Session};
+pub use session_player::SessionPlayer;
 use shared::Shared;
 pub use shared::{SHARED_SECTORS, SHARERS_MAX};
 

@@ -9,10 +9,12 @@ mod fencing;
 mod images;
 mod runs;
 mod server;
+mod sessions;
 
 pub use changes::Change;
 pub use runs::{SCENARIOS, find};
 pub use server::{DiskPlan, Server, ServerConfig};
+pub use sessions::EVENTS as SESSION_EVENTS;
 
 use super::initiator::InitiatorReport;
 use crate::ring::Nanos;
