@@ -1,5 +1,5 @@
-//! Files as the data plane needs them: how direct I/O must be aligned, who else has the file open, whether somebody else
-//! than this kernel answers for them.
+//! Files as the data plane needs them: how direct I/O must be aligned, who else has the file open, whether somebody
+//! else than this kernel answers for them.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -12,8 +12,8 @@ const NOTED_MAX: usize = 1 << 16;
 /// By descriptor: its file is on a file system of [`REMOTE`].
 static NOTED: [AtomicU64; NOTED_MAX / 64] = [const { AtomicU64::new(0) }; NOTED_MAX / 64];
 
-/// Magic numbers (statfs(2)) of file systems where another program or machine answers: FUSE, NFS, SMB (three), Ceph, 9P,
-/// AFS (two), Lustre, GPFS. A read of a FUSE file waits for its answer within io_uring_enter (seen on Linux 6.18).
+/// Magic numbers (statfs(2)) of file systems where another program or machine answers: FUSE, NFS, SMB (three), Ceph,
+/// 9P, AFS (two), Lustre, GPFS. A read of a FUSE file waits for its answer within io_uring_enter (seen on Linux 6.18).
 const REMOTE: [u32; 11] = [
     0x6573_5546,
     0x6969,

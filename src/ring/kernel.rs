@@ -57,8 +57,8 @@ pub(super) struct Kernel {
     enter_flags: EnterFlags,
 }
 
-/// Kernel threads that may work on files for one ring: more than the commands of a session, which may all be of a file that
-/// hangs. They are made only while they are needed.
+/// Kernel threads that may work on files for one ring: more than the commands of a session, which may all be of a file
+/// that hangs. They are made only while they are needed.
 const FILE_WORKERS_MAX: u32 = 2 * crate::limits::COMMANDS_PER_SESSION_MAX;
 
 impl Kernel {
@@ -66,7 +66,8 @@ impl Kernel {
         let mut builder = features.builder();
         builder.setup_cqsize(completions.max(submissions * 2));
         let ring = builder.build(submissions).map_err(probe::setup_error)?;
-        // What never answers keeps its worker threads; the work of other files needs some too. Kernels before 5.15 refuse.
+        // What never answers keeps its worker threads; the work of other files needs some too. Kernels before 5.15
+        // refuse.
         let _ = ring.submitter().register_iowq_max_workers(&mut [FILE_WORKERS_MAX, 0]);
         let (mut enter_fd, mut enter_flags) = (ring.as_raw_fd(), EnterFlags::empty());
         if features.no_iowait {
