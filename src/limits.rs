@@ -149,6 +149,10 @@ pub const ACCESS_RULES_PER_TARGET_MAX: usize = 4096;
 /// Bytes of one request's body on the control socket: names, a path and two secrets fit many times over.
 pub const CONTROL_BODY_BYTES_MAX: usize = 64 * 1024;
 
+/// The longest configuration that the control socket takes, in bytes: as many disks, targets and logical units as there
+/// can be fit.
+pub const CONTROL_CONFIG_BYTES_MAX: usize = 64 * 1024 * 1024;
+
 /// Connections to the control socket that are served at once. When one more comes, the one that has been silent longest
 /// is closed; where all are busy it waits in the backlog.
 pub const CONTROL_CONNECTIONS_MAX: usize = 256;

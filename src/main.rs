@@ -33,10 +33,15 @@ fn printed(outcome: Result<String, cli::ClientError>) -> Result<(), String> {
     })
 }
 
-/// A command on an image file: no server has a part in it.
+/// A command on a file: no server has a part in it.
 fn on_file(command: FileCommand) -> Result<(), String> {
     let refused = |refused: Refused| refused.message;
     match command {
+        FileCommand::CheckConfig(file, json) => {
+            let counts = offline::check_config(&file).map_err(refused)?;
+            print(&cli::config_checked(&file, counts, json));
+            Ok(())
+        }
         FileCommand::Check(check, json) => {
             let file = Path::new(&check.image);
             let report = offline::check_file(file, check.parent.as_deref(), check.repair).map_err(refused)?;

@@ -2,12 +2,14 @@
 
 mod entrance;
 mod images;
+mod operation;
 mod ports;
 
 pub use entrance::{
     ChapArguments, ChapVerb, Demand, DiscoveryArguments, DiscoveryVerb, IsnsArguments, IsnsVerb, TargetRedirect,
 };
 pub use images::{DiskCheck, DiskConvert, JobArguments, JobVerb, MetaVerb, SnapshotArguments, SnapshotVerb};
+pub use operation::{ConfigArguments, ConfigVerb, TopArguments};
 pub use ports::{PortState, PortgroupVerb, ReservationArguments, ReservationVerb};
 
 use std::path::PathBuf;
@@ -54,6 +56,10 @@ pub enum Command {
     Reservation(ReservationArguments),
     /// Show counters and latencies
     Stats(StatsArguments),
+    /// Watch what every disk does, until it is stopped
+    Top(TopArguments),
+    /// Export, check and apply whole configurations
+    Config(ConfigArguments),
 }
 
 /// Which io_uring features may be used.

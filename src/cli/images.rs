@@ -9,7 +9,8 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use super::arguments::{
-    Command, DiskCheck, DiskConvert, DiskVerb, JobArguments, JobVerb, MetaVerb, SnapshotArguments, SnapshotVerb,
+    Command, ConfigArguments, ConfigVerb, DiskCheck, DiskConvert, DiskVerb, JobArguments, JobVerb, MetaVerb,
+    SnapshotArguments, SnapshotVerb,
 };
 use super::client::{ClientError, segment};
 use super::commands::{Asker, Printed, absolute, word};
@@ -19,18 +20,26 @@ use super::show;
 /// How often a client that waits asks how far a job is.
 const JOB_LOOK: Duration = Duration::from_millis(100);
 
-/// A command on an image file, for which no server is needed.
+/// A command on a file, for which no server is needed.
 #[derive(Debug)]
 pub enum FileCommand {
     /// `disk check FILE`; whether JSON is wanted.
     Check(DiskCheck, bool),
     /// `disk convert FILE`; whether JSON is wanted.
     Convert(DiskConvert, bool),
+    /// `config check FILE`; whether JSON is wanted.
+    CheckConfig(PathBuf, bool),
 }
 
 /// Whether a command is about a file and not about a server.
 pub fn file_command(command: Command) -> Result<FileCommand, Box<Command>> {
-    let Command::Disk(disk) = command else { return Err(Box::new(command)) };
+    let disk = match command {
+        Command::Disk(disk) => disk,
+        Command::Config(ConfigArguments { client, verb: ConfigVerb::Check { file } }) => {
+            return Ok(FileCommand::CheckConfig(file, client.json));
+        }
+        command => return Err(Box::new(command)),
+    };
     let json = disk.client.json;
     match disk.verb {
         DiskVerb::Check(check) if is_file(&check.image) => Ok(FileCommand::Check(check, json)),

@@ -9,6 +9,7 @@ mod client;
 mod commands;
 mod entrance;
 mod images;
+mod operation;
 mod ports;
 mod progress;
 mod show;
@@ -17,6 +18,7 @@ mod table;
 pub use arguments::{Arguments, Command};
 pub use client::{Client, ClientError};
 pub use images::{FileCommand, checked, conversion, file_command};
+pub use operation::config_checked;
 pub use progress::ProgressLine;
 
 use std::fmt;
@@ -55,6 +57,8 @@ pub fn run(command: Command) -> Result<String, ClientError> {
         Command::Session(session) => commands::session(session),
         Command::Reservation(reservation) => ports::reservation(reservation),
         Command::Stats(stats) => commands::stats(stats),
+        Command::Top(top) => operation::top(top),
+        Command::Config(config) => operation::config(config),
         Command::Snapshot(snapshot) => images::snapshot(snapshot),
         Command::Job(job) => images::job(job),
         Command::Serve(_) | Command::Demo(_) => Err(ClientError::new("this command is not a client's")),

@@ -270,6 +270,41 @@ fn age(seconds: u64) -> String {
     }
 }
 
+/// What every disk does for each second; those that do nothing are last.
+pub fn top(answer: &Value) -> String {
+    let mut disks = list(answer, "disks");
+    let rate = |disk: &Value, kind: &str, field: &str| disk[kind][field].as_f64().unwrap_or(0.0);
+    let busy =
+        |disk: &Value| rate(disk, "read", "operations_per_second") + rate(disk, "write", "operations_per_second");
+    disks.sort_by(|one, other| busy(other).total_cmp(&busy(one)));
+    let mut table = Table::new(&[
+        "DISK",
+        ">READS/S",
+        ">READ/S",
+        ">READ TIME",
+        ">WRITES/S",
+        ">WRITTEN/S",
+        ">WRITE TIME",
+        ">FLUSHES/S",
+        ">FLUSH TIME",
+    ]);
+    for disk in &disks {
+        let mut row = vec![text(disk, "disk")];
+        for kind in ["read", "write", "flush"] {
+            row.push(format!("{:.0}", rate(disk, kind, "operations_per_second")));
+            if kind != "flush" {
+                row.push(HumanBytes(rate(disk, kind, "bytes_per_second") as u64).to_string());
+            }
+            row.push(match rate(disk, kind, "operations_per_second") > 0.0 {
+                true => latency(rate(disk, kind, "latency_mean_us")),
+                false => "-".to_owned(),
+            });
+        }
+        table.row(row);
+    }
+    table.show("no disks")
+}
+
 /// `stats`
 pub fn stats(answer: &Value) -> String {
     let mut disks =

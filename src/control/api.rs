@@ -171,6 +171,27 @@ pub struct NewDisk {
     pub read_only: bool,
 }
 
+/// Answer of `PUT /v1/config`: names, and addresses of portals.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Replaced {
+    /// Disks that are served now.
+    pub disks_added: Vec<String>,
+    /// Disks that are not served any more; their files are where they were.
+    pub disks_removed: Vec<String>,
+    /// Targets that are there now.
+    pub targets_added: Vec<String>,
+    /// Targets that are gone, with their sessions.
+    pub targets_removed: Vec<String>,
+    /// Targets of which something is different.
+    pub targets_changed: Vec<String>,
+    /// Portals that are listened on now.
+    pub portals_added: Vec<String>,
+    /// Portals that are not any more.
+    pub portals_removed: Vec<String>,
+    /// What did not go as it should, without stopping the rest.
+    pub warnings: Vec<String>,
+}
+
 /// Answer of `DELETE /v1/disks/{name}`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DeletedDisk {

@@ -294,6 +294,21 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Read a configuration, and hold every rule of it.
+    ///
+    /// # Errors
+    /// What is wrong, with the file and, where there is one, the line.
+    pub fn from_text(text: &str, file: &Path) -> Result<Config, Refused> {
+        let config: Config = serde_json::from_str(text).map_err(|e| {
+            // serde_json ends its message with the position, which is said first here.
+            let reason = e.to_string();
+            let reason = reason.rsplit_once(" at line ").map_or(reason.as_str(), |(reason, _)| reason).to_owned();
+            Refused::invalid(format!("{}, line {}: {reason}", file.display(), e.line()))
+        })?;
+        config.check().map_err(|e| Refused::invalid(format!("{}: {e}", file.display())))?;
+        Ok(config)
+    }
+
     /// Hold every rule of a whole configuration.
     ///
     /// # Errors

@@ -42,6 +42,7 @@ pub mod offline;
 mod openapi;
 mod portals;
 mod ports;
+mod replace;
 mod reservations;
 mod resizing;
 pub mod routes;

@@ -1,7 +1,8 @@
-//! Commands on image files, for which no server is needed.
+//! Commands on image files and configurations, for which no server is needed.
 
 use std::path::{Path, PathBuf};
 
+use super::config::Config;
 use super::disks::refusal;
 use super::error::Refused;
 use super::undertakings::convert_file;
@@ -12,6 +13,18 @@ pub use super::api::Convert;
 
 /// How often a file that somebody writes is looked at for a state that stays.
 const CHECK_TRIES: u32 = 20;
+
+/// Check a configuration: its form, and every rule that must hold of the whole. Blocking. Gives how many disks, targets
+/// and portals it has.
+///
+/// # Errors
+/// What is wrong with it, and in which line.
+pub fn check_config(file: &Path) -> Result<(usize, usize, usize), Refused> {
+    let text =
+        std::fs::read_to_string(file).map_err(|e| Refused::failed(format!("cannot read {}: {e}", file.display())))?;
+    let config = Config::from_text(&text, file)?;
+    Ok((config.disks.len(), config.targets.len(), config.portals.len()))
+}
 
 /// Check an image file; with `repair` put right what can be without guessing. Blocking.
 ///

@@ -53,6 +53,16 @@ fn server_paths() -> Value {
         } },
         "/v1/openapi.json": { "get": operation("This document", &[], None, ("200", None)) },
         "/v1/version": { "get": operation("What this server is", &[], None, ("200", Some("Version"))) },
+        "/v1/config": {
+            "get": operation(
+                "The whole configuration, secrets included, as config.json holds it", &[], None, ("200", Some("Config")),
+            ),
+            "put": operation(
+                "Put a whole configuration into force. Disks that are served stay as they are; files of disks that are \
+                 not in it any more are kept",
+                &[], Some("Config"), ("200", Some("Replaced")),
+            ),
+        },
         "/v1/stats": { "get": operation(
             "Counters and latencies since the server started",
             &[in_query("disk", "Only this disk", "string", false)], None, ("200", Some("Stats"))
@@ -216,6 +226,11 @@ fn resource_schemas() -> Value {
             "name string, existing? boolean, size_bytes? integer, format? vhdx|vhd|raw|memory|null, \
              kind? dynamic|fixed|differencing, block_size_bytes? integer, parent? string, \
              sector_size_bytes? integer, file? string, cache? direct|buffered, read_only? boolean",
+        ),
+        "Config": { "type": "object", "description": "The content of config.json" },
+        "Replaced": object(
+            "disks_added string[], disks_removed string[], targets_added string[], targets_removed string[], \
+             targets_changed string[], portals_added string[], portals_removed string[], warnings string[]"
         ),
         "DeletedDisk": object("name string, kept_file? string, warning? string"),
         "Target": object(

@@ -9,10 +9,11 @@ use axum::{Json, Router};
 use serde::Deserialize;
 
 use super::api;
+use super::config::Config;
 use super::controller::Handle;
 use super::error::{ErrorKind, Refused};
 use super::openapi;
-use crate::limits::CONTROL_BODY_BYTES_MAX;
+use crate::limits::{CONTROL_BODY_BYTES_MAX, CONTROL_CONFIG_BYTES_MAX};
 
 /// What every route can reach.
 #[derive(Clone)]
@@ -37,6 +38,7 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/openapi.json", &["get"]),
     ("/v1/version", &["get"]),
     ("/v1/stats", &["get"]),
+    ("/v1/config", &["get", "put"]),
     ("/v1/disks", &["get", "post"]),
     ("/v1/disks/{disk}", &["get", "delete"]),
     ("/v1/disks/{disk}/resize", &["post"]),
@@ -80,6 +82,7 @@ pub fn router(server: Server) -> Router {
         .route("/v1/openapi.json", get(async || Json(openapi::document())))
         .route("/v1/version", get(version))
         .route("/v1/stats", get(stats))
+        .route("/v1/config", get(config).put(config_put).layer(DefaultBodyLimit::max(CONTROL_CONFIG_BYTES_MAX)))
         .route("/v1/disks", get(disks).post(disk_new))
         .route("/v1/disks/{disk}", get(disk).delete(disk_delete))
         .merge(images::routes())
@@ -135,6 +138,16 @@ fn query<T>(query: Result<Query<T>, QueryRejection>) -> Answer<T> {
 type InBody<T> = Result<Json<T>, JsonRejection>;
 type InPath<T> = Result<Path<T>, PathRejection>;
 type InQuery<T> = Result<Query<T>, QueryRejection>;
+
+async fn config(State(server): State<Server>) -> Json<Config> {
+    Json(server.handle.view().config.clone())
+}
+
+async fn config_put(State(server): State<Server>, new: InBody<Config>) -> Answer<Json<api::Replaced>> {
+    let new = body(new)?;
+    let change = server.handle.change(move |controller| Box::pin(async move { controller.config_replace(new).await }));
+    change.await.map(Json)
+}
 
 async fn metrics(State(server): State<Server>) -> Response {
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];

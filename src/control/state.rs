@@ -142,15 +142,8 @@ impl StateDir {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Config::default()),
             Err(e) => return Err(Refused::failed(format!("cannot read {}: {e}", path.display()))),
         };
-        let advice = "correct the file or put a good copy in its place; it was not changed";
-        let config: Config = serde_json::from_str(&text).map_err(|e| {
-            // serde_json ends its message with the position, which is said first here.
-            let reason = e.to_string();
-            let reason = reason.rsplit_once(" at line ").map_or(reason.as_str(), |(reason, _)| reason).to_owned();
-            Refused::invalid(format!("{}, line {}: {reason}; {advice}", path.display(), e.line()))
-        })?;
-        config.check().map_err(|e| Refused::invalid(format!("{}: {e}; {advice}", path.display())))?;
-        Ok(config)
+        let advice = "; correct the file or put a good copy in its place; it was not changed";
+        Config::from_text(&text, &path).map_err(|e| Refused::invalid(e.message + advice))
     }
 
     /// Replace the configuration: afterwards it is durable, and at no moment is there anything but the old or the new.

@@ -13,7 +13,7 @@ use super::refusal::Refusal;
 use super::session::SessionType;
 use super::task_table::{Answer, Phase, Request};
 use super::transfer::{DataError, DataOutState, ScsiCommand, TaskId, Verdict};
-use crate::crc32c::crc32c;
+use crate::crc32c::{Crc32c, crc32c};
 use crate::limits::IMMEDIATE_REQUESTS_MAX;
 
 /// A Data-Out that misses at least this many bytes is given out as [`Receive::Bulk`], so that the rest is received in
@@ -219,7 +219,9 @@ impl Connection {
         let digest_ok = !self.parameters.data_digest || {
             let (pad, digest) = trailer.split_at(trailer.len() - DIGEST_LEN);
             let crc = data_crc.expect("the payload's digest is needed with DataDigest");
-            continue_crc32c(crc, pad).to_le_bytes() == digest
+            let mut whole = Crc32c::continuing(crc);
+            whole.update(pad);
+            whole.value().to_le_bytes() == digest
         };
         if self.tasks.entry(bulk.task).generation != bulk.generation {
             self.counters.data_out_dropped += 1;
@@ -582,17 +584,4 @@ fn serves_discovery(opcode: Opcode) -> bool {
 #[inline]
 fn digest_matches(bytes: &[u8]) -> bool {
     bytes.split_last_chunk::<DIGEST_LEN>().is_some_and(|(covered, digest)| crc32c(covered).to_le_bytes() == *digest)
-}
-
-/// The CRC-32C of what `crc` is of, followed by `bytes`: at most three of padding, so bit by bit.
-fn continue_crc32c(crc: u32, bytes: &[u8]) -> u32 {
-    const POLYNOMIAL_REVERSED: u32 = 0x82f6_3b78;
-    let mut register = !crc;
-    for byte in bytes {
-        register ^= u32::from(*byte);
-        for _ in 0..8 {
-            register = (register >> 1) ^ if register & 1 != 0 { POLYNOMIAL_REVERSED } else { 0 };
-        }
-    }
-    !register
 }

@@ -98,7 +98,13 @@ impl Connection {
     }
 
     /// Requests that wait for nothing any more.
+    #[inline]
     pub(super) fn poll_waiting(&mut self) -> Option<Event> {
+        // Only immediate ones wait.
+        if self.immediates == 0 { None } else { self.poll_immediates() }
+    }
+
+    fn poll_immediates(&mut self) -> Option<Event> {
         for at in 0..self.waiting.tasks.len() {
             let Some(task) = self.waiting.tasks[at] else { continue };
             if !self.misses_commands_before(&self.task_management_request(task)) {

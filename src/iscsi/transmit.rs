@@ -34,11 +34,12 @@ pub trait Transmit {
     /// Append a reference to these bytes of the payload that the call is about.
     fn payload(&mut self, range: Range<usize>);
 
-    /// Digest these bytes of the payload. Called only when DataDigest is on, right before `payload` of the same range.
-    fn payload_digest(&mut self, range: Range<usize>, digest: &mut Crc32c);
-
     /// Copy these bytes of the payload: few, and only above ErrorRecoveryLevel 0, to be kept with a status.
     fn copy_payload(&self, range: Range<usize>, into: &mut [u8]);
+
+    /// The CRC-32C of these bytes of the payload. Called only when DataDigest is on, right before `payload` of the same
+    /// range.
+    fn payload_digest(&mut self, range: Range<usize>) -> u32;
 }
 
 /// How a command ends.
@@ -154,6 +155,34 @@ impl Connection {
             None => true,
         };
         DataInSent { bytes: payload_len, done }
+    }
+
+    /// Send all the data of a read command, which is as long as the initiator expects and fits one PDU, with GOOD in that
+    /// PDU: what most reads come to. It is payload `0..` of `tx`. The task is over then; false: there is no room. Only at
+    /// ErrorRecoveryLevel 0, where no status is kept.
+    ///
+    /// # Panics
+    /// When some of the data was sent before, or one PDU does not hold it: faults of the caller.
+    #[inline]
+    pub fn send_whole_data_in(&mut self, task: TaskId, tx: &mut impl Transmit) -> bool {
+        let entry = self.tasks.entry(task);
+        let data_segment_len = scsi(entry).expected_read_length as usize;
+        assert!(entry.phase == Phase::Active && entry.data_sn == 0 && self.recovery.is_none());
+        assert!(data_segment_len > 0 && self.data_in_len(task, data_segment_len) == data_segment_len);
+        if !self.room(tx, &Data::Payload(0..data_segment_len)) {
+            return false;
+        }
+        let data_in = DataIn {
+            is_final: true,
+            status: Some((ScsiStatus::GOOD, Residual::None)),
+            initiator_task_tag: entry.initiator_task_tag,
+            data_segment_len,
+            ..DataIn::default()
+        };
+        self.finish(task);
+        let sequence = self.status_sequence();
+        self.emit(&data_in.encode(sequence), Data::Payload(0..data_segment_len), tx);
+        true
     }
 
     /// Bytes of the next Data-In when `left` are to go: bounded by what the initiator takes in one PDU and by the
@@ -540,19 +569,16 @@ impl Connection {
         if len == 0 {
             return;
         }
-        if self.parameters.data_digest {
-            digest = Some(Crc32c::new());
-        }
         match data {
             Data::Copied(bytes) => {
-                if let Some(digest) = &mut digest {
-                    digest.update(bytes);
+                if self.parameters.data_digest {
+                    digest = Some(Crc32c::continuing(crc32c(bytes)));
                 }
                 tx.bytes(bytes);
             }
             Data::Payload(range) => {
-                if let Some(digest) = &mut digest {
-                    tx.payload_digest(range.clone(), digest);
+                if self.parameters.data_digest {
+                    digest = Some(Crc32c::continuing(tx.payload_digest(range.clone())));
                 }
                 tx.payload(range);
             }

@@ -466,6 +466,12 @@ impl Slice {
         self.len == 0
     }
 
+    /// Whether this is a view of the zeros of [`Arena::zeros`], which never change.
+    #[inline]
+    pub fn is_zero_area(&self) -> bool {
+        self.page / PAGES_PER_CHUNK == ZERO_CHUNK
+    }
+
     /// A part of this view, which shares its bytes. The range must lie inside.
     #[must_use]
     pub fn slice(&self, range: Range<usize>) -> Slice {
@@ -479,7 +485,7 @@ impl Slice {
 
     /// Writable again, when no other handle to the slot is left.
     pub fn try_thaw(self) -> Result<Buf, Slice> {
-        if self.page / PAGES_PER_CHUNK == ZERO_CHUNK || self.inner.pages[self.page as usize].handles.get() != 1 {
+        if self.is_zero_area() || self.inner.pages[self.page as usize].handles.get() != 1 {
             return Err(self);
         }
         let slice = std::mem::ManuallyDrop::new(self);

@@ -8,6 +8,7 @@ use crate::iscsi::pdu::{ScsiStatus, TaskAttribute};
 use crate::iscsi::transfer::{DataError, TaskId};
 use crate::iscsi::transmit::Ending;
 use crate::medium::Backing;
+use crate::mem::Buf;
 use crate::observe::Operation;
 use crate::ring::Ring;
 use crate::scsi::sense::SenseKey;
@@ -20,11 +21,18 @@ impl<R: Ring> Work<'_, R> {
     /// Execute a command whose turn has come. `data` is its immediate data, still in the stream. False: there is no
     /// memory for that data, nothing has been done, call again later.
     pub(crate) fn start_command(&mut self, task: TaskId, data: Immediate<'_>) -> bool {
-        if self.session.may_begin(task) { self.begin_command(task, data) } else { self.lay_dormant(task, data) }
+        let command = self.session.connection.command(task);
+        let (lun, attribute) = (scsi::lun::decode(command.lun_raw), command.attribute);
+        let lun_index = lun.and_then(|lun| self.session.lun_index(lun));
+        if self.session.may_begin(lun, lun_index, attribute) {
+            self.begin_command(task, lun_index, data)
+        } else {
+            self.lay_dormant(task, data)
+        }
     }
 
-    /// The same for a command that waits for no other.
-    pub(crate) fn begin_command(&mut self, task: TaskId, data: Immediate<'_>) -> bool {
+    /// The same for a command that waits for no other; `lun_index` is its unit's.
+    pub(crate) fn begin_command(&mut self, task: TaskId, lun_index: Option<usize>, data: Immediate<'_>) -> bool {
         if self.session.scratch.is_none() {
             self.session.scratch = self.core.io.arena.take(ParameterList::BYTES_MIN);
             if self.session.scratch.is_none() {
@@ -36,10 +44,24 @@ impl<R: Ring> Work<'_, R> {
         }
         self.core.commands_in_turn += 1;
         self.session.stats.commands.increment();
+        let at_once = self.may_answer_at_once(task, lun_index, data);
+        if !at_once && !self.enter_task_set(task, lun_index) {
+            return true;
+        }
+        let action = self.execute(task, lun_index);
+        if at_once && (self.answer_at_once(task, lun_index, action, data) || !self.enter_task_set(task, lun_index)) {
+            return true;
+        }
+        if !self.start_agreement(task, action, data) {
+            self.carry_out(task, action, data);
+        }
+        true
+    }
+
+    /// The command is one of its unit's from now on, until it is freed. False: it has been answered.
+    fn enter_task_set(&mut self, task: TaskId, lun_index: Option<usize>) -> bool {
         let now = self.core.now;
-        let command = self.session.connection.command(task);
-        let (lun_raw, attribute) = (command.lun_raw, command.attribute);
-        let lun_index = scsi::lun::decode(lun_raw).and_then(|lun| self.session.lun_index(lun));
+        let attribute = self.session.connection.command(task).attribute;
         let disk = lun_index.map(|index| self.session.luns[index].disk);
         let share = lun_index.map(|index| self.session.begin(index, attribute));
         let mut writes_through = false;
@@ -55,43 +77,40 @@ impl<R: Ring> Work<'_, R> {
         if attribute == TaskAttribute::ACA {
             // No ACA condition is ever in effect here (NORMACA is zero), which is the only time for this attribute.
             self.complete(task, Sense::new(SenseCode::INVALID_MESSAGE_ERROR).into());
-            return true;
-        }
-        let action = self.execute(task, lun_index);
-        if !self.start_agreement(task, action, data) {
-            self.carry_out(task, action, data);
+            return false;
         }
         true
     }
 
     /// Ask the SCSI engine.
     fn execute(&mut self, task: TaskId, lun_index: Option<usize>) -> Action {
-        let mut scratch = self.session.scratch.take().expect("taken before the command");
-        let action = self.execute_with(task, lun_index, &mut scratch);
-        let (action, len) = match action {
+        let (action, len) = match self.execute_with(task, lun_index, None) {
             (Action::NeedsBuffer { bytes }, _) => match self.core.io.arena.take(bytes as usize) {
-                Some(larger) => {
-                    scratch = larger;
-                    self.execute_with(task, lun_index, &mut scratch)
+                Some(mut larger) => {
+                    let executed = self.execute_with(task, lun_index, Some(&mut larger));
+                    self.session.scratch = Some(larger);
+                    executed
                 }
                 None => (Action::Done(MediumError::Busy.outcome()), 0),
             },
             other => other,
         };
         if matches!(action, Action::DataIn) {
-            scratch.truncate(len);
-            if len > 0 {
-                self.task(task).set_read(scratch.freeze());
+            if len > 0
+                && let Some(mut reply) = self.session.scratch.take()
+            {
+                reply.truncate(len);
+                self.task(task).set_read(reply.freeze());
             }
             self.task(task).transfer_length = len as u64;
-        } else {
-            self.session.scratch = Some(scratch);
         }
         action
     }
 
-    fn execute_with(&mut self, task: TaskId, lun_index: Option<usize>, buffer: &mut [u8]) -> (Action, usize) {
+    /// The same with a buffer for the reply, or with the session's, which there is.
+    fn execute_with(&mut self, task: TaskId, lun_index: Option<usize>, buffer: Option<&mut Buf>) -> (Action, usize) {
         let session = &mut *self.session;
+        let buffer = buffer.or(session.scratch.as_mut()).expect("taken before the command");
         let command = session.connection.command(task);
         let (cdb, data_out_bytes) = (command.cdb, Some(command.expected_write_length()));
         let view = TargetView {

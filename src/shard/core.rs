@@ -307,15 +307,18 @@ impl DiskTable {
         self.by_id.get(&id).copied()
     }
 
+    #[inline]
     pub(crate) fn at(&self, slot: u32) -> Option<&DiskSlot> {
         self.slots.get(slot as usize)?.as_ref()
     }
 
+    #[inline]
     pub(crate) fn at_mut(&mut self, slot: u32) -> Option<&mut DiskSlot> {
         self.slots.get_mut(slot as usize)?.as_mut()
     }
 
     /// The disk of a slot that a living task uses.
+    #[inline]
     pub(crate) fn of_task(&self, slot: u32) -> &Disk {
         &self.at(slot).expect("a disk stays attached while tasks use it").disk
     }

@@ -124,20 +124,26 @@ impl<R: Ring> Work<'_, R> {
     }
 
     /// Requests that were ahead of their CmdSN, and whose turn has come.
+    #[inline]
     fn release_held(&mut self) -> Result<(), Refusal> {
         while let Some(event) = self.session.connection.poll_ready() {
-            let held = match event {
-                Event::Command { task } | Event::Text { task } | Event::NopOut { task } => Some(task),
-                _ => None,
-            };
-            let data = held.and_then(|task| self.take_held_data(task));
-            let bytes = data.as_deref().unwrap_or_default();
-            if held.is_some_and(|task| std::mem::take(&mut self.task(task).unkept)) {
-                self.answer_unkept(event)?;
-            } else if let Some((task, _)) = self.dispatch(event, bytes)? {
-                // There is no memory for what this command needs; it was ahead, so it can be sent again.
-                self.fail(task, MediumError::Busy);
-            }
+            self.release_one(event)?;
+        }
+        Ok(())
+    }
+
+    fn release_one(&mut self, event: Event) -> Result<(), Refusal> {
+        let held = match event {
+            Event::Command { task } | Event::Text { task } | Event::NopOut { task } => Some(task),
+            _ => None,
+        };
+        let data = held.and_then(|task| self.take_held_data(task));
+        let bytes = data.as_deref().unwrap_or_default();
+        if held.is_some_and(|task| std::mem::take(&mut self.task(task).unkept)) {
+            self.answer_unkept(event)?;
+        } else if let Some((task, _)) = self.dispatch(event, bytes)? {
+            // There is no memory for what this command needs; it was ahead, so it can be sent again.
+            self.fail(task, MediumError::Busy);
         }
         Ok(())
     }

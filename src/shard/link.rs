@@ -572,10 +572,15 @@ impl Stream {
     }
 
     /// The data of the PDU at the head, which is all there is, if it lies where it can stay; the stream is empty then.
+    #[inline]
     pub(crate) fn take_placed(&mut self, len: usize, data: &Range<usize>, is_wanted: bool) -> Option<Buf> {
-        let placed = std::mem::take(&mut self.placed) && is_wanted;
+        if self.placed { self.take_from_place(len, data, is_wanted) } else { None }
+    }
+
+    fn take_from_place(&mut self, len: usize, data: &Range<usize>, is_wanted: bool) -> Option<Buf> {
+        self.placed = false;
         let fits =
-            placed && self.head + data.start == DATA_ALIGNMENT && self.tail - self.head == len && !data.is_empty();
+            is_wanted && self.head + data.start == DATA_ALIGNMENT && self.tail - self.head == len && !data.is_empty();
         if !fits {
             return None;
         }

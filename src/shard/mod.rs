@@ -15,6 +15,7 @@
 //! | `session` | LUNs and tasks of a connection in full feature phase |
 //! | `input` | from received bytes to events, and their dispatch |
 //! | `command` | a SCSI command's start, and its end |
+//! | `at_once` | commands that need nothing but memory |
 //! | `read`, `write` | how a command's data moves between connection and medium |
 //! | `provision` | UNMAP, WRITE SAME, GET LBA STATUS |
 //! | `reserve` | reservations and target port groups |
@@ -45,6 +46,7 @@
 //! `mem`, `observe`. Nothing of the control plane.
 
 mod agreement;
+mod at_once;
 mod change;
 mod command;
 mod compare;
@@ -86,7 +88,7 @@ mod threads;
 mod write;
 
 pub use agreement::ReservationStore;
-pub(crate) use mailbox::{Senders, mailbox};
+pub(crate) use mailbox::{Mailbox, Sender, Senders, mailbox};
 pub use message::{
     Configuration, ConnectionInfo, DetachError, EngineReport, Hold, LunMap, Mapping, Mask, PauseError, Reply,
     SessionInfo, TargetPort, ToShard,

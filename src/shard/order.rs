@@ -51,6 +51,7 @@ fn is_first(attribute: TaskAttribute) -> bool {
 
 impl Begun {
     /// Whether a command may begin beside these; `older`: one that came before it is dormant.
+    #[inline]
     fn admits(self, attribute: TaskAttribute, older: bool) -> bool {
         match attribute {
             TaskAttribute::HEAD_OF_QUEUE => true,
@@ -75,12 +76,12 @@ impl Session {
         self.dormant.iter().any(|dormant| dormant.lun == lun)
     }
 
-    /// Whether a command that has just come may begin at once.
+    /// Whether a command that has just come may begin at once; `index` is its unit's, where it has one.
     #[inline]
-    pub(crate) fn may_begin(&self, task: TaskId) -> bool {
-        let (lun, attribute) = self.attribute_of(task);
+    pub(crate) fn may_begin(&self, lun: Option<Lun>, index: Option<usize>, attribute: TaskAttribute) -> bool {
+        let begun = index.map_or(Begun::default(), |index| self.luns[index].begun);
         let older = !self.dormant.is_empty() && self.has_dormant(lun);
-        self.begun(lun).admits(attribute, older)
+        begun.admits(attribute, older)
     }
 
     /// A command begins on this unit: its share, to be given back when it has ended.
@@ -154,7 +155,9 @@ impl<R: Ring> Work<'_, R> {
         let received = std::mem::take(&mut self.task(task).received);
         self.set_step(task, Step::Idle);
         let data = if received > 0 { Immediate::Placed(received) } else { Immediate::Bytes(&[]) };
-        if !self.begin_command(task, data) {
+        let (lun, _) = self.session.attribute_of(task);
+        let lun_index = lun.and_then(|lun| self.session.lun_index(lun));
+        if !self.begin_command(task, lun_index, data) {
             self.turn_away(task, false);
         }
     }

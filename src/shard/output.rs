@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::crc32c::Crc32c;
+use crate::crc32c::crc32c;
 use crate::iscsi::pdu::BHS_LEN;
 use crate::iscsi::transmit::Transmit;
 use crate::mem::{Arena, Slice};
@@ -30,6 +30,7 @@ pub(crate) struct Tx {
     pub(crate) zero_copy: bool,
     /// PDUs in the batch that is being built.
     pub(crate) pdus: u64,
+    zeros: ZeroDigest,
 }
 
 impl Tx {
@@ -37,7 +38,7 @@ impl Tx {
     pub(crate) fn new(arena: &Arena, zero_copy: bool) -> Option<Self> {
         let building = SendBatch::with_header_bytes(arena, SEGMENTS_MAX, HEADER_BYTES)?;
         let spare = SendBatch::with_header_bytes(arena, SEGMENTS_MAX, HEADER_BYTES)?;
-        Some(Self { building, spare: Some(spare), zero_copy, pdus: 0 })
+        Some(Self { building, spare: Some(spare), zero_copy, pdus: 0, zeros: ZeroDigest::default() })
     }
 
     /// Nothing is to be sent and nothing is underway.
@@ -51,13 +52,44 @@ impl Tx {
     }
 
     /// The sink for a PDU whose payload is a buffer.
+    #[inline]
     pub(crate) fn with_payload<'a>(&'a mut self, payload: &'a Slice) -> Out<'a> {
-        Out { batch: &mut self.building, payload: Some(payload), pdus: &mut self.pdus }
+        self.with_rest(payload, 0)
+    }
+
+    /// The sink for PDUs whose payload is a buffer, of which the first `sent` bytes have been sent.
+    #[inline]
+    pub(crate) fn with_rest<'a>(&'a mut self, payload: &'a Slice, sent: usize) -> Out<'a> {
+        Out { batch: &mut self.building, payload: Some(payload), sent, pdus: &mut self.pdus, zeros: &mut self.zeros }
+    }
+
+    /// The sink for one PDU whose payload is the whole of a buffer, given away with it.
+    #[inline]
+    pub(crate) fn with_whole(&mut self, payload: Slice) -> WholeOut<'_> {
+        WholeOut { out: self.bare(), payload: Some(payload) }
     }
 
     /// The sink for a PDU without payload.
     pub(crate) fn bare(&mut self) -> Out<'_> {
-        Out { batch: &mut self.building, payload: None, pdus: &mut self.pdus }
+        Out { batch: &mut self.building, payload: None, sent: 0, pdus: &mut self.pdus, zeros: &mut self.zeros }
+    }
+}
+
+/// The digest of the zeros that were sent last: their content never changes, so that as many have the same one.
+#[derive(Clone, Copy, Debug, Default)]
+struct ZeroDigest {
+    len: usize,
+    value: u32,
+}
+
+impl ZeroDigest {
+    /// The CRC-32C of `zeros`, which are zeros.
+    #[inline]
+    fn digest(&mut self, zeros: &[u8]) -> u32 {
+        if self.len != zeros.len() {
+            *self = Self { len: zeros.len(), value: crc32c(zeros) };
+        }
+        self.value
     }
 }
 
@@ -65,7 +97,10 @@ impl Tx {
 pub(crate) struct Out<'a> {
     batch: &'a mut SendBatch,
     payload: Option<&'a Slice>,
+    /// Where in it the engine's ranges begin.
+    sent: usize,
     pdus: &'a mut u64,
+    zeros: &'a mut ZeroDigest,
 }
 
 impl Transmit for Out<'_> {
@@ -85,16 +120,87 @@ impl Transmit for Out<'_> {
     #[inline]
     fn payload(&mut self, range: Range<usize>) {
         let payload = self.payload.expect("this PDU has a payload");
+        let range = self.sent + range.start..self.sent + range.end;
         self.batch.push_slice(payload.slice(range)).expect("the engine has asked for room");
     }
 
-    fn payload_digest(&mut self, range: Range<usize>, digest: &mut Crc32c) {
+    #[inline]
+    fn payload_digest(&mut self, range: Range<usize>) -> u32 {
         let payload = self.payload.expect("this PDU has a payload");
-        digest.update(&payload[range]);
+        let bytes = &payload[self.sent + range.start..self.sent + range.end];
+        if payload.is_zero_area() { self.zeros.digest(bytes) } else { crc32c(bytes) }
     }
 
     fn copy_payload(&self, range: Range<usize>, into: &mut [u8]) {
         let payload = self.payload.expect("this PDU has a payload");
-        into.copy_from_slice(&payload[range]);
+        into.copy_from_slice(&payload[self.sent + range.start..self.sent + range.end]);
+    }
+}
+
+/// The way of one PDU that takes its payload with it.
+pub(crate) struct WholeOut<'a> {
+    out: Out<'a>,
+    payload: Option<Slice>,
+}
+
+impl WholeOut<'_> {
+    #[inline]
+    fn check(&self, range: &Range<usize>) {
+        let is_whole = self.payload.as_ref().is_some_and(|payload| *range == (0..payload.len()));
+        assert!(is_whole, "one PDU holds all of the payload");
+    }
+}
+
+impl Transmit for WholeOut<'_> {
+    #[inline]
+    fn room(&self, header_bytes: usize, payload: Range<usize>) -> bool {
+        self.out.room(header_bytes, payload)
+    }
+
+    #[inline]
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.out.bytes(bytes);
+    }
+
+    #[inline]
+    fn payload(&mut self, range: Range<usize>) {
+        self.check(&range);
+        let payload = self.payload.take().expect("just seen");
+        self.out.batch.push_slice(payload).expect("the engine has asked for room");
+    }
+
+    #[inline]
+    fn payload_digest(&mut self, range: Range<usize>) -> u32 {
+        self.check(&range);
+        let payload = self.payload.as_ref().expect("just seen");
+        if payload.is_zero_area() { self.out.zeros.digest(payload) } else { crc32c(payload) }
+    }
+
+    fn copy_payload(&self, range: Range<usize>, into: &mut [u8]) {
+        self.check(&range);
+        into.copy_from_slice(self.payload.as_ref().expect("just seen"));
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::mem::ArenaConfig;
+
+    #[test]
+    fn zeros_have_the_digest_of_their_length_and_other_bytes_their_own() {
+        let arena = Arena::new(ArenaConfig { bytes_max: 4 << 20, hugepages: false }).unwrap();
+        let mut tx = Tx::new(&arena, false).unwrap();
+        let mut data = arena.take(4096).unwrap();
+        data[4095] = 1;
+        let data = data.freeze();
+        for (at, len) in [(0, 4096), (0, 4096), (100, 512), (0, 512), (0, 0), (0, 4096), (4, 4092)] {
+            let zeros = arena.zeros(4096);
+            assert_eq!(tx.with_payload(&zeros).payload_digest(at..at + len), ::crc32c::crc32c(&vec![0; len]));
+            let expected = ::crc32c::crc32c(&data[at..at + len]);
+            assert_eq!(tx.with_payload(&data).payload_digest(at..at + len), expected);
+            assert_eq!(tx.with_rest(&data, at).payload_digest(0..len), expected);
+        }
     }
 }

@@ -295,9 +295,9 @@ impl<R: Ring> Work<'_, R> {
         let ending = is_last_window.then(|| Ending::good(entry.transfer_length));
         let result = match &entry.read {
             Some(payload) => {
-                let rest = payload.slice(entry.sent as usize..payload.len());
-                let len = rest.len();
-                session.connection.send_data_in(task, len, ending, &mut self.tx.with_payload(&rest))
+                let sent = entry.sent as usize;
+                let tx = &mut self.tx.with_rest(payload, sent);
+                session.connection.send_data_in(task, payload.len() - sent, ending, tx)
             }
             None => session.connection.send_data_in(task, 0, ending, &mut self.tx.bare()),
         };

@@ -467,6 +467,13 @@ impl<R: Ring> Work<'_, R> {
     #[inline]
     pub(crate) fn set_step(&mut self, task: TaskId, step: Step) {
         let former = std::mem::replace(&mut self.task(task).step, step);
+        if former.is_counted() | step.is_counted() {
+            self.count_step(task, former, step);
+        }
+    }
+
+    #[inline(never)]
+    fn count_step(&mut self, task: TaskId, former: Step, step: Step) {
         match former {
             Step::Starved(_) => self.session.starved -= 1,
             Step::Paused(_) => {
@@ -522,6 +529,14 @@ impl<R: Ring> Work<'_, R> {
             Resume::Agreement => self.ask_agreement(task),
             Resume::Answer => self.send_when_drained(task),
         }
+    }
+}
+
+impl Step {
+    /// The session knows how many tasks do this.
+    #[inline]
+    fn is_counted(self) -> bool {
+        matches!(self, Self::Starved(_) | Self::Paused(_) | Self::Dormant)
     }
 }
 

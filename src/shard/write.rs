@@ -5,7 +5,6 @@
 //! after the last write has completed and every allocation it needed is in the file (the promise of GOOD), and with FUA
 //! after all of that is durable.
 
-use super::core::DiskSlot;
 use super::peer::HomeRequest;
 use super::session::{Answer, Immediate, Kind, Resume, Step, Work};
 use crate::blocks::{Extent, ExtentList};
@@ -91,18 +90,8 @@ impl<R: Ring> Work<'_, R> {
     fn write_at_once(&mut self, task: TaskId, data: &[u8]) -> bool {
         let entry = self.task(task);
         let (offset_bytes, slot, total) = (entry.offset_bytes, entry.disk.expect("a write has a unit"), entry.total);
-        if !self.core.disks.at(slot).is_some_and(DiskSlot::is_open) {
+        if !self.put_at_once(slot, offset_bytes, data) {
             return false;
-        }
-        let disk = self.core.disks.of_task(slot);
-        match disk.backing() {
-            Backing::Null => {}
-            Backing::Memory(memory) => {
-                self.core.revoke_tokens(slot, offset_bytes, data.len() as u64);
-                memory.write(offset_bytes, data);
-                self.core.revoke_tokens(slot, offset_bytes, data.len() as u64);
-            }
-            _ => return false,
         }
         self.task(task).done = total;
         self.complete(task, Outcome::GOOD);

@@ -27,6 +27,7 @@ mod disk;
 mod faults;
 mod history;
 mod initiator;
+pub mod instant;
 mod kernel;
 mod network;
 mod random;

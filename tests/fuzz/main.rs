@@ -2,11 +2,18 @@
 //! fields are and makes checksums right again. No file may make us panic, allocate or read without bound, contradict
 //! the reader from the specification, or be left in a state that it refuses.
 //!
-//! A case is a number: it decides the seed file and the changes. Without more words the same cases run each time; a
-//! slow machine does not get through all of them, which is no failure. `LUNARING_FUZZ_SECONDS` searches for so long
-//! instead, from a case chosen at random (or `LUNARING_FUZZ_START`); `LUNARING_FUZZ_CASE` runs one case alone.
-#![allow(unsafe_code, reason = "a counting global allocator is an unsafe impl by definition")]
+//! A case is a list of numbers ([`corpus`]): the first decides the seed file, each of them changes. Without more words
+//! the same cases run each time: those of the corpus, and others made from them; a slow machine does not get through
+//! all of them, which is no failure. `LUNARING_FUZZ_SECONDS` searches for so long instead, from a place chosen at
+//! random (or `LUNARING_FUZZ_START`); `LUNARING_FUZZ_CASE` runs one case alone. `tests/fuzz/guided` searches with the
+//! compiler counting branches ([`coverage`]): what takes a new one joins the corpus.
+#![allow(
+    unsafe_code,
+    reason = "a counting global allocator is an unsafe impl by definition, and so are LLVM's counters"
+)]
 
+mod corpus;
+mod coverage;
 #[path = "../judges/made.rs"]
 #[allow(dead_code, reason = "only files in memory are made here")]
 mod made;
@@ -23,7 +30,7 @@ mod target_vhd;
 mod vhdx_support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -31,6 +38,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use corpus::History;
+use coverage::Coverage;
 use mutate::{Field, Mutation, fields, mutation};
 use seeds::Start;
 use target::{Outcome, without_numbers};
@@ -48,7 +57,7 @@ const CPU_MAX: Duration = Duration::from_secs(30);
 thread_local! {
     static HELD: Cell<u64> = const { Cell::new(0) };
     static PEAK: Cell<u64> = const { Cell::new(0) };
-    static CASE: Cell<u64> = const { Cell::new(0) };
+    static CASE: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
 /// The system's allocator, which knows what each thread holds.
@@ -58,8 +67,9 @@ fn add(bytes: usize) {
     let held = HELD.get().saturating_add(bytes as u64);
     HELD.set(held);
     PEAK.set(PEAK.get().max(held));
-    if held > MEMORY_FATAL_BYTES && CASE.get() != 0 {
-        eprintln!("case {} asks for {bytes} bytes and holds {held}", CASE.get());
+    if held > MEMORY_FATAL_BYTES {
+        HELD.set(0);
+        CASE.with_borrow(|case| eprintln!("case {case} asks for {bytes} bytes and holds {held}"));
         std::process::abort();
     }
 }
@@ -138,10 +148,17 @@ fn trouble(target: Target, file: &SparseFile, parent: Option<&SparseFile>) -> Re
     Ok(outcome)
 }
 
-fn case(number: u64, seeds: &[Seed]) -> (&Seed, Mutation) {
-    let mut random = Random(number);
+fn case<'a>(history: &History, seeds: &'a [Seed]) -> (&'a Seed, Mutation) {
+    let mut random = Random(history[0]);
     let seed = &seeds[random.below(seeds.len() as u64) as usize];
-    (seed, mutation(&mut random, &seed.start.file, &seed.fields))
+    let mut all = mutation(&mut random, &seed.start.file, &seed.fields);
+    for &number in &history[1..] {
+        let Mutation { edits, len, unsealed } = mutation(&mut Random(number), &seed.start.file, &seed.fields);
+        all.edits.extend(edits);
+        all.len = len.or(all.len);
+        all.unsealed |= unsealed;
+    }
+    (seed, all)
 }
 
 fn trouble_with(target: Target, seed: &Seed, mutation: &Mutation) -> Result<Outcome, String> {
@@ -168,12 +185,12 @@ fn number_from(name: &str) -> Option<u64> {
 
 #[test]
 fn mutated_vhdx_are_survived() {
-    run(target::examine_vhdx, &with_fields(seeds::all()), 1500);
+    run("vhdx", target::examine_vhdx, &with_fields(seeds::all()), 1500);
 }
 
 #[test]
 fn mutated_vhd_are_survived() {
-    run(target_vhd::examine_vhd, &with_fields(seeds::all_vhd()), 500);
+    run("vhd", target_vhd::examine_vhd, &with_fields(seeds::all_vhd()), 500);
 }
 
 #[test]
@@ -183,7 +200,7 @@ fn mutated_images_of_others_are_survived() {
     {
         match with_fields(seeds::images(format)) {
             seeds if seeds.is_empty() => println!("LUNARING_IMAGES is not set: nothing was tried"),
-            seeds => run(target, &seeds, cases),
+            seeds => run("", target, &seeds, cases),
         }
     }
 }
@@ -229,57 +246,117 @@ fn search(cases: u64) -> Search {
     }
 }
 
-/// Try all seeds, and so many mutations of them.
-fn run(target: Target, seeds: &[Seed], cases: u64) {
+/// What came of the cases that were tried: of each kind how many, and one of them.
+#[derive(Default)]
+struct Results {
+    opinions: BTreeMap<String, (u64, History)>,
+    failures: BTreeMap<String, (u64, History)>,
+}
+
+impl Results {
+    fn add(&mut self, result: Result<Outcome, String>, history: &History) {
+        let (kinds, kind) = match result {
+            Ok(outcome) => (&mut self.opinions, format!("{outcome:?}")),
+            Err(error) => (&mut self.failures, without_numbers(&error)),
+        };
+        kinds.entry(kind).or_insert_with(|| (0, history.clone())).0 += 1;
+    }
+
+    fn report(&self, target: Target, seeds: &[Seed]) {
+        for (outcome, (count, example)) in &self.opinions {
+            println!("{count:8}  {outcome} (case {})", corpus::line(example));
+        }
+        for (error, (count, history)) in &self.failures {
+            let (seed, mutation) = case(history, seeds);
+            let least = smallest(target, seed, mutation);
+            println!(
+                "{count:8}  FAILED {error}\n          case {}, {}: {least:x?}",
+                corpus::line(history),
+                seed.start.name
+            );
+        }
+        assert!(self.failures.is_empty(), "see above");
+    }
+}
+
+fn attempt(target: Target, history: &History, seeds: &[Seed]) -> Result<Outcome, String> {
+    CASE.set(corpus::line(history));
+    let (seed, mutation) = case(history, seeds);
+    trouble_with(target, seed, &mutation)
+}
+
+/// Try all seeds, everything in the corpus of this name (if it has one), and so many cases made of those.
+fn run(name: &str, target: Target, seeds: &[Seed], cases: u64) {
     for seed in seeds {
         let Start { name, file, parent } = &seed.start;
         let outcome = trouble(target, file, parent.as_ref()).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(outcome, Outcome::Read, "{name}");
     }
-    if let Some(number) = number_from("LUNARING_FUZZ_CASE") {
-        let (seed, mutation) = case(number, seeds);
+    if let Ok(text) = std::env::var("LUNARING_FUZZ_CASE") {
+        let (seed, mutation) = case(&corpus::parse(&text), seeds);
         println!("{}: {mutation:x?}", seed.start.name);
         println!("{:?}", trouble_with(target, seed, &mutation));
         return;
     }
+    let known = if name.is_empty() { Vec::new() } else { corpus::load(name) };
+    if Coverage::is_known() && !name.is_empty() {
+        return run_guided(name, target, seeds, known);
+    }
     let Search { first, count, limit } = search(cases);
-    let next = AtomicU64::new(0);
-    let (failures, opinions) = (Mutex::new(BTreeMap::new()), Mutex::new(BTreeMap::new()));
-    let began = Instant::now();
+    let (next, results, began) = (AtomicU64::new(0), Mutex::new(Results::default()), Instant::now());
     let work = || {
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
-            if index >= count || index >= CASES_MIN && began.elapsed() > limit {
+            if index >= count.saturating_add(known.len() as u64) || index >= CASES_MIN && began.elapsed() > limit {
                 break;
             }
-            let number = first.wrapping_add(index);
-            CASE.set(number);
-            let (seed, mutation) = case(number, seeds);
-            let (kinds, kind) = match trouble_with(target, seed, &mutation) {
-                Ok(outcome) => (&opinions, format!("{outcome:?}")),
-                Err(error) => (&failures, without_numbers(&error)),
+            let history = match known.get(index as usize) {
+                Some(history) => history.clone(),
+                None => corpus::child(&mut Random(first.wrapping_add(index)), &known),
             };
-            CASE.set(0);
-            let mut kinds = kinds.lock().expect("no thread panics while it counts");
-            let (count, example) = kinds.entry(kind).or_insert((0u64, number));
-            *count += 1;
-            *example = number.min(*example);
+            let result = attempt(target, &history, seeds);
+            results.lock().expect("no thread panics while it counts").add(result, &history);
         }
     };
     std::thread::scope(|scope| {
         scope.spawn(work);
         scope.spawn(work);
     });
-    let total: u64 = opinions.lock().expect("all threads have ended").values().map(|(count, _)| count).sum();
-    println!("{total} cases from {first} on");
-    for (outcome, (count, example)) in opinions.lock().expect("all threads have ended").iter() {
-        println!("{count:8}  {outcome} (case {example})");
+    let results = results.into_inner().expect("all threads have ended");
+    let total: u64 = results.opinions.values().map(|(count, _)| count).sum();
+    println!("{total} cases, {} of them from the corpus, from {first} on", known.len());
+    results.report(target, seeds);
+}
+
+/// Search for files that make the code take branches which none has taken.
+fn run_guided(name: &str, target: Target, seeds: &[Seed], known: Vec<History>) {
+    let Search { first, limit, .. } = search(0);
+    let mut random = Random(first);
+    let (mut taken, mut results, began) = (Coverage::default(), Results::default(), Instant::now());
+    Coverage::reset();
+    for seed in seeds {
+        drop(trouble(target, &seed.start.file, seed.start.parent.as_ref()));
     }
-    let failures = failures.into_inner().expect("all threads have ended");
-    for (error, (count, number)) in &failures {
-        let (seed, mutation) = case(*number, seeds);
-        let least = smallest(target, seed, mutation);
-        println!("{count:8}  FAILED {error}\n          case {number}, {}: {least:x?}", seed.start.name);
+    taken.take();
+    let (mut kept, mut tried, seeds_edges): (Vec<History>, u64, usize) = (Vec::new(), 0, taken.edges());
+    let mut waiting = known.into_iter();
+    while began.elapsed() < limit {
+        let history = waiting.next().unwrap_or_else(|| corpus::child(&mut random, &kept));
+        Coverage::reset();
+        let result = attempt(target, &history, seeds);
+        if taken.take() > 0 && result.is_ok() {
+            kept.push(history.clone());
+        }
+        results.add(result, &history);
+        tried += 1;
     }
-    assert!(failures.is_empty(), "see above");
+    println!(
+        "{name}: {tried} cases from {first} on; {} kept; {} edges taken, {seeds_edges} of them by the seeds themselves",
+        kept.len(),
+        taken.edges()
+    );
+    if std::env::var_os("LUNARING_FUZZ_KEEP").is_some() {
+        corpus::keep(name, &kept);
+    }
+    results.report(target, seeds);
 }

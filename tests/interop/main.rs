@@ -24,6 +24,7 @@ mod ports;
 mod primary;
 mod protocol;
 mod recovery;
+mod replace;
 mod reservations;
 mod server;
 mod sessions;

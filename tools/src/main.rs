@@ -1,5 +1,6 @@
 //! Developer tools.
 
+mod cost;
 mod sim;
 mod vhdx;
 
@@ -17,6 +18,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Count the instructions that commands cost a shard, and hold their budget. Needs valgrind.
+    Cost(cost::Arguments),
     /// Run whole servers on a simulated ring, disk, network and clock; one seed is one run.
     Sim(sim::Arguments),
     /// Say what a VHDX file holds, without changing it.
@@ -25,6 +28,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
+        Command::Cost(arguments) => cost::run(&arguments),
         Command::Sim(arguments) => sim::run(&arguments),
         Command::Vhdx(arguments) => vhdx::run(&arguments),
     }

@@ -17,7 +17,7 @@ use super::refusal::Refusal;
 use super::session::{SessionParameters, SessionType};
 use super::transfer::TaskId;
 use super::transmit::{Ending, Transmit};
-use crate::crc32c::Crc32c;
+use crate::crc32c::crc32c;
 use core::cell::Cell;
 use core::ops::Range;
 
@@ -78,8 +78,8 @@ impl Transmit for Sink {
         let payload = &self.payload[range];
         self.bytes.extend_from_slice(payload);
     }
-    fn payload_digest(&mut self, range: Range<usize>, digest: &mut Crc32c) {
-        digest.update(&self.payload[range]);
+    fn payload_digest(&mut self, range: Range<usize>) -> u32 {
+        crc32c(&self.payload[range])
     }
     fn copy_payload(&self, range: Range<usize>, into: &mut [u8]) {
         into.copy_from_slice(&self.payload[range]);
