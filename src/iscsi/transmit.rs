@@ -157,9 +157,9 @@ impl Connection {
         DataInSent { bytes: payload_len, done }
     }
 
-    /// Send all the data of a read command, which is as long as the initiator expects and fits one PDU, with GOOD in that
-    /// PDU: what most reads come to. It is payload `0..` of `tx`. The task is over then; false: there is no room. Only at
-    /// ErrorRecoveryLevel 0, where no status is kept.
+    /// Send all the data of a read command, which is as long as the initiator expects and fits one PDU, with GOOD in
+    /// that PDU: what most reads come to. It is payload `0..` of `tx`. The task is over then; false: there is no room.
+    /// Only at ErrorRecoveryLevel 0, where no status is kept.
     ///
     /// # Panics
     /// When some of the data was sent before, or one PDU does not hold it: faults of the caller.
