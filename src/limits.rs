@@ -187,3 +187,13 @@ pub const ECHO_BUFFER_BYTES: u16 = 4096;
 
 /// A connection whose last answer (to a logout or a refused login) is not taken within this is closed.
 pub const FINISH_TIMEOUT_MS: u64 = 10_000;
+
+/// The longest trace, in seconds.
+pub const TRACE_SECONDS_MAX: u32 = 3600;
+
+/// Commands of a trace: what is in memory while it is recorded is this many notes of 24 bytes, 192 MiB.
+pub const TRACE_COMMANDS_MAX: usize = 8 << 20;
+
+/// Commands of one disk on one shard between two exchanges of the room for notes (every 50 ms): 2.6 million each
+/// second, more than a shard can carry out. 3 MiB of room.
+pub const TRACE_ROOM_COMMANDS: usize = 1 << 17;

@@ -8,7 +8,9 @@ mod ports;
 pub use entrance::{
     ChapArguments, ChapVerb, Demand, DiscoveryArguments, DiscoveryVerb, IsnsArguments, IsnsVerb, TargetRedirect,
 };
-pub use images::{DiskCheck, DiskConvert, JobArguments, JobVerb, MetaVerb, SnapshotArguments, SnapshotVerb};
+pub use images::{
+    DiskCheck, DiskConvert, JobArguments, JobVerb, MetaVerb, SnapshotArguments, SnapshotVerb, TraceArguments, TraceVerb,
+};
 pub use operation::{ConfigArguments, ConfigVerb, TopArguments};
 pub use ports::{PortState, PortgroupVerb, ReservationArguments, ReservationVerb};
 
@@ -60,6 +62,8 @@ pub enum Command {
     Top(TopArguments),
     /// Export, check and apply whole configurations
     Config(ConfigArguments),
+    /// Record what initiators ask a disk for
+    Trace(TraceArguments),
 }
 
 /// Which io_uring features may be used.

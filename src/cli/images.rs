@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::arguments::{
     Command, ConfigArguments, ConfigVerb, DiskCheck, DiskConvert, DiskVerb, JobArguments, JobVerb, MetaVerb,
-    SnapshotArguments, SnapshotVerb,
+    SnapshotArguments, SnapshotVerb, TraceArguments, TraceVerb,
 };
 use super::client::{ClientError, segment};
 use super::commands::{Asker, Printed, absolute, word};
@@ -60,6 +60,22 @@ pub(super) fn disk_or_file(image: &str) -> Result<String, ClientError> {
 
 fn disk_path(name: &str, rest: &str) -> String {
     format!("/v1/disks/{}{rest}", segment(name))
+}
+
+/// `lunaring trace`
+pub(super) fn trace(arguments: TraceArguments) -> Printed {
+    let asker = Asker::new(arguments.client);
+    let TraceVerb::Record { name, seconds, to } = arguments.verb;
+    let file = absolute(&to.unwrap_or_else(|| PathBuf::from(format!("{name}.trace"))))?;
+    let body = json!({ "seconds": seconds, "to": file });
+    let words = |done: &Value| {
+        let missing = match done["missing"].as_u64() {
+            Some(missing @ 1..) => format!("; there was no room for {missing} more"),
+            _ => String::new(),
+        };
+        format!("{} commands in {} bytes: {file}{missing}", done["commands"], done["file_bytes"])
+    };
+    asker.ask(Method::POST, &disk_path(&name, "/trace"), Some(body), words)
 }
 
 /// The verbs of `lunaring disk` that are about images.

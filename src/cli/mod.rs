@@ -59,6 +59,7 @@ pub fn run(command: Command) -> Result<String, ClientError> {
         Command::Stats(stats) => commands::stats(stats),
         Command::Top(top) => operation::top(top),
         Command::Config(config) => operation::config(config),
+        Command::Trace(trace) => images::trace(trace),
         Command::Snapshot(snapshot) => images::snapshot(snapshot),
         Command::Job(job) => images::job(job),
         Command::Serve(_) | Command::Demo(_) => Err(ClientError::new("this command is not a client's")),

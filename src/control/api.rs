@@ -9,7 +9,9 @@ mod reservations;
 mod snapshots;
 
 pub use entrance::{ChapPolicy, Discovery, Isns, NewAuth, NewIsns, NewRedirect, Redirect};
-pub use images::{Check, Convert, Jobs, Layer, Metadata, MetadataItem, NewMetadataItem, Resize, Space};
+pub use images::{
+    Check, Convert, Jobs, Layer, Metadata, MetadataItem, NewMetadataItem, RecordTrace, RecordedTrace, Resize, Space,
+};
 pub use ports::{PortChange, PortState, TargetPort, TargetPorts};
 pub use reservations::{Registration, Reservations};
 pub use snapshots::{

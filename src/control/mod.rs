@@ -9,6 +9,7 @@
 //! | `snapshots`, `merges`, `resizing` | the commands on what is in those files |
 //! | `undertakings` | commands that take long: each is a job |
 //! | `config`, `state` | what is served; its file, and what a crash may leave |
+//! | `recording` | traces of what disks are asked for |
 //! | `reservations`, `ledger` | reservations of disks, and the file of those that outlast the server |
 //! | `dataplane`, `attachment` | what is said to the shards |
 //! | `socket`, `routes`, `api`, `views`, `openapi` | the control socket: who may connect, what is asked and answered |
@@ -42,6 +43,7 @@ pub mod offline;
 mod openapi;
 mod portals;
 mod ports;
+mod recording;
 mod replace;
 mod reservations;
 mod resizing;

@@ -46,6 +46,7 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/disks/{disk}/convert", &["post"]),
     ("/v1/disks/{disk}/merge", &["post"]),
     ("/v1/disks/{disk}/compact", &["post"]),
+    ("/v1/disks/{disk}/trace", &["post"]),
     ("/v1/disks/{disk}/metadata", &["get"]),
     ("/v1/disks/{disk}/metadata/{item}", &["get", "put", "delete"]),
     ("/v1/disks/{disk}/snapshots", &["get", "post"]),

@@ -34,12 +34,12 @@ pub trait Transmit {
     /// Append a reference to these bytes of the payload that the call is about.
     fn payload(&mut self, range: Range<usize>);
 
-    /// Copy these bytes of the payload: few, and only above ErrorRecoveryLevel 0, to be kept with a status.
-    fn copy_payload(&self, range: Range<usize>, into: &mut [u8]);
-
     /// The CRC-32C of these bytes of the payload. Called only when DataDigest is on, right before `payload` of the same
     /// range.
     fn payload_digest(&mut self, range: Range<usize>) -> u32;
+
+    /// Copy these bytes of the payload: few, and only above ErrorRecoveryLevel 0, to be kept with a status.
+    fn copy_payload(&self, range: Range<usize>, into: &mut [u8]);
 }
 
 /// How a command ends.

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::layer::{FileBacking, LayerFile};
 use super::space::Space;
 use super::{DiskFormat, DiskKind, FileError, Parents, Trouble};
-use crate::blocks::{BlockMap, Chain, Level};
+use crate::blocks::{BlockMap, Chain, Level, LevelFault, Status};
 use crate::mem::SharedMemory;
 use crate::observe::DiskStats;
 use crate::ring::Fd;
@@ -161,6 +161,25 @@ impl Disk {
         match &self.backing {
             Backing::Null | Backing::Memory(_) => None,
             Backing::Chain { chain, .. } => Some(chain),
+        }
+    }
+
+    /// Whether there is anything at a place, and for how many of the next `len_bytes` bytes that is so, at least; where
+    /// there is nothing it reads as zeros. `None`: this kind of disk does not tell, or the range does not lie within it.
+    pub fn status(&self, offset_bytes: u64, len_bytes: u64) -> Option<Result<Status, LevelFault>> {
+        if offset_bytes + len_bytes > self.size_bytes {
+            return None;
+        }
+        match &self.backing {
+            Backing::Null => None,
+            Backing::Memory(memory) => {
+                let (mapped, len_bytes) = memory.status(offset_bytes, len_bytes);
+                Some(Ok(Status { mapped, len_bytes }))
+            }
+            Backing::Chain { chain, .. } => {
+                let is_inside = offset_bytes + len_bytes <= chain.size_bytes();
+                is_inside.then(|| chain.status(offset_bytes, len_bytes))
+            }
         }
     }
 

@@ -12,7 +12,7 @@ use super::image::{LayerSpec, OpenLayer, check_raw_size, file_size, format_of, o
 use super::layer::{FileBacking, LayerFile};
 use super::{Cache, DiskFormat, DiskKind, FileError, Parents, describe};
 use crate::blocks::{Chain, Engine};
-use crate::mem::SharedMemory;
+use crate::mem::{SHARED_PAGE_BYTES, SharedMemory};
 use crate::scsi::{BlockLength, Features, SenseFormat, Unit, UnitConfig};
 use crate::units::{DiskId, ShardId};
 
@@ -277,7 +277,11 @@ const UNMAP_GRANULARITY_BLOCKS_MAX: u32 = 1 << 15;
 
 /// The pieces in which a disk gives space back; `None` for one that keeps it.
 fn unmap_granularity_bytes(parts: &Parts) -> Option<u32> {
-    let Backing::Chain { layers, .. } = &parts.backing else { return None };
+    let layers = match &parts.backing {
+        Backing::Null => return None,
+        Backing::Memory(_) => return Some(SHARED_PAGE_BYTES.max(parts.sector_size_bytes)),
+        Backing::Chain { layers, .. } => layers,
+    };
     match (parts.kind, layers[0].map()) {
         (DiskKind::Fixed, _) => None,
         (_, Some(map)) => {

@@ -14,4 +14,4 @@ mod shared;
 
 pub use arena::{Arena, ArenaConfig, ArenaError, ArenaStats, Buf, Slice};
 pub use arena::{BUFFER_ALIGNMENT, BUFFER_LENGTH_MAX, CHUNK_LENGTH};
-pub use shared::{SharedMemory, SharedMemoryError};
+pub use shared::{SHARED_PAGE_BYTES, SharedMemory, SharedMemoryError};

@@ -4,11 +4,15 @@
 //! [`copy_out`] and [`zero_bytes`], which act like loops of relaxed atomic byte loads and stores: on x86-64 they are
 //! opaque string instructions, elsewhere they are such loops. Two commands that overlap may therefore see each other's
 //! bytes in any mixture, as on a disk, and nothing worse.
+//!
+//! **Which pages hold anything** is told by a bit for each, set after a write and cleared before a page is given back:
+//! whatever overlaps, a page without its bit reads as zeros.
 
 use std::io;
 use std::ptr::NonNull;
 #[cfg(any(miri, not(target_arch = "x86_64")))]
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::AtomicU8;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::mapping::Mapping;
 use crate::units::HumanBytes;
@@ -25,9 +29,18 @@ pub struct SharedMemoryError {
 #[derive(Debug)]
 pub struct SharedMemory {
     mapping: Mapping,
+    /// [`AtomicU64`]s: bit n of them is one when page n has been written since it was last given back.
+    written: Mapping,
+    written_pages: AtomicU64,
 }
 
 const PAGE: usize = 4096;
+/// The most pages that one answer of [`SharedMemory::status`] covers.
+const STATUS_PAGES_MAX: usize = 4096;
+const PAGES_PER_WORD: usize = u64::BITS as usize;
+
+/// Bytes that are given back at once, from a multiple of it on.
+pub const SHARED_PAGE_BYTES: u32 = PAGE as u32;
 
 impl SharedMemory {
     /// Reserve `len_bytes` bytes of zeros.
@@ -37,7 +50,66 @@ impl SharedMemory {
         let align = if cfg!(miri) { PAGE } else { super::CHUNK_LENGTH };
         let mapping = Mapping::new(len, align).map_err(fail)?;
         mapping.advise_hugepages();
-        Ok(SharedMemory { mapping })
+        let written =
+            Mapping::new(len.div_ceil(PAGE).div_ceil(PAGES_PER_WORD) * size_of::<u64>(), PAGE).map_err(fail)?;
+        Ok(SharedMemory { mapping, written, written_pages: AtomicU64::new(0) })
+    }
+
+    /// Bytes of pages that hold something.
+    pub fn used_bytes(&self) -> u64 {
+        self.written_pages.load(Ordering::Relaxed) * PAGE as u64
+    }
+
+    /// Whether the page at `offset` holds anything (otherwise it reads as zeros), and for how many of the next `len`
+    /// bytes it is the same, at most a few MiB. The range, of at least a byte, must lie inside the area.
+    pub fn status(&self, offset: u64, len: u64) -> (bool, u64) {
+        let len = usize::try_from(len).expect("a range inside the address space");
+        self.at(offset, len);
+        assert!(len > 0, "a range of no bytes");
+        let (start, end) = (offset as usize, offset as usize + len);
+        let is_written = |page: usize| {
+            self.written_words()[page / PAGES_PER_WORD].load(Ordering::Relaxed) >> (page % PAGES_PER_WORD) & 1 != 0
+        };
+        let first = start / PAGE;
+        let same = is_written(first);
+        let mut page = first + 1;
+        while page * PAGE < end && page - first < STATUS_PAGES_MAX && is_written(page) == same {
+            page += 1;
+        }
+        (same, ((page * PAGE).min(end) - start) as u64)
+    }
+
+    fn written_words(&self) -> &[AtomicU64] {
+        let words = self.written.len() / size_of::<u64>();
+        // SAFETY: the mapping is aligned to a page, zero-filled, lives as long as `self`, and is accessed in no other
+        // way than through this.
+        unsafe { std::slice::from_raw_parts(self.written.base().as_ptr().cast::<AtomicU64>(), words) }
+    }
+
+    /// Set or clear the bits of pages.
+    fn mark(&self, pages: std::ops::Range<usize>, written: bool) {
+        let words = self.written_words();
+        let mut page = pages.start;
+        while page < pages.end {
+            let (word, first) = (&words[page / PAGES_PER_WORD], page % PAGES_PER_WORD);
+            let count = (PAGES_PER_WORD - first).min(pages.end - page);
+            let mask = (u64::MAX >> (PAGES_PER_WORD - count)) << first;
+            // Most writes go where something is already.
+            let stale = if written { mask } else { 0 };
+            if word.load(Ordering::Relaxed) & mask != stale {
+                let before = if written {
+                    word.fetch_or(mask, Ordering::AcqRel)
+                } else {
+                    word.fetch_and(!mask, Ordering::AcqRel)
+                };
+                let changed = u64::from((if written { !before } else { before } & mask).count_ones());
+                match written {
+                    true => self.written_pages.fetch_add(changed, Ordering::Relaxed),
+                    false => self.written_pages.fetch_sub(changed, Ordering::Relaxed),
+                };
+            }
+            page += count;
+        }
     }
 
     /// Bytes of the area.
@@ -60,6 +132,10 @@ impl SharedMemory {
         // SAFETY: `at` checked that the target lies in the mapping, into which no reference exists; so the ranges are
         // disjoint.
         unsafe { copy_in(from.as_ptr(), to.as_ptr(), from.len()) }
+        // The bits are looked at after the bytes are there: who clears them meanwhile gives the pages back after that.
+        fence(Ordering::SeqCst);
+        let offset = offset as usize;
+        self.mark(offset / PAGE..(offset + from.len()).div_ceil(PAGE), true);
     }
 
     /// Make a range read as zeros, giving whole pages back to the system. The range must lie inside the area.
@@ -69,6 +145,10 @@ impl SharedMemory {
         let head = start.as_ptr().align_offset(PAGE).min(len);
         let whole = (len - head) / PAGE * PAGE;
         let tail = len - head - whole;
+        // The last page is whole when all that there is of it is in the range.
+        let (from, to) = (offset as usize, offset as usize + len);
+        let end = if to == self.mapping.len() { to.div_ceil(PAGE) } else { to / PAGE };
+        self.mark(from.div_ceil(PAGE)..end.max(from.div_ceil(PAGE)), false);
         self.zero(offset, head);
         self.zero(offset + (head + whole) as u64, tail);
         #[cfg(not(miri))]
@@ -215,6 +295,41 @@ mod tests {
         }
     }
 
+    /// The runs of pages, as they are told from the start on.
+    fn runs(memory: &SharedMemory) -> Vec<(bool, u64)> {
+        let mut runs: Vec<(bool, u64)> = vec![];
+        let mut at = 0;
+        while at < memory.len() {
+            let (written, len) = memory.status(at, memory.len() - at);
+            runs.push((written, len));
+            at += len;
+        }
+        runs
+    }
+
+    #[test]
+    fn pages_that_hold_something_are_known() {
+        const P: u64 = PAGE as u64;
+        // The last page is cut short.
+        let memory = SharedMemory::new(200 * P + 512).unwrap();
+        assert_eq!((runs(&memory), memory.used_bytes()), (vec![(false, 200 * P + 512)], 0));
+        memory.write(63 * P + 1, &[1; 2 * PAGE]);
+        memory.write(200 * P, &[1; 512]);
+        let expected = vec![(false, 63 * P), (true, 3 * P), (false, 134 * P), (true, 512)];
+        assert_eq!((runs(&memory), memory.used_bytes()), (expected.clone(), 4 * P));
+        assert_eq!(memory.status(64 * P + 100, 10), (true, 10));
+        memory.write(64 * P, &[2; 10]);
+        memory.punch(63 * P + 1, P);
+        assert_eq!((runs(&memory), memory.used_bytes()), (expected, 4 * P), "no whole page");
+        memory.punch(63 * P + 1, 3 * P);
+        let expected = vec![(false, 63 * P), (true, P), (false, 136 * P), (true, 512)];
+        assert_eq!(runs(&memory), expected, "the first page holds a byte still");
+        memory.punch(100 * P, 100 * P + 512);
+        assert_eq!(runs(&memory).last(), Some(&(false, 136 * P + 512)), "the last page as far as it goes");
+        memory.punch(0, 200 * P + 512);
+        assert_eq!((runs(&memory), memory.used_bytes()), (vec![(false, 200 * P + 512)], 0));
+    }
+
     #[test]
     fn threads_may_overlap() {
         let memory = SharedMemory::new(LEN).unwrap();
@@ -232,6 +347,9 @@ mod tests {
                 });
             }
         });
+        // What is not told to hold anything holds nothing.
+        let (written, len) = memory.status(0, LEN);
+        assert!(written && len == PAGE as u64);
     }
 
     #[test]

@@ -16,36 +16,22 @@ const DESCRIPTOR: u8 = 0x03;
 const ECHO: u8 = 0x0a;
 const ECHO_DESCRIPTOR: u8 = 0x0b;
 
-/// MODE of byte 1. What is specific to a mode (bits 7 to 5) has no meaning in ours.
-fn mode(cdb: Cdb<'_>) -> Result<u8, Sense> {
-    if cdb.byte(1) & 0xe0 != 0 {
-        return Err(Sense::invalid_field_in_cdb(1, Some(7)));
-    }
-    Ok(cdb.byte(1))
-}
-
-fn be24(cdb: Cdb<'_>, offset: usize) -> u32 {
-    cdb.be32(offset - 1) & 0x00ff_ffff
-}
-
-/// BUFFER ID and BUFFER OFFSET are ignored with the echo buffer.
+/// BUFFER ID and BUFFER OFFSET are ignored with the echo buffer. What is specific to other modes is a reserved bit here,
+/// and so are those of a length beyond the buffer.
 pub(super) fn write_buffer(cdb: Cdb<'_>, _unit: &Unit) -> Action {
-    match mode(cdb) {
-        Ok(ECHO) => match be24(cdb, 6) {
-            0 => Action::Done(Outcome::GOOD),
-            list_bytes if list_bytes > u32::from(ECHO_BUFFER_BYTES) => Sense::invalid_field_in_cdb(6, None).into(),
-            list_bytes => Action::WriteEcho { list_bytes: list_bytes as u16 },
-        },
-        Ok(_) => Sense::invalid_field_in_cdb(1, Some(4)).into(),
-        Err(sense) => sense.into(),
+    match (cdb.byte(1), cdb.be16(7)) {
+        (ECHO, 0) => Action::Done(Outcome::GOOD),
+        (ECHO, list_bytes) if list_bytes <= ECHO_BUFFER_BYTES => Action::WriteEcho { list_bytes },
+        (ECHO, _) => Sense::invalid_field_in_cdb(6, None).into(),
+        _ => Sense::invalid_field_in_cdb(1, Some(4)).into(),
     }
 }
 
 pub(super) fn read_buffer(cdb: Cdb<'_>, _unit: &Unit, out: &mut ParameterList<'_>) -> Action {
-    let allocation_length = be24(cdb, 6);
-    match mode(cdb) {
-        Ok(ECHO) => Action::ReadEcho { allocation_length },
-        Ok(ECHO_DESCRIPTOR) => {
+    let allocation_length = cdb.be32(5) & 0x00ff_ffff;
+    match cdb.byte(1) {
+        ECHO => Action::ReadEcho { allocation_length },
+        ECHO_DESCRIPTOR => {
             /// What is read is what this I_T nexus has written, or the command says that it is not.
             const EBOS: u8 = 1;
             out.begin(allocation_length);
@@ -54,13 +40,12 @@ pub(super) fn read_buffer(cdb: Cdb<'_>, _unit: &Unit, out: &mut ParameterList<'_
             Action::DataIn
         }
         // Of a buffer that is not there all fields are zero.
-        Ok(DESCRIPTOR) => {
+        DESCRIPTOR => {
             out.begin(allocation_length);
             out.push_zeros(4);
             Action::DataIn
         }
-        Ok(_) => Sense::invalid_field_in_cdb(1, Some(4)).into(),
-        Err(sense) => sense.into(),
+        _ => Sense::invalid_field_in_cdb(1, Some(4)).into(),
     }
 }
 
@@ -75,9 +60,9 @@ mod tests {
         assert_eq!(write(0x0a, [0, 0, 16]), Action::WriteEcho { list_bytes: 16 });
         assert_eq!(write(0x0a, [0, 0x10, 0]), Action::WriteEcho { list_bytes: 4096 });
         assert_eq!(write(0x0a, [0, 0x10, 1]), invalid_field(6, None), "longer than the buffer");
-        assert_eq!(write(0x0a, [1, 0, 16]), invalid_field(6, None));
+        assert_eq!(write(0x0a, [1, 0, 16]), invalid_field(6, Some(0)));
         assert_eq!(write(0x0a, [0, 0, 0]), Action::Done(Outcome::GOOD));
-        assert_eq!(write(0x2a, [0, 0, 16]), invalid_field(1, Some(7)));
+        assert_eq!(write(0x2a, [0, 0, 16]), invalid_field(1, Some(5)));
         let read = [0x3c, 0x0a, 0, 0, 0, 0, 1, 2, 3, 0];
         assert_eq!(run(&DISK, &read), Action::ReadEcho { allocation_length: 0x01_0203 });
     }

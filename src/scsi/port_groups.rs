@@ -322,7 +322,7 @@ mod tests {
     /// SPC-5 clauses 5.15.2.4 to 5.15.2.7.
     #[test]
     fn each_state_serves_its_commands() {
-        let standby = [0x15, 0x1a, 0x1c, 0x1d, 0x4d, 0x55, 0x5a, 0x5e, 0x5f];
+        let standby = [0x15, 0x1a, 0x1c, 0x1d, 0x3b, 0x3c, 0x4d, 0x55, 0x5a, 0x5e, 0x5f];
         for (state, asc_ascq) in [
             (AccessState::ActiveNonOptimized, None),
             (AccessState::Standby, Some((0x04, 0x0b))),

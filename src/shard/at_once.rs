@@ -21,7 +21,8 @@ impl<R: Ring> Work<'_, R> {
         let session = &*self.session;
         let Some(slot) = lun_index.and_then(|index| self.core.disks.at(session.luns[index].disk)) else { return false };
         let in_memory = matches!(slot.disk.backing(), Backing::Null | Backing::Memory(_));
-        if !in_memory || !slot.is_open() {
+        // Those that are recorded go the long way.
+        if !in_memory || !slot.is_open() || slot.notes.is_some() {
             return false;
         }
         let command = session.connection.command(task);

@@ -49,6 +49,9 @@ impl<R: Ring> Work<'_, R> {
             return true;
         }
         let action = self.execute(task, lun_index);
+        if !at_once {
+            self.note(lun_index, action);
+        }
         if at_once && (self.answer_at_once(task, lun_index, action, data) || !self.enter_task_set(task, lun_index)) {
             return true;
         }
@@ -56,6 +59,16 @@ impl<R: Ring> Work<'_, R> {
             self.carry_out(task, action, data);
         }
         true
+    }
+
+    /// Note a command for who records its disk's.
+    fn note(&mut self, lun_index: Option<usize>, action: Action) {
+        let (now, disk) = (self.core.now, lun_index.map(|index| self.session.luns[index].disk));
+        if let Some(slot) = disk.and_then(|slot| self.core.disks.at_mut(slot))
+            && slot.notes.is_some()
+        {
+            slot.note(action, now);
+        }
     }
 
     /// The command is one of its unit's from now on, until it is freed. False: it has been answered.

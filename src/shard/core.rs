@@ -75,6 +75,8 @@ pub(crate) struct DiskSlot {
     pub(crate) agreed: Agreed,
     /// Present on the disk's home shard.
     pub(crate) agreement: Option<Box<AgreementHome>>,
+    /// Somebody records what the disk is asked for.
+    pub(crate) notes: Option<Box<super::record::Notes>>,
     /// A detach that waits for the tasks (and, at home, for the engine).
     pub(crate) detaching: Option<super::message::Reply<Result<(), super::message::DetachError>>>,
 }

@@ -313,6 +313,7 @@ impl<R: Ring> Shard<R> {
                 }
                 reply(found);
             }
+            ToShard::Record { disk, recorder, room, reply } => reply(self.core.exchange_notes(disk, recorder, room)),
             ToShard::Quiesce { patience_ms, reply } => self.quiesce(patience_ms, reply),
             ToShard::Stop => self.stopped = true,
         }
@@ -331,6 +332,7 @@ impl<R: Ring> Shard<R> {
             swaps: 0,
             home: None,
             untimed: [0; 4],
+            notes: None,
             detaching: None,
             agreed: Agreed::default(),
             agreement: is_home.then(|| Box::new(AgreementHome::new())),

@@ -4,6 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::session::{Answer, Work};
 use crate::iscsi::transfer::TaskId;
+use crate::medium::Backing;
 use crate::observe::Operation;
 use crate::ring::Ring;
 use crate::scsi::{LogData, MediumError, log, timestamp};
@@ -66,8 +67,10 @@ impl<R: Ring> Work<'_, R> {
         // At least so long was nobody at work: commands that were at work together are counted each for itself.
         let since_us = (self.core.now.0 - entry.settings.since.0) / 1000;
         data.idle_us = since_us.saturating_sub(data.read_us + data.write_us);
-        data.available_bytes = entry.disk.space().available_bytes();
-        data.used_bytes = entry.disk.space().allocated_bytes();
+        (data.available_bytes, data.used_bytes) = match entry.disk.backing() {
+            Backing::Memory(memory) => (memory.len().saturating_sub(memory.used_bytes()), memory.used_bytes()),
+            _ => (entry.disk.space().available_bytes(), entry.disk.space().allocated_bytes()),
+        };
         data
     }
 }

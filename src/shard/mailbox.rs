@@ -17,7 +17,7 @@ const CONTROL_MESSAGES_MAX: usize = 256;
 
 /// Messages of other shards waiting for one shard: every session of a shard may have all its tasks wait for one home
 /// shard, but a sender that finds the queue full keeps its message and tries again in its next turn.
-const PEER_MESSAGES_MAX: usize = 4096;
+pub(crate) const PEER_MESSAGES_MAX: usize = 4096;
 
 /// Both queues of one shard.
 struct Queues {
@@ -42,10 +42,10 @@ impl<W: Wake> Clone for Sender<W> {
     }
 }
 
-/// Makes a mailbox whose senders wake the ring of `waker`.
-pub(crate) fn mailbox<W: Wake>(waker: W) -> (Sender<W>, Mailbox) {
-    let queues =
-        Arc::new(Queues { control: ArrayQueue::new(CONTROL_MESSAGES_MAX), peers: ArrayQueue::new(PEER_MESSAGES_MAX) });
+/// Makes a mailbox whose senders wake the ring of `waker`, with room for so many messages of other shards.
+pub(crate) fn mailbox<W: Wake>(waker: W, peer_messages_max: usize) -> (Sender<W>, Mailbox) {
+    let (control, peers) = (ArrayQueue::new(CONTROL_MESSAGES_MAX), ArrayQueue::new(peer_messages_max));
+    let queues = Arc::new(Queues { control, peers });
     (Sender { queues: Arc::clone(&queues), waker }, Mailbox { queues })
 }
 

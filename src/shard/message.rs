@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::agreement::ReservationStore;
+use super::record::{Exchanged, Notes};
 use super::settings::{DiskSettings, Keeper};
 use crate::blocks::{Engine, SpaceReport};
 use crate::iscsi::access::{AccessRule, Caller};
@@ -203,6 +204,17 @@ pub enum ToShard {
         portal: PortalId,
         /// Answered when the socket is closed.
         reply: Reply<()>,
+    },
+    /// Note what a disk is asked for, until this room is full; or end that.
+    Record {
+        /// The disk.
+        disk: DiskId,
+        /// Who records.
+        recorder: u128,
+        /// Where notes go from now on; `None` ends it.
+        room: Option<Box<Notes>>,
+        /// Answered with the notes that were taken since the last such message of this recorder.
+        reply: Reply<Exchanged>,
     },
     /// Make a disk known. The disk's home shard also gets its engine.
     Attach {

@@ -29,6 +29,7 @@
 //! | `resend` | Data-In that an initiator has missed |
 //! | `group` | sessions of several connections, and connections that take another's place |
 //! | `fence` | what a function waits for on other initiators' sessions |
+//! | `record` | notes of what a disk is asked for, for traces |
 //! | `overdue` | commands that wait too long, and the operations that they leave behind |
 //! | `pause` | who is at work on a disk's files, and keeping everybody away from them for a moment |
 //! | `exclusive` | ranges of a disk that one command has to itself, on all shards |
@@ -78,6 +79,7 @@ mod peer;
 pub mod placement;
 mod provision;
 mod read;
+pub mod record;
 mod registrar;
 mod resend;
 mod reserve;
@@ -88,7 +90,7 @@ mod threads;
 mod write;
 
 pub use agreement::ReservationStore;
-pub(crate) use mailbox::{Mailbox, Sender, Senders, mailbox};
+pub(crate) use mailbox::{Mailbox, PEER_MESSAGES_MAX, Sender, Senders, mailbox};
 pub use message::{
     Configuration, ConnectionInfo, DetachError, EngineReport, Hold, LunMap, Mapping, Mask, PauseError, Reply,
     SessionInfo, TargetPort, ToShard,

@@ -5,6 +5,7 @@
 //! WRITE SAME of anything else is a write in windows that all share one buffer.
 
 use super::peer::HomeRequest;
+use super::record::Asked;
 use super::session::{Answer, Immediate, Kind, Resume, Step, Work};
 use crate::blocks::Done;
 use crate::iscsi::transfer::TaskId;
@@ -87,6 +88,16 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn list_received(&mut self, task: TaskId) {
         let entry = self.task(task);
         let Some(list) = entry.data.take() else { return };
+        let disk = entry.disk;
+        if let Some(slot) = disk.and_then(|slot| self.core.disks.at_mut(slot))
+            && slot.notes.is_some()
+            && let Ok(ranges) = unmap::parse(&list, slot.disk.unit(false))
+        {
+            for (lba, blocks) in ranges {
+                slot.note_range(Asked::Unmap, lba.0, blocks, false, self.core.now);
+            }
+        }
+        let entry = self.task(task);
         entry.set_read(list);
         entry.window = 0;
         entry.provision = Provision::default();
@@ -338,8 +349,7 @@ impl<R: Ring> Work<'_, R> {
         let entry = self.task(task);
         let (from, to) = (entry.provision.from, entry.provision.to);
         let slot = entry.disk.expect("a range has a unit");
-        let chain = self.core.disks.of_task(slot).chain();
-        let (mapped, len_bytes) = match chain.map(|chain| chain.status(from, to - from)) {
+        let (mapped, len_bytes) = match self.core.disks.of_task(slot).status(from, to - from) {
             Some(Ok(status)) => (status.mapped, status.len_bytes),
             Some(Err(fault)) => {
                 self.ask(task, HomeRequest::Load(fault), Resume::Provision);
@@ -387,7 +397,7 @@ impl<R: Ring> Work<'_, R> {
         while let Some(Lba(next)) = reply.wants().filter(|_| runs < STATUS_RUNS_MAX) {
             let offset_bytes = next << shift;
             let len_bytes = (disk.size_bytes() - offset_bytes).min(step);
-            match disk.chain().map(|chain| chain.status(offset_bytes, len_bytes)) {
+            match disk.status(offset_bytes, len_bytes) {
                 Some(Ok(status)) => {
                     let state = if status.mapped { Provisioning::Mapped } else { Provisioning::Deallocated };
                     reply.push(&mut buf, status.len_bytes >> shift, state);

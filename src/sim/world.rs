@@ -11,7 +11,7 @@ use super::allocation::Inside;
 use super::faults::{FileFaults, NetworkFaults};
 use super::history::{Event, History, What};
 use super::kernel::{FileOptions, Kernel, START, StreamError};
-use super::random::Random;
+use super::random::{Chance, Random};
 use super::ring::SimRing;
 use super::stream::Stream;
 use crate::ring::{Fd, Nanos, Wait};
@@ -23,6 +23,9 @@ pub struct WorldConfig {
     pub network_faults: NetworkFaults,
     /// What goes wrong with files that have no faults of their own.
     pub file_faults: FileFaults,
+    /// In each round, for each who has turns: it is held up, as a thread is that the system takes off its CPU. It has no
+    /// turns for some rounds, while time goes on for the others.
+    pub held_up: Chance,
     /// Bytes that each direction of a connection holds: socket buffers and line together.
     pub pipe_capacity_bytes: usize,
     /// Connections that may wait in a listener's backlog.
@@ -38,6 +41,7 @@ impl Default for WorldConfig {
         WorldConfig {
             network_faults: NetworkFaults::default(),
             file_faults: FileFaults::default(),
+            held_up: Chance::NEVER,
             pipe_capacity_bytes: 256 * 1024,
             backlog_max: 128,
             history_events_max: 1 << 20,
@@ -45,6 +49,9 @@ impl Default for WorldConfig {
         }
     }
 }
+
+/// The most rounds for which somebody is held up at once.
+const HELD_UP_ROUNDS_MAX: u64 = 40;
 
 /// Something that lives in a world and gets turns: a shard, or a client.
 pub trait Runnable {
@@ -333,6 +340,7 @@ impl World {
     fn rounds(&self, runnables: &mut [&mut dyn Runnable], limit: RunLimit) -> Outcome {
         let end = Nanos(self.now().0.saturating_add(limit.time.0));
         let mut idle = 0;
+        let mut held_up = vec![0u64; runnables.len()];
         for _ in 0..limit.rounds {
             if self.now() >= end {
                 return Outcome::LimitReached;
@@ -340,13 +348,24 @@ impl World {
             let happened = self.kernel.borrow().happened();
             let first = self.kernel.borrow_mut().random.index(runnables.len().max(1));
             let (before, after) = runnables.split_at_mut(first);
-            for runnable in after.iter_mut().chain(before) {
-                runnable.turn(Wait::Forever);
+            let (rounds_before, rounds_after) = held_up.split_at_mut(first);
+            let rounds = rounds_after.iter_mut().chain(rounds_before);
+            for (runnable, rounds) in after.iter_mut().chain(before).zip(rounds) {
+                if *rounds == 0 {
+                    runnable.turn(Wait::Forever);
+                    *rounds = self.rounds_held_up();
+                } else {
+                    *rounds -= 1;
+                }
             }
             if runnables.iter().all(|runnable| runnable.is_satisfied()) {
                 return Outcome::Satisfied;
             }
             let mut kernel = self.kernel.borrow_mut();
+            if held_up.iter().any(|rounds| *rounds > 0) {
+                kernel.advance_a_little();
+                continue;
+            }
             // What happened while somebody entered a ring may be news for those whose turn was before.
             if kernel.happened() != happened || kernel.is_any_awake() || kernel.advance() {
                 idle = 0;
@@ -359,5 +378,11 @@ impl World {
             }
         }
         Outcome::LimitReached
+    }
+
+    /// For how many rounds somebody is held up who has just had a turn.
+    fn rounds_held_up(&self) -> u64 {
+        let random = &mut self.kernel.borrow_mut().random;
+        if random.happens(self.config.held_up) { 1 + random.below(HELD_UP_ROUNDS_MAX) } else { 0 }
     }
 }

@@ -285,13 +285,13 @@ fn a_copy_is_told_of_by_its_list_identifier_to_its_own_session_only() {
 }
 
 /// A copy that takes a while, in the background: 256 segments of 16 MiB within two disks.
-fn long_copy(client: &mut Client, identifier: u32, immed: bool) -> ([u8; 16], Vec<u8>) {
+pub fn long_copy(client: &mut Client, identifier: u32, immed: bool) -> ([u8; 16], Vec<u8>) {
     let cscds = [cscd(&naa(client, 0), 9), cscd(&naa(client, 1), 9)];
     let segments = vec![blocks(0, 1, 0x8000, 0, 0); 200];
     lid4(identifier, immed, &cscds, &segments)
 }
 
-fn status_of(client: &mut Client, identifier: u32) -> (u8, u64) {
+pub fn status_of(client: &mut Client, identifier: u32) -> (u8, u64) {
     let data = receive(client, 0, 5, identifier).data;
     (data[5], u64::from_be_bytes(data[16..24].try_into().expect("eight bytes")))
 }

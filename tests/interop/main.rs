@@ -3,6 +3,7 @@
 //! Every test starts servers of its own in a folder under `target/` and ends only those. Counts that decide how long a
 //! test takes come from the environment (`LUNARING_KILLS`, `LUNARING_STORM_PDUS`); `tests/run` raises them.
 
+mod aborts;
 mod bad_input;
 mod chap;
 mod clients;
@@ -33,4 +34,5 @@ mod space;
 mod storm;
 mod task_sets;
 mod tokens;
+mod traces;
 mod upkeep;

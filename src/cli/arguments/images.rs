@@ -177,3 +177,30 @@ pub enum JobVerb {
         id: u64,
     },
 }
+
+/// `lunaring trace`
+#[derive(Debug, Args)]
+pub struct TraceArguments {
+    /// Socket and output.
+    #[command(flatten)]
+    pub client: ClientOptions,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: TraceVerb,
+}
+
+/// The verbs of `lunaring trace`.
+#[derive(Debug, Subcommand)]
+pub enum TraceVerb {
+    /// Record what initiators ask a disk for: which blocks and when, not the data
+    Record {
+        /// The disk
+        name: String,
+        /// How long
+        #[arg(long, value_name = "N")]
+        seconds: u32,
+        /// The trace; NAME.trace here unless said otherwise
+        #[arg(long, value_name = "FILE")]
+        to: Option<PathBuf>,
+    },
+}

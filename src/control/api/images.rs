@@ -87,6 +87,29 @@ pub struct Convert {
     pub block_size_bytes: Option<u64>,
 }
 
+/// `POST /v1/disks/{disk}/trace`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordTrace {
+    /// How long to record.
+    pub seconds: u32,
+    /// Absolute path of the trace, which must not exist.
+    pub to: PathBuf,
+}
+
+/// A trace that was recorded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordedTrace {
+    /// The file.
+    pub file: PathBuf,
+    /// Commands in it.
+    pub commands: u64,
+    /// Commands for which there was no room.
+    pub missing: u64,
+    /// Its length.
+    pub file_bytes: u64,
+}
+
 /// A user metadata item.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetadataItem {

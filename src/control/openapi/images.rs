@@ -27,6 +27,10 @@ pub(super) fn image_paths() -> Value {
         "/v1/disks/{disk}/compact": { "post": operation(
             "Give space that holds nothing back to the file system", &[disk()], None, job,
         ) },
+        "/v1/disks/{disk}/trace": { "post": operation(
+            "Record what initiators ask a disk for; answered when the time is over", &[disk()], Some("RecordTrace"),
+            ("200", Some("RecordedTrace")),
+        ) },
         "/v1/disks/{disk}/metadata": { "get": operation(
             "The user metadata of a VHDX", &[disk()], None, ("200", Some("Metadata")),
         ) },
@@ -97,6 +101,8 @@ pub(super) fn schemas() -> Value {
         "Convert": object(
             "to string, format? vhdx|vhd|raw, kind? dynamic|fixed, block_size_bytes? integer",
         ),
+        "RecordTrace": object("seconds integer, to string"),
+        "RecordedTrace": object("file string, commands integer, missing integer, file_bytes integer"),
         "MetadataItem": object("item string, len_bytes integer, value_hex? string"),
         "NewMetadataItem": object("value_hex string"),
         "Metadata": object("items MetadataItem[]"),

@@ -24,6 +24,7 @@ pub(super) fn routes() -> Router<Server> {
         .route("/v1/disks/{disk}/convert", post(convert))
         .route("/v1/disks/{disk}/merge", post(merge))
         .route("/v1/disks/{disk}/compact", post(compact))
+        .route("/v1/disks/{disk}/trace", post(trace))
         .route("/v1/disks/{disk}/metadata", get(metadata_list))
         .route("/v1/disks/{disk}/metadata/{item}", item.layer(DefaultBodyLimit::max(METADATA_BODY_BYTES_MAX)))
         .route("/v1/disks/{disk}/snapshots", get(snapshots).post(snapshot_new))
@@ -71,6 +72,15 @@ async fn merge(State(server): State<Server>, disk: InPath<String>) -> Answer<Sta
 
 async fn compact(State(server): State<Server>, disk: InPath<String>) -> Answer<Started> {
     server.handle.start_compact(path(disk)?).await.map(started)
+}
+
+async fn trace(
+    State(server): State<Server>,
+    disk: InPath<String>,
+    wanted: InBody<api::RecordTrace>,
+) -> Answer<Json<api::RecordedTrace>> {
+    let (disk, wanted) = (path(disk)?, body(wanted)?);
+    server.handle.record(&disk, wanted).await.map(Json)
 }
 
 async fn metadata_list(State(server): State<Server>, disk: InPath<String>) -> Answer<Json<api::Metadata>> {

@@ -208,6 +208,7 @@ impl DataPlane for FakePlane {
                 told.sessions.retain(|session| session.id != id);
                 reply(told.sessions.len() < before);
             }
+            ToShard::Record { reply, .. } => reply(Ok(None)),
             ToShard::Quiesce { reply, .. } => {
                 told.sessions.clear();
                 told.listeners.clear();

@@ -256,8 +256,7 @@ impl<R: Ring> Work<'_, R> {
         };
         let run = run.min(chunk - mover.have);
         if !is_gathering && !leg.goes_backward() {
-            let chain = self.core.disks.of_task(slot).chain().filter(|chain| offset + run <= chain.size_bytes());
-            match chain.map(|chain| chain.status(offset, run)) {
+            match self.core.disks.of_task(slot).status(offset, run) {
                 Some(Ok(status)) if !status.mapped && status.len_bytes >= block_bytes => {
                     return Ok(Next::Zeros { len: status.len_bytes / block_bytes * block_bytes });
                 }

@@ -360,6 +360,12 @@ impl Kernel {
         true
     }
 
+    /// Let some time pass, whether anything happens in it or not.
+    pub(super) fn advance_a_little(&mut self) {
+        let at = self.now.0 + self.random.below(200_000);
+        self.advance_to(Nanos(at));
+    }
+
     fn advance_to(&mut self, at: Nanos) {
         self.run_until(at);
         self.now = self.now.max(at);

@@ -27,6 +27,8 @@ pub(super) fn fencing_power(run: Run) -> Result<Report, String> {
 fn fence(run: Run, end: Option<End>) -> Result<Report, String> {
     let config = WorldConfig {
         network_faults: NetworkFaults { reset: Chance::per_million(200), ..NetworkFaults::rough() },
+        // A shard that is late to hear of a change must not be late to obey it.
+        held_up: Chance::percent(2),
         history_events_max: 0,
         history_is_printed: run.is_printed,
         ..WorldConfig::default()
@@ -43,7 +45,10 @@ fn fence(run: Run, end: Option<End>) -> Result<Report, String> {
     // Nodes write 512 bytes at once.
     let luns: Vec<usize> = (0..disks.len()).filter(|&lun| disks[lun].sector_size_bytes == 512).collect();
     let lun = luns[random.index(luns.len())] as u8;
-    let server_config = ServerConfig { shards, disks, uncached: false, memory_bytes: 64 << 20, ring_slots: 2048 };
+    // A message waits for its turn behind the one before.
+    let peer_messages_max = if random.below(2) == 0 { 1 } else { 8 };
+    let server_config =
+        ServerConfig { shards, disks, uncached: false, memory_bytes: 64 << 20, ring_slots: 2048, peer_messages_max };
     let mut server = Server::start(&world, server_config)?;
     let arbiter = Arbiter::default();
     let nodes = 2 + random.index(4);

@@ -4,6 +4,7 @@ use super::server::{DiskPlan, Server, ServerConfig};
 use super::{Change, Report, Run, Scenario, fencing, sessions};
 use crate::medium::{DiskFormat, DiskKind};
 use crate::ring::Nanos;
+use crate::shard::PEER_MESSAGES_MAX;
 use crate::sim::{
     Chance, End, FileFaults, Initiator, InitiatorConfig, Keeping, LunPlan, NetworkFaults, Outcome, Random, RunLimit,
     Runnable, SHARED_SECTORS, SHARERS_MAX, World, WorldConfig,
@@ -85,7 +86,14 @@ pub(super) fn disks() -> Vec<DiskPlan> {
 
 fn server_config(random: &mut Random) -> ServerConfig {
     let shards = 1 + random.below(3) as u16;
-    ServerConfig { shards, disks: disks(), uncached: false, memory_bytes: 64 << 20, ring_slots: 2048 }
+    ServerConfig {
+        shards,
+        disks: disks(),
+        uncached: false,
+        memory_bytes: 64 << 20,
+        ring_slots: 2048,
+        peer_messages_max: PEER_MESSAGES_MAX,
+    }
 }
 
 /// A scenario's settings.
@@ -227,7 +235,7 @@ fn initiator_config(number: u64, setting: &Setting, plans: &[DiskPlan], random: 
         first_sector: number * setting.region_sectors,
         sector_count: setting.region_sectors,
         may_fail: false,
-        thin: matches!(plan.format, DiskFormat::Raw | DiskFormat::Vhdx | DiskFormat::Vhd)
+        thin: matches!(plan.format, DiskFormat::Raw | DiskFormat::Vhdx | DiskFormat::Vhd | DiskFormat::Memory)
             && plan.kind != DiskKind::Fixed,
         uncached: setting.uncached,
         layered: plan.kind == DiskKind::Differencing,

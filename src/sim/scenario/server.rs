@@ -53,6 +53,8 @@ pub struct ServerConfig {
     pub memory_bytes: usize,
     /// Operations that each shard's ring takes.
     pub ring_slots: usize,
+    /// Messages of other shards that may wait for one shard.
+    pub peer_messages_max: usize,
 }
 
 /// One shard, taking turns.
@@ -241,7 +243,8 @@ impl Server {
     fn make_shards(&mut self) -> (Vec<Turns>, Senders<SimWaker>) {
         let count = self.config.shards;
         let rings: Vec<SimRing> = (0..count).map(|_| self.world.ring(self.config.ring_slots)).collect();
-        let (senders, mailboxes): (Vec<_>, Vec<_>) = rings.iter().map(|ring| mailbox(ring.waker())).unzip();
+        let (senders, mailboxes): (Vec<_>, Vec<_>) =
+            rings.iter().map(|ring| mailbox(ring.waker(), self.config.peer_messages_max)).unzip();
         let senders = Senders(senders);
         let mut shards = Vec::new();
         for ((ring, mailbox), index) in rings.into_iter().zip(mailboxes).zip(0..) {
