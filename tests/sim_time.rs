@@ -100,8 +100,14 @@ fn served(requests: Vec<Vec<u8>>) -> Silent {
     let world = World::new(11);
     let disk =
         DiskPlan { format: DiskFormat::Null, kind: DiskKind::Dynamic, size_bytes: 1 << 20, sector_size_bytes: 512 };
-    let config =
-        ServerConfig { shards: 2, disks: vec![disk], uncached: false, memory_bytes: 16 << 20, ring_slots: 1024 };
+    let config = ServerConfig {
+        shards: 2,
+        disks: vec![disk],
+        uncached: false,
+        memory_bytes: 16 << 20,
+        ring_slots: 1024,
+        peer_messages_max: None,
+    };
     let mut server = Server::start(&world, config).expect("the server starts");
     let mut silent = Silent::connect(&world, requests);
     let mut runnables: Vec<&mut dyn Runnable> = server.shards().collect();

@@ -162,12 +162,13 @@ impl Connection {
     /// Only at ErrorRecoveryLevel 0, where no status is kept.
     ///
     /// # Panics
-    /// When some of the data was sent before, or one PDU does not hold it: faults of the caller.
+    /// When some of the data was sent before, one PDU does not hold it, or the command is bidirectional: faults of the
+    /// caller.
     #[inline]
     pub fn send_whole_data_in(&mut self, task: TaskId, tx: &mut impl Transmit) -> bool {
         let entry = self.tasks.entry(task);
         let data_segment_len = scsi(entry).expected_read_length as usize;
-        assert!(entry.phase == Phase::Active && entry.data_sn == 0 && self.recovery.is_none());
+        assert!(entry.phase == Phase::Active && entry.data_sn == 0 && self.recovery.is_none() && !scsi(entry).write);
         assert!(data_segment_len > 0 && self.data_in_len(task, data_segment_len) == data_segment_len);
         if !self.room(tx, &Data::Payload(0..data_segment_len)) {
             return false;

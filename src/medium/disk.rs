@@ -1,7 +1,7 @@
 //! A disk that is being served: immutable description, shared by all shards.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use uuid::Uuid;
@@ -13,7 +13,7 @@ use crate::blocks::{BlockMap, Chain, Level, LevelFault, Status};
 use crate::mem::SharedMemory;
 use crate::observe::DiskStats;
 use crate::ring::Fd;
-use crate::scsi::{TokenTable, Unit};
+use crate::scsi::{LogData, TokenTable, Unit};
 use crate::units::{DiskId, ShardId};
 
 /// What stores the blocks.
@@ -29,6 +29,18 @@ pub enum Backing {
         /// Where the bytes are.
         chain: Chain,
     },
+}
+
+/// The counts of a [`LogData`].
+#[derive(Default)]
+pub(super) struct LogBase {
+    reads: AtomicU64,
+    writes: AtomicU64,
+    bytes_received: AtomicU64,
+    bytes_transmitted: AtomicU64,
+    read_us: AtomicU64,
+    write_us: AtomicU64,
+    idle_us: AtomicU64,
 }
 
 /// Whether a disk can be trusted with writes.
@@ -60,6 +72,8 @@ pub struct Disk {
     pub(super) space: Arc<Space>,
     /// Commands that have ended before their writes came back, on all shards.
     pub(super) orphans: Arc<AtomicU32>,
+    /// What had been counted when LOG SELECT set the log back. Shared with all forms of the disk.
+    pub(super) log_base: Arc<LogBase>,
     /// One for each shard, made when that shard first needs it: a disk that few shards reach costs little.
     pub(super) stats: Arc<[OnceLock<DiskStats>]>,
     pub(super) notes: Vec<String>,
@@ -246,6 +260,33 @@ impl Disk {
         &self.trouble
     }
 
+    /// What of the log's counts is not told any more.
+    pub fn log_base(&self) -> LogData {
+        let base = &*self.log_base;
+        LogData {
+            reads: base.reads.load(Ordering::Relaxed),
+            writes: base.writes.load(Ordering::Relaxed),
+            bytes_received: base.bytes_received.load(Ordering::Relaxed),
+            bytes_transmitted: base.bytes_transmitted.load(Ordering::Relaxed),
+            read_us: base.read_us.load(Ordering::Relaxed),
+            write_us: base.write_us.load(Ordering::Relaxed),
+            idle_us: base.idle_us.load(Ordering::Relaxed),
+            ..LogData::default()
+        }
+    }
+
+    /// The log tells what is counted from now on, when it has come to this.
+    pub fn set_log_base(&self, counted: &LogData) {
+        let base = &*self.log_base;
+        base.reads.store(counted.reads, Ordering::Relaxed);
+        base.writes.store(counted.writes, Ordering::Relaxed);
+        base.bytes_received.store(counted.bytes_received, Ordering::Relaxed);
+        base.bytes_transmitted.store(counted.bytes_transmitted, Ordering::Relaxed);
+        base.read_us.store(counted.read_us, Ordering::Relaxed);
+        base.write_us.store(counted.write_us, Ordering::Relaxed);
+        base.idle_us.store(counted.idle_us, Ordering::Relaxed);
+    }
+
     /// Whether something may still be written by a command that has ended.
     #[inline]
     pub fn has_orphans(&self) -> bool {
@@ -283,6 +324,7 @@ impl Disk {
             trouble: Arc::clone(&self.trouble),
             space: Arc::clone(&self.space),
             orphans: Arc::clone(&self.orphans),
+            log_base: Arc::clone(&self.log_base),
             stats: Arc::clone(&self.stats),
             notes: self.notes.clone(),
             tokens: Arc::clone(&self.tokens),

@@ -236,7 +236,9 @@ pub(super) fn open_file(path: &Path, read_only: bool) -> Result<File, FileError>
         .open(path)
         .map_err(|source| FileError::io("open", path, source))?;
     let kind = file.metadata().map_err(|source| FileError::io("look at", path, source))?.file_type();
-    // O_NONBLOCK only keeps a FIFO from blocking the open above; regular files and block devices ignore it.
+    // O_NONBLOCK only keeps a FIFO from blocking the open above.
+    file::clear_nonblocking(&file).map_err(|source| FileError::io("open", path, source))?;
+    file::note_remote(&file);
     if kind.is_file() || kind.is_block_device() { Ok(file) } else { Err(FileError::NotAFile(path.to_owned())) }
 }
 
@@ -273,6 +275,9 @@ pub(super) fn direct_io(
         Some(alignment) if alignment.memory > alignment_bytes => {
             Err(format!("direct I/O there needs memory aligned to {} bytes", alignment.memory))
         }
-        _ => Ok(direct),
+        _ => {
+            file::note_remote(&direct);
+            Ok(direct)
+        }
     })
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use super::image::{direct_io, open_file};
 use super::{Cache, DiskFormat, DiskKind, FileError, ImageIdentity, ParentLink};
 use crate::blocks::{BlockMap, Level};
-use crate::ring::Fd;
+use crate::ring::{Fd, file};
 
 /// How long to wait for a file's lock: a killed server's rings hold on to its files for a moment after it is gone.
 const LOCK_PATIENCE: Duration = Duration::from_millis(1500);
@@ -231,6 +231,7 @@ impl LayerFile {
             .write(write)
             .custom_flags(libc::O_CLOEXEC)
             .open(format!("/proc/self/fd/{}", self.file.file.as_raw_fd()))
+            .inspect(file::note_remote)
             .map_err(|source| FileError::io("open", self.path(), source))
     }
 }

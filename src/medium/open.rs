@@ -144,6 +144,7 @@ fn finish(spec: OpenSpec, parts: Parts, poisoned: Arc<AtomicBool>) -> Result<Ope
     };
     let tokens = spec.predecessor.as_ref().map_or_else(Arc::default, |disk| Arc::clone(&disk.tokens));
     let space = spec.predecessor.as_ref().map(|disk| Arc::clone(&disk.space)).unwrap_or_default();
+    let log_base = spec.predecessor.as_ref().map(|disk| Arc::clone(&disk.log_base)).unwrap_or_default();
     let orphans = spec.predecessor.as_ref().map(|disk| Arc::clone(&disk.orphans)).unwrap_or_default();
     let disk = Disk {
         id: spec.id,
@@ -164,6 +165,7 @@ fn finish(spec: OpenSpec, parts: Parts, poisoned: Arc<AtomicBool>) -> Result<Ope
         },
         space,
         orphans,
+        log_base,
         stats,
         notes: parts.notes,
         tokens,
@@ -223,7 +225,8 @@ fn open_leaf(spec: &OpenSpec, path: &Path) -> Result<(Arc<LayerFile>, Rest), Fil
     Ok((Arc::new(layer), Rest { engine, disk_id, physical_sector_bytes, notes }))
 }
 
-/// What shards carry out for every disk beyond the basic commands.
+/// What shards carry out for every disk beyond the basic commands. WRITE ATOMIC is not among it: no file system under a
+/// disk promises that a power cut leaves all of several blocks or none, and one block alone is not worth a command.
 const CARRIED_OUT: Features = Features::COMPARE_AND_WRITE
     .and(Features::OR_WRITE)
     .and(Features::RESERVATIONS)

@@ -57,11 +57,18 @@ pub(super) struct Kernel {
     enter_flags: EnterFlags,
 }
 
+/// Kernel threads that may work on files for one ring: more than the commands of a session, which may all be of a file
+/// that hangs. They are made only while they are needed.
+const FILE_WORKERS_MAX: u32 = 2 * crate::limits::COMMANDS_PER_SESSION_MAX;
+
 impl Kernel {
     pub(super) fn new(features: &Features, submissions: u32, completions: u32) -> Result<Kernel, RingError> {
         let mut builder = features.builder();
         builder.setup_cqsize(completions.max(submissions * 2));
         let ring = builder.build(submissions).map_err(probe::setup_error)?;
+        // What never answers keeps its worker threads; the work of other files needs some too. Kernels before 5.15
+        // refuse.
+        let _ = ring.submitter().register_iowq_max_workers(&mut [FILE_WORKERS_MAX, 0]);
         let (mut enter_fd, mut enter_flags) = (ring.as_raw_fd(), EnterFlags::empty());
         if features.no_iowait {
             enter_flags |= EnterFlags::NO_IOWAIT;

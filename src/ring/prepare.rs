@@ -2,6 +2,7 @@
 
 use io_uring::{Submitter, opcode, squeue, types};
 
+use super::file::is_remote;
 use super::fixed::FixedBuffers;
 use super::probe::Features;
 use super::slots::Lifetime;
@@ -53,14 +54,15 @@ pub(super) fn entry(
         Op::Send { socket, batch, zero_copy } => send(*socket, batch, *zero_copy && features.zero_copy_send, headers),
         Op::Read { file, offset_bytes, into } => {
             let (fd, buf) = (types::Fd(file.0), start_of(into));
-            match fixed.of_buf(&into.buf, submitter) {
+            let entry = match fixed.of_buf(&into.buf, submitter) {
                 Some(index) => opcode::ReadFixed::new(fd, buf, into.len, index).offset(*offset_bytes).build(),
                 None => opcode::Read::new(fd, buf, into.len).offset(*offset_bytes).build(),
-            }
+            };
+            off_thread(*file, entry)
         }
         Op::Write { file, offset_bytes, from, durable } => {
             let index = fixed.of_slice(from, submitter);
-            write(*file, *offset_bytes, from, *durable, index)
+            off_thread(*file, write(*file, *offset_bytes, from, *durable, index))
         }
         Op::Accept { listener } => {
             let (fd, flags) = (types::Fd(listener.0), libc::SOCK_CLOEXEC);
@@ -91,6 +93,12 @@ pub(super) fn entry(
             opcode::Timeout::new(&raw const headers.time).build()
         }
     })
+}
+
+/// An operation of a file that may never answer is handed to a worker thread at once, and the submission does not wait.
+#[inline]
+fn off_thread(file: Fd, entry: squeue::Entry) -> squeue::Entry {
+    if is_remote(file) { entry.flags(squeue::Flags::ASYNC) } else { entry }
 }
 
 #[inline]

@@ -35,11 +35,13 @@ pub enum Attention {
     InquiryChanged = 11,
     /// THIN PROVISIONING SOFT THRESHOLD REACHED: little space is left behind the unit.
     ThinProvisioningThreshold = 12,
+    /// LOG PARAMETERS CHANGED: another initiator has set back what was counted.
+    LogParametersChanged = 13,
 }
 
 impl Attention {
     /// Every condition, most urgent first.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::PowerOn,
         Self::DeviceReset,
         Self::NexusLoss,
@@ -53,6 +55,7 @@ impl Attention {
         Self::ModeParametersChanged,
         Self::InquiryChanged,
         Self::ThinProvisioningThreshold,
+        Self::LogParametersChanged,
     ];
 
     /// The sense that tells it.
@@ -71,6 +74,7 @@ impl Attention {
             Self::ModeParametersChanged => SenseCode::MODE_PARAMETERS_CHANGED,
             Self::InquiryChanged => SenseCode::INQUIRY_DATA_HAS_CHANGED,
             Self::ThinProvisioningThreshold => SenseCode::THIN_PROVISIONING_SOFT_THRESHOLD_REACHED,
+            Self::LogParametersChanged => SenseCode::LOG_PARAMETERS_CHANGED,
         }
     }
 
@@ -152,6 +156,7 @@ mod tests {
             Attention::ModeParametersChanged,
             Attention::InquiryChanged,
             Attention::ThinProvisioningThreshold,
+            Attention::LogParametersChanged,
         ];
         assert_eq!(told, expected, "POWER ON takes the place of the lesser resets");
         assert!(pending.is_empty());

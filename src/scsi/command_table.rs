@@ -318,6 +318,8 @@ pub static COMMANDS: &[Command] = &[
         D::None, O::Long, R::Write, Medium(sanitize::block_erase)).needs(Features::SANITIZE),
     command("SANITIZE, EXIT FAILURE MODE", 0x48, Some(0x1f), &[0xbf, 0, 0, 0, 0, 0, 0, 0, 0],
         D::None, O::Immediate, R::Write, Medium(sanitize::exit_failure_mode)).needs(Features::SANITIZE),
+    command("LOG SELECT", 0x4c, None, &[0x02, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0],
+        D::None, O::Immediate, R::Write, Medium(log::log_select)).needs(Features::LOG_DATA).access(A::Standby),
     command("LOG SENSE", 0x4d, None, &[0, 0xff, 0xff, 0, 0xff, 0xff, 0xff, 0xff, 0],
         D::In, O::Immediate, R::Always, Reply(log::log_sense)).access(A::Standby),
     command("MODE SELECT(10)", 0x55, None, &[0x11, 0, 0, 0, 0, 0, 0xff, 0xff, 0],

@@ -200,6 +200,9 @@ pub enum Action {
         /// ALLOCATION LENGTH: the most bytes of Data-In.
         allocation_length: u16,
     },
+    /// From now on count anew for [`log::report`](super::log::report); every other I_T nexus learns of it by
+    /// [`Attention::LogParametersChanged`](super::Attention::LogParametersChanged).
+    LogReset,
     /// Answer with [`timestamp::report`](super::timestamp::report) and the clock.
     ReportTimestamp {
         /// ALLOCATION LENGTH: the most bytes of Data-In.
@@ -343,6 +346,7 @@ impl Action {
             | Self::LogSense { .. }
             | Self::ReportTimestamp { .. }
             | Self::ReadEcho { .. }
+            | Self::LogReset
             | Self::CopyAbort { .. }
             | Self::CopyIn { .. }
             | Self::GetLbaStatus { .. } => 0,
@@ -630,7 +634,7 @@ mod tests {
             }
             Action::ReserveIn { .. } | Action::ReserveUnit { .. } | Action::ExitSanitizeFailure => None,
             Action::ReportPortGroups { .. } | Action::LogSense { .. } | Action::ReportTimestamp { .. } => None,
-            Action::ReadEcho { .. } => None,
+            Action::ReadEcho { .. } | Action::LogReset => None,
             Action::WriteEcho { list_bytes } => {
                 assert!((1..=crate::limits::ECHO_BUFFER_BYTES).contains(&list_bytes), "{cdb:02x?}");
                 None

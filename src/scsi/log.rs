@@ -1,4 +1,4 @@
-//! LOG SENSE (SPC-5 clause 6.9, pages of SPC-5 clause 7.3 and SBC-4 clause 6.4): what was done on the unit, and how
+//! LOG SENSE and LOG SELECT (SPC-5 clauses 6.8 and 6.9, pages of SPC-5 clause 7.3 and SBC-4 clause 6.4): what was done on the unit, and how
 //! much space is behind it.
 //!
 //! The lists of pages and the pages of a unit that nothing happens to are answered at once; for the others the caller
@@ -7,10 +7,10 @@
 use super::cdb::Cdb;
 use super::execute::Action;
 use super::parameter_list::ParameterList;
-use super::sense::Sense;
+use super::sense::{Outcome, Sense};
 use super::unit::{Features, Unit};
 
-/// What the log pages tell. All counts are since the unit was opened.
+/// What the log pages tell. All counts are since the unit was opened, or since LOG SELECT set them back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogData {
     /// Commands that read blocks.
@@ -31,6 +31,23 @@ pub struct LogData {
     pub available_bytes: u64,
     /// Bytes that it has allocated.
     pub used_bytes: u64,
+}
+
+impl LogData {
+    /// Leave out what had been counted by the time of `base`.
+    pub fn count_from(&mut self, base: &Self) {
+        for (count, base) in [
+            (&mut self.reads, base.reads),
+            (&mut self.writes, base.writes),
+            (&mut self.bytes_received, base.bytes_received),
+            (&mut self.bytes_transmitted, base.bytes_transmitted),
+            (&mut self.read_us, base.read_us),
+            (&mut self.write_us, base.write_us),
+            (&mut self.idle_us, base.idle_us),
+        ] {
+            *count = count.saturating_sub(base);
+        }
+    }
 }
 
 /// A log page that there is, on units that it is for.
@@ -83,6 +100,26 @@ pub(super) fn log_sense(cdb: Cdb<'_>, unit: &Unit, out: &mut ParameterList<'_>) 
         push_page(code, 0, out, |out| (page.push)(unit, &LogData::default(), out));
     }
     Action::DataIn
+}
+
+/// LOG SELECT sets what was counted back to zero (PCR), and changes nothing else: no parameter can be set to a value of
+/// the initiator's, so that there is no parameter list.
+pub(super) fn log_select(cdb: Cdb<'_>, unit: &Unit) -> Action {
+    const GENERAL_STATISTICS: u8 = 0x19;
+    let (reset, code, subpage) = (cdb.bit(1, 1), cdb.byte(2) & 0x3f, cdb.byte(3));
+    if code != 0 && !pages(unit).any(|page| page.code == code) {
+        return Sense::invalid_field_in_cdb(2, Some(5)).into();
+    }
+    if !matches!(subpage, 0 | ALL_SUBPAGES) {
+        return Sense::invalid_field_in_cdb(3, None).into();
+    }
+    if cdb.be16(7) != 0 {
+        return Sense::invalid_field_in_cdb(7, None).into();
+    }
+    match (reset, code) {
+        (true, 0 | GENERAL_STATISTICS) => Action::LogReset,
+        _ => Action::Done(Outcome::GOOD),
+    }
 }
 
 /// The Data-In of [`Action::LogSense`], written to `buffer`: its length.
@@ -173,6 +210,22 @@ fn informational_exceptions(_unit: &Unit, _data: &LogData, out: &mut ParameterLi
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn log_select_sets_counts_back_and_nothing_else() {
+        let select =
+            |flags: u8, page: u8, subpage: u8, list: u8| run(&DISK, &[0x4c, flags, page, subpage, 0, 0, 0, 0, list]);
+        for (page, subpage) in [(0x00, 0), (0x40, 0), (0x19, 0), (0x59, 0xff), (0x00, 0xff)] {
+            assert_eq!(select(2, page, subpage, 0), Action::LogReset, "{page:02x}");
+            assert_eq!(select(0, page, subpage, 0), Action::Done(Outcome::GOOD), "{page:02x}");
+        }
+        assert_eq!(select(2, 0x0e, 0, 0), Action::Done(Outcome::GOOD), "nothing is counted there");
+        assert_eq!(select(2, 0x0d, 0, 0), invalid_field(2, Some(5)), "no such page");
+        assert_eq!(select(2, 0x19, 1, 0), invalid_field(3, None));
+        assert_eq!(select(2, 0, 0, 8), invalid_field(7, None));
+        assert_eq!(select(0, 0x19, 0, 8), invalid_field(7, None));
+        assert_eq!(select(3, 0, 0, 0), invalid_field(1, Some(0)), "nothing is saved");
+    }
     use crate::scsi::fixture::{DISK, THIN, invalid_field, reply, run, run_on, unit};
     use crate::scsi::{BlockLength, NexusUnit, UnitConfig};
 

@@ -65,7 +65,9 @@ impl<R: Ring> Work<'_, R> {
         let parameters = connection.parameters();
         let one_pdu = parameters.initiator_max_recv_data_segment_length.min(parameters.max_burst_length);
         let len = len_bytes.min(u64::from(u32::MAX)) as u32;
-        let as_expected = connection.command(task).expected_read_length == len;
+        let command = connection.command(task);
+        // A bidirectional command has a response of its own (RFC 7143 section 11.4.2).
+        let as_expected = command.expected_read_length == len && !command.write;
         if len == 0 || !as_expected || len > one_pdu.min(BURST_LENGTH_MAX) {
             return false;
         }

@@ -240,6 +240,7 @@ impl<R: Ring> Work<'_, R> {
             Action::WriteEcho { list_bytes } => self.start_list(task, List::Echo, u32::from(list_bytes), data),
             Action::ReadEcho { allocation_length } => self.read_echo(task, allocation_length),
             Action::ReportTimestamp { allocation_length } => self.report_timestamp(task, allocation_length),
+            Action::LogReset => self.log_reset(task),
             Action::LogSense { page, allocation_length } => self.log_sense(task, page, allocation_length),
             Action::Format { list_bytes } => self.start_list(task, List::Format, u32::from(list_bytes), data),
             Action::Sanitize { method: SanitizeMethod::Overwrite { list_bytes }, immed, may_exit } => {

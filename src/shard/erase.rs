@@ -81,6 +81,8 @@ pub(crate) struct Erasure {
     plan: Option<bool>,
     told: u16,
     failed: Option<MediumError>,
+    /// It goes on in the next turn.
+    is_due: bool,
 }
 
 impl LinkKey {
@@ -142,6 +144,11 @@ impl<R: Ring> Core<R> {
         self.erasures.iter_mut().find(|erasure| erasure.slot == slot)
     }
 
+    /// Work on a unit as a whole goes on in the next turn.
+    pub(super) fn erases_soon(&self) -> bool {
+        self.erasures.iter().any(|erasure| erasure.is_due)
+    }
+
     fn eraser(&self, slot: u32) -> Asker {
         Asker { shard: self.id, link: LinkKey::eraser(slot), task: 0 }
     }
@@ -177,6 +184,7 @@ impl<R: Ring> Shard<R> {
             plan: None,
             told: 0,
             failed: None,
+            is_due: false,
         };
         let (condition, unfinished) = (erasure.condition(1), erasure.unfinished());
         self.core.erasures.push(erasure);
@@ -230,7 +238,7 @@ impl<R: Ring> Shard<R> {
                 erasure.stage = Stage::Ready;
             }
             Stage::Flushing | Stage::Busy { .. } => erasure.stage = Stage::Ready,
-            Stage::Concluding => return self.end_erasure(slot),
+            Stage::Concluding => return self.concluded(slot, error),
             Stage::Excluding | Stage::Ready => {}
         }
         self.end_piece(slot);
@@ -330,13 +338,24 @@ impl<R: Ring> Shard<R> {
         }
     }
 
-    /// Come back in the next turn.
+    /// Come back in the next turn: the shard's connections have theirs meanwhile, and what is full may not be then.
     fn erase_later(&mut self, slot: u32, bytes: u64) {
-        let me = self.core.id;
         if let Some(erasure) = self.core.erasure(slot) {
             erasure.at += bytes;
+            erasure.is_due = true;
         }
-        self.core.mail.post_owed(me, PeerMessage::EraseOn { slot });
+    }
+
+    /// Go on with work that has waited for this turn.
+    pub(super) fn erase_due(&mut self) {
+        for index in (0..self.core.erasures.len()).rev() {
+            // One that ends takes itself out of the list, and the last one comes to its place.
+            let Some(erasure) = self.core.erasures.get_mut(index) else { continue };
+            if std::mem::take(&mut erasure.is_due) {
+                let slot = erasure.slot;
+                self.erase_on(slot);
+            }
+        }
     }
 
     /// Empty the next piece of the disk.
@@ -538,6 +557,20 @@ impl<R: Ring> Shard<R> {
             self.core.mail.post_owed(me, PeerMessage::ReleaseRange { disk, number });
         }
         self.tell_condition(slot, condition, unfinished, true);
+    }
+
+    /// All shards know how it has ended, or could not be told.
+    fn concluded(&mut self, slot: u32, error: Option<MediumError>) {
+        let Some(erasure) = self.core.erasure(slot) else { return };
+        match error {
+            None | Some(MediumError::Removed) => return self.end_erasure(slot),
+            Some(MediumError::Busy) => {}
+            // That all is well cannot be kept: then it is not.
+            Some(error) if erasure.failed.is_none() => erasure.failed = Some(error),
+            Some(_) => return self.end_erasure(slot),
+        }
+        erasure.stage = Stage::Ready;
+        self.erase_later(slot, 0);
     }
 
     /// The work is over.

@@ -61,7 +61,7 @@ impl<R: Ring> Work<'_, R> {
         }
         entry.terminated = true;
         self.abort_copy_of(task);
-        self.release_if_aborted(task);
+        self.end_aborted(task);
         let entry = self.task(task);
         if entry.operations > 0 && !std::mem::replace(&mut entry.lingers, true) {
             self.session.lingering += 1;

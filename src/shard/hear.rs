@@ -63,7 +63,6 @@ impl<R: Ring> Shard<R> {
             PeerMessage::Barrier { disk, home } => self.barrier(disk, home),
             PeerMessage::BarrierPassed { disk } => self.barrier_passed(disk),
             PeerMessage::Erase { disk, asker, order } => self.erase_wanted(disk, asker, *order),
-            PeerMessage::EraseOn { slot } => self.erase_on(slot),
             PeerMessage::Set { disk, setting, asker, home, change } => self.set(disk, setting, asker, home, change),
             PeerMessage::HasSet { change } => self.has_set(change),
             PeerMessage::HoldRange { disk, number, range, asker, home } => {

@@ -1,8 +1,9 @@
-//! LOG SENSE: what was done on a unit, and how much space is behind it. REPORT TIMESTAMP: when that was.
+//! LOG SENSE and LOG SELECT: what was done on a unit, and how much space is behind it. REPORT TIMESTAMP: when that was.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::session::{Answer, Work};
+use super::settings::Setting;
 use crate::iscsi::transfer::TaskId;
 use crate::medium::Backing;
 use crate::observe::Operation;
@@ -19,12 +20,21 @@ impl<R: Ring> Work<'_, R> {
             return self.complete(task, MediumError::Busy.outcome());
         };
         let slot = self.task(task).disk.expect("a log is of a unit");
-        let data = self.log_data(slot);
+        let mut data = self.log_data(slot);
+        data.count_from(&self.core.disks.of_task(slot).log_base());
         let mut bytes = [0; PAGE_BYTES_MAX];
         let len = log::report(self.unit_of(task), page, &data, allocation_length, &mut bytes);
         buf[..len].copy_from_slice(&bytes[..len]);
         buf.truncate(len);
         self.send_data_in(task, buf, len);
+    }
+
+    /// LOG SELECT: what was counted until now is not told any more.
+    pub(crate) fn log_reset(&mut self, task: TaskId) {
+        let slot = self.task(task).disk.expect("a log is of a unit");
+        let data = self.log_data(slot);
+        self.core.disks.of_task(slot).set_log_base(&data);
+        self.ask_setting(task, Setting::LogReset);
     }
 
     /// REPORT TIMESTAMP: the host's clock now, which may have been set since the last time.

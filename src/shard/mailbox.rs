@@ -42,8 +42,13 @@ impl<W: Wake> Clone for Sender<W> {
     }
 }
 
-/// Makes a mailbox whose senders wake the ring of `waker`, with room for so many messages of other shards.
-pub(crate) fn mailbox<W: Wake>(waker: W, peer_messages_max: usize) -> (Sender<W>, Mailbox) {
+/// Makes a mailbox whose senders wake the ring of `waker`.
+pub(crate) fn mailbox<W: Wake>(waker: W) -> (Sender<W>, Mailbox) {
+    mailbox_with_room(waker, PEER_MESSAGES_MAX)
+}
+
+/// The same with room for so many messages of other shards.
+pub(crate) fn mailbox_with_room<W: Wake>(waker: W, peer_messages_max: usize) -> (Sender<W>, Mailbox) {
     let (control, peers) = (ArrayQueue::new(CONTROL_MESSAGES_MAX), ArrayQueue::new(peer_messages_max));
     let queues = Arc::new(Queues { control, peers });
     (Sender { queues: Arc::clone(&queues), waker }, Mailbox { queues })

@@ -421,7 +421,7 @@ impl<R: Ring> Work<'_, R> {
             self.be_patient();
         }
         self.abort_copy_of(task);
-        self.release_if_aborted(task);
+        self.end_aborted(task);
         let entry = self.task(task);
         if entry.aborted && !std::mem::replace(&mut entry.lingers, true) {
             self.session.lingering += 1;
@@ -479,7 +479,7 @@ impl<R: Ring> Work<'_, R> {
             // What was aborted before anything of it was begun may still wait for its initiator's data.
             if entry.step != Step::Idle || entry.operations > 0 || entry.aborted {
                 self.task(task).aborted = true;
-                self.release_if_aborted(task);
+                self.end_aborted(task);
             }
         }
     }

@@ -169,6 +169,15 @@ impl<R: Ring> Work<'_, R> {
         }
     }
 
+    /// End a task that was aborted as soon as nothing of it is underway. FORMAT UNIT and SANITIZE go on without their
+    /// command (SBC-4 clauses 4.11 and 4.33), which ends at once.
+    pub(crate) fn end_aborted(&mut self, task: TaskId) {
+        if self.task(task).step == Step::Asking(Resume::Erased) {
+            return self.give_up(task);
+        }
+        self.release_if_aborted(task);
+    }
+
     /// Leave a task's operations to whoever has them, and end it.
     fn give_up(&mut self, task: TaskId) {
         let name = self.tagged(task);

@@ -135,11 +135,6 @@ pub(crate) enum PeerMessage {
         /// What is to be done.
         order: Box<EraseOrder>,
     },
-    /// To a disk's home, from itself: go on with that.
-    EraseOn {
-        /// The disk's slot.
-        slot: u32,
-    },
     /// From a disk's home, to every shard: a setting of the unit has changed. Say when it is in force.
     Set {
         /// The disk.

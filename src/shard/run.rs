@@ -139,6 +139,7 @@ impl<R: Ring> Shard<R> {
                 self.run_link(index);
             }
         }
+        self.erase_due();
         self.core.time_commands();
         self.core.close_turned_away();
         if std::mem::take(&mut self.core.feed) || completions + messages > 0 {
@@ -183,6 +184,7 @@ impl<R: Ring> Shard<R> {
         let pending = !self.core.runnable.is_empty()
             || self.core.feed
             || !self.core.mail.local_is_empty()
+            || self.core.erases_soon()
             || !self.mailbox.is_empty();
         if pending || self.stopped {
             return Wait::Poll;

@@ -105,6 +105,8 @@ pub(crate) enum Setting {
     },
     /// The file system behind a thin provisioned unit has little space left.
     LittleSpace,
+    /// What the log tells is counted anew.
+    LogReset,
 }
 
 /// One disk's settings, as one shard knows them.
@@ -214,6 +216,7 @@ impl Settings {
                 None
             }
             Setting::LittleSpace => Some(Attention::ThinProvisioningThreshold),
+            Setting::LogReset => Some(Attention::LogParametersChanged),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::mailbox::{Mailbox, PEER_MESSAGES_MAX, Senders, mailbox};
+use super::mailbox::{Mailbox, Senders, mailbox};
 use super::message::ToShard;
 use super::placement::pin_current_thread;
 use super::run::{Parts, Shard};
@@ -167,7 +167,7 @@ impl Plan {
                 return;
             }
         };
-        let (sender, mailbox) = mailbox(ring.waker(), PEER_MESSAGES_MAX);
+        let (sender, mailbox) = mailbox(ring.waker());
         let (starter, start) = mpsc::channel();
         if ready.send(Ok((sender, starter))).is_err() {
             return;

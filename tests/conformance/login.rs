@@ -282,3 +282,36 @@ fn a_discovery_session_needs_no_target() {
     let answer = login.wire.text(b"SendTargets=All\0").expect("an answer");
     assert!(String::from_utf8_lossy(&answer).contains(&format!("TargetName={}\0TargetAddress=", bench.iqn)));
 }
+
+/// Section 6.1: a key's name has at most 63 bytes; one as long as that is understood for what it is.
+#[test]
+fn the_longest_key_name_is_taken_and_a_longer_one_is_not() {
+    let bench = Bench::start();
+    let longest = format!("X-{}", "k".repeat(61));
+    let reply = asked(&bench, &format!("{longest}=1"));
+    assert_eq!((reply.status, reply.key(&longest)), (0, "NotUnderstood"));
+    let longer = asked(&bench, &format!("{longest}k=1"));
+    assert_eq!(longer.status, 0x0200, "{longer:?}");
+}
+
+/// Sections 4.4.3.2 and 11.12.5: another ISID is another session of the same initiator, and both live.
+#[test]
+fn another_isid_is_another_session() {
+    let bench = Bench::start();
+    let mut clients: Vec<_> = (0..3u8)
+        .map(|number| {
+            let mut login = bench.login();
+            login.isid[5] = number;
+            let reply = login.step(OPERATIONAL, FULL, &bench.leading_keys());
+            assert_eq!(reply.status, 0, "{reply:?}");
+            (reply.tsih(), login.into_client(&reply))
+        })
+        .collect();
+    let mut handles: Vec<u16> = clients.iter().map(|(tsih, _)| *tsih).collect();
+    handles.sort_unstable();
+    handles.dedup();
+    assert_eq!(handles.len(), 3, "each session has its own handle");
+    for (_, client) in &mut clients {
+        client.settle(0).expect("it lives");
+    }
+}

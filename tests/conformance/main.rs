@@ -3,7 +3,7 @@
 //! [`iscsi_test_cu`] runs libiscsi's test program, each test against a table of what is expected of it.
 //!
 //! The others speak PDUs of their own making, by subject; each names the sections of RFC 7143 that it holds the server
-//! to, and, where it was, how it was seen to fail.
+//! to. `README.md` lists them by section, with the defect that each was seen to fail with.
 
 mod data_in;
 mod data_out;

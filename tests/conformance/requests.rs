@@ -277,3 +277,58 @@ fn nothing_but_a_login_comes_first() {
         assert!(is_closed(&mut login.wire), "opcode {opcode:#x}");
     }
 }
+
+/// Section 11: what is reserved is ignored, whatever it holds.
+#[test]
+fn reserved_fields_are_ignored() {
+    let bench = Bench::start();
+    let wishes = Wishes { immediate_data: false, initial_r2t: true, ..bench.wishes() };
+    let mut client = bench.client_with(&wishes);
+    let fill = |header: &mut Header, places: &[std::ops::Range<usize>]| {
+        places.iter().for_each(|place| header.0[place.clone()].fill(0xff));
+    };
+    let mut write = command(&mut client, FINAL | 0x20 | 0x18, BLOCK, &write_16(3, 1));
+    write.0[2..4].fill(0xff);
+    client.wire.send(write, &[]).expect("sent");
+    let r2t = expect(&mut client, response::R2T);
+    let mut data = data_out(&client, write.task_tag(), r2t.header.word(20), 0, 0, true);
+    data.0[1] |= 0x7f;
+    fill(&mut data, &[2..4, 24..28, 32..36, 44..48]);
+    client.wire.send(data, &[3; BLOCK]).expect("sent");
+    assert_eq!(ended(&expect(&mut client, response::SCSI_RESPONSE)), (0, None));
+    assert_eq!(content(&mut client, 3, 1), [3; BLOCK]);
+    let mut ping = client.request(request::NOP_OUT | IMMEDIATE, FINAL | 0x7f).with_word(20, u32::MAX);
+    fill(&mut ping, &[2..4, 32..48]);
+    client.wire.send(ping, b"filled").expect("sent");
+    assert_eq!(expect(&mut client, response::NOP_IN).data, b"filled");
+    let mut text = client.request(request::TEXT | IMMEDIATE, FINAL | 0x3f).with_word(20, u32::MAX);
+    fill(&mut text, &[2..4, 32..48]);
+    client.wire.send(text, b"SendTargets=\0").expect("sent");
+    expect(&mut client, response::TEXT);
+    let mut abort = client.request(request::TASK_MANAGEMENT | IMMEDIATE, FINAL | 2).with_word(20, u32::MAX);
+    fill(&mut abort, &[2..4, 40..48]);
+    client.wire.send(abort, &[]).expect("sent");
+    assert_eq!(expect(&mut client, response::TASK_MANAGEMENT).header.0[2], 0);
+    let mut logout = client.request(request::LOGOUT | IMMEDIATE, FINAL);
+    fill(&mut logout, &[2..4, 22..24, 32..48]);
+    client.wire.send(logout, &[]).expect("sent");
+    assert_eq!(expect(&mut client, response::LOGOUT).header.0[2], 0);
+}
+
+/// Section 11: a reserved value in a field that is defined is a protocol error.
+#[test]
+fn reserved_values_are_rejected() {
+    let bench = Bench::start();
+    let mut client = bench.client();
+    for attribute in [5, 6, 7] {
+        let next = client.wire.cmd_sn;
+        let mut probe = command(&mut client, FINAL, 0, &[0; 6]);
+        probe.0[1] = FINAL | attribute;
+        client.wire.send(probe, &[]).expect("sent");
+        let pdu = expect(&mut client, response::REJECT);
+        assert!([0x04, 0x09].contains(&pdu.header.0[2]), "ATTR {attribute}: {:x?}", pdu.header.0);
+        assert_eq!(pdu.data[16..20], probe.0[16..20]);
+        client.wire.cmd_sn = next;
+    }
+    assert_eq!(client.bare(0, &[0; 6]).expect("the session goes on").status, 0);
+}

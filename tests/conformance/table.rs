@@ -5,7 +5,8 @@ use crate::iscsi_test_cu::{Configuration, Finding};
 const HEAD: &str = "\
 # libiscsi's iscsi-test-cu 1.20: test, where, verdict, reason. The first row of a test that fits a configuration holds.
 # Where: * or words joined by +, of vhdx memory raw, 512 4096, one-path two-paths, no-digest header-digest.
-# ReadOnly runs on a read-only mapping, iSCSICHAP on a target that demands CHAP, Sanitize.Reset on a null disk. How to write it anew: iscsi_test_cu.rs.
+# ReadOnly runs on a read-only mapping, iSCSICHAP on a target that demands CHAP, Sanitize.Reset on a null disk.
+# How to write it anew: iscsi_test_cu.rs.
 ";
 
 /// Test, place, verdict, reason.

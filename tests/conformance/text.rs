@@ -126,3 +126,58 @@ fn malformed_texts_are_rejected() {
     let again = send(&mut client, FINAL, u32::MAX, "SendTargets=|");
     assert!(answer(&mut client, &again).1.starts_with("TargetName="));
 }
+
+/// Sections 6.2 and 11.11.2: an answer longer than the initiator takes comes in pieces, each with C and a tag but the
+/// last, and each asked for by an empty request.
+#[test]
+fn a_long_listing_comes_in_pieces() {
+    let bench = Bench::start();
+    let names: Vec<String> = (0..30).map(|number| format!("piece-{number}")).collect();
+    for name in &names {
+        bench.server.target_with(name, "bench");
+    }
+    let mut login = bench.login();
+    let keys = "InitiatorName=iqn.2026-11.io.x:y|SessionType=Discovery|MaxRecvDataSegmentLength=512";
+    let reply = login.step(1, Some(3), keys);
+    assert_eq!(reply.status, 0, "{reply:?}");
+    let mut client = login.into_client(&reply);
+    let first = send(&mut client, FINAL, u32::MAX, "SendTargets=All|");
+    let (mut whole, mut pieces) = (String::new(), 0);
+    loop {
+        let (header, text) = answer(&mut client, &first);
+        assert!(text.len() <= 512, "section 13.12: {} bytes", text.len());
+        (whole, pieces) = (whole + &text, pieces + 1);
+        if header.flags() & FINAL != 0 {
+            assert_eq!((header.flags(), header.word(20)), (FINAL, u32::MAX));
+            break;
+        }
+        assert_eq!(header.flags(), CONTINUE);
+        assert_ne!(header.word(20), u32::MAX, "section 11.11.4");
+        let next = client.request(request::TEXT | IMMEDIATE, FINAL);
+        let next = next.with_word(16, first.task_tag()).with_word(20, header.word(20));
+        client.wire.send(next, &[]).expect("sent");
+    }
+    assert!(pieces > 3, "{pieces} pieces");
+    for name in names {
+        assert!(
+            whole.contains(&format!("TargetName=iqn.2026-11.io.lunaring:{name}|TargetAddress=")),
+            "{name}: {whole}"
+        );
+    }
+}
+
+/// Section 11.10.4: a request without a Target Transfer Tag begins anew, and what was underway is gone.
+#[test]
+fn a_new_text_drops_the_one_underway() {
+    let bench = Bench::start();
+    let mut client = bench.client();
+    let first = send(&mut client, CONTINUE, u32::MAX, "X-com.exam");
+    let tag = answer(&mut client, &first).0.word(20);
+    let second = send(&mut client, FINAL, u32::MAX, "X-com.other=1|");
+    assert_eq!(answer(&mut client, &second).1, "X-com.other=NotUnderstood|");
+    let late = client.request(request::TEXT | IMMEDIATE, FINAL).with_word(16, first.task_tag()).with_word(20, tag);
+    client.wire.send(late, b"ple.a=b\0").expect("sent");
+    let pdu = expect(&mut client, response::REJECT);
+    assert_eq!(pdu.data[16..20], late.0[16..20]);
+    assert!(is_alive(&mut client));
+}

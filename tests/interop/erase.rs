@@ -116,6 +116,82 @@ fn a_unit_says_how_far_it_is_and_others_work_on() {
     the_rest_is_refused_after_a_restart(server, &iqn);
 }
 
+/// Memory and null disks are overwritten without waiting for anything: not in one go, or nobody else had a turn.
+#[test]
+fn work_that_waits_for_nothing_lets_others_have_their_turns() {
+    for cores in ["0", "0,1"] {
+        let server = Server::start_with(Options { cores: Some(cores), ..Options::default() });
+        let iqn = server.ready_target("null", &["--size", "32G", "--format", "null"]);
+        server.ok(&["disk", "create", "other", "--size", "64M", "--format", "memory"]);
+        server.ok(&["target", "map", "null", "other", "--lun", "1"]);
+        let mut client = Client::ready(server.portals[0], &Wishes::to_target(&iqn), 0).expect("a session");
+        client.settle(1).expect("answers");
+        let answer = client.write(0, &[0x48, 0x81, 0, 0, 0, 0, 0, 0, 5, 0], &[1, 0, 0, 1, 0x5a]).expect("an answer");
+        assert_eq!(answer.status, 0, "IMMED: {answer:?}");
+        let (mut last, mut seen) = (0, 0);
+        loop {
+            let sense = client.read(0, &[0x03, 0, 0, 0, 255, 0], 255).expect("an answer").data;
+            if sense[2] & 15 == 0 {
+                break;
+            }
+            assert_eq!((sense[2] & 15, sense[12], sense[13], sense[15] & 0x80), (2, 4, 0x1b, 0x80));
+            let progress = u16::from_be_bytes([sense[16], sense[17]]);
+            assert!(progress >= last, "progress goes on");
+            seen += u32::from(progress > last);
+            last = progress;
+            let began = Instant::now();
+            assert_eq!(client.bare(1, &TEST_UNIT_READY).expect("an answer").status, 0, "the other unit serves");
+            assert!(began.elapsed() < Duration::from_millis(500), "after {:?}", began.elapsed());
+        }
+        assert!(seen > 10, "{cores}: progress was seen {seen} times");
+        assert_eq!(client.bare(0, &TEST_UNIT_READY).expect("an answer").status, 0);
+    }
+}
+
+/// SANITIZE goes on when its command is aborted, the unit is reset, or the session ends; the functions do not wait for it.
+#[test]
+fn a_sanitize_goes_on_without_its_command() {
+    const ABORT_TASK: u8 = 1;
+    const LOGICAL_UNIT_RESET: u8 = 5;
+    for cores in ["0", "0,1"] {
+        let server = Server::start_with(Options { cores: Some(cores), ..Options::default() });
+        let iqn = server.ready_target("null", &["--size", "2T", "--format", "null"]);
+        let open =
+            |number| Client::ready(server.portals[0], &Wishes::to_target(&iqn).session(number), 0).expect("a session");
+        let (mut client, mut other) = (open(1), open(2));
+        let overwrite = [0x48, 0x01, 0, 0, 0, 0, 0, 0, 5, 0];
+        for how in ["abort", "reset", "reset by another", "end"] {
+            let tag = client.start(0, &overwrite, &[2, 0, 0, 1, 0x5a], 0).expect("sent");
+            let cmd_sn = client.wire.cmd_sn.wrapping_sub(1);
+            let in_progress = |client: &mut Client| {
+                client.bare(0, &TEST_UNIT_READY).expect("an answer").sense_triple() == Some((2, 0x04, 0x1b))
+            };
+            while !in_progress(&mut other) {}
+            let began = Instant::now();
+            let answer = match how {
+                "abort" => client.task_management(ABORT_TASK, 0, Some((tag, cmd_sn))),
+                "reset" => client.task_management(LOGICAL_UNIT_RESET, 0, None),
+                "reset by another" => other.task_management(LOGICAL_UNIT_RESET, 0, None),
+                _ => client.wire.socket.shutdown(std::net::Shutdown::Both).map(|()| 0),
+            };
+            assert_eq!(answer.expect("an answer"), 0, "{how}");
+            // A reset by another waits for the acknowledgement of what it has ended.
+            assert!(began.elapsed() < Duration::from_millis(1500), "{how}: after {:?}", began.elapsed());
+            client.forget(tag);
+            let mut watcher = open(9);
+            assert!(in_progress(&mut watcher), "{how}: it goes on");
+            let sanitized = Instant::now();
+            while in_progress(&mut watcher) {
+                assert!(sanitized.elapsed() < Duration::from_secs(60), "{how}");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            assert_eq!(watcher.bare(0, &TEST_UNIT_READY).expect("an answer").status, 0, "{how}: it has ended");
+            client = open(1);
+            other.settle(0).expect("answers");
+        }
+    }
+}
+
 /// The process ends in between: what was not sanitized stays refused, until it is.
 fn the_rest_is_refused_after_a_restart(mut server: Server, iqn: &str) {
     let stopped = server.stop();

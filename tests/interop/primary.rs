@@ -70,16 +70,57 @@ fn the_timestamp_is_the_hosts_clock() {
     assert_eq!(cut.data, [0, 10, 3, 0]);
 }
 
+/// The general statistics of LOG SENSE: reading and writing commands, blocks received and transmitted.
+fn statistics(client: &mut Client) -> [u64; 4] {
+    let page = client.read(0, &[0x4d, 0, 0x59, 0, 0, 0, 0, 0, 255, 0], 255).expect("an answer");
+    assert_eq!((page.status, &page.data[4..6]), (0, &[0, 1][..]), "{page:?}");
+    let value = |at: usize| u64::from_be_bytes(page.data[8 + 8 * at..16 + 8 * at].try_into().expect("8 bytes"));
+    [value(0), value(1), value(2), value(3)]
+}
+
+#[test]
+fn log_select_sets_the_counts_back_for_all() {
+    let server = Server::start_with(Options { cores: Some("0,1"), ..Options::default() });
+    let iqn = server.ready_target("a", &["--size", "16M"]);
+    let open =
+        |number| Client::ready(server.portals[0], &Wishes::to_target(&iqn).session(number), 0).expect("a session");
+    let mut clients: Vec<Client> = (0..4).map(open).collect();
+    let work = |client: &mut Client, times: u32| {
+        for _ in 0..times {
+            assert_eq!(client.write(0, &[0x2a, 0, 0, 0, 0, 0, 0, 0, 2, 0], &[1; 1024]).expect("an answer").status, 0);
+            let answer = client.read(0, &[0x28, 0, 0, 0, 0, 0, 0, 0, 4, 0], 2048).expect("an answer");
+            assert_eq!(answer.status, 0);
+        }
+    };
+    clients.iter_mut().for_each(|client| work(client, 3));
+    assert_eq!(statistics(&mut clients[3]), [12, 12, 24, 48]);
+    for page in [0x19, 0x00] {
+        let answer = clients[0].bare(0, &[0x4c, 2, page, 0, 0, 0, 0, 0, 0, 0]).expect("an answer");
+        assert_eq!(answer.status, 0, "{answer:?}");
+        assert_eq!(clients[0].settle(0).expect("answers"), []);
+        for client in &mut clients[1..] {
+            assert_eq!(client.settle(0).expect("answers"), [(0x2a, 2)], "LOG PARAMETERS CHANGED");
+        }
+        clients.iter_mut().for_each(|client| assert_eq!(statistics(client), [0; 4]));
+        work(&mut clients[2], 5);
+        clients.iter_mut().for_each(|client| assert_eq!(statistics(client), [5, 5, 10, 20]));
+    }
+    // Without PCR nothing happens, and no list is taken.
+    assert_eq!(clients[0].bare(0, &[0x4c, 0, 0x19, 0, 0, 0, 0, 0, 0, 0]).expect("an answer").status, 0);
+    let list = clients[0].write(0, &[0x4c, 2, 0x19, 0, 0, 0, 0, 0, 4, 0], &[0; 4]).expect("an answer");
+    assert_eq!(list.sense_triple(), Some((5, 0x24, 0)));
+    assert_eq!(statistics(&mut clients[1]), [5, 5, 10, 20]);
+}
+
 #[test]
 fn what_there_is_no_way_to_do_is_no_operation_code() {
     let server = Server::start_with(Options { cores: Some("0"), ..Options::default() });
     let iqn = server.ready_target("a", &["--size", "16M", "--format", "memory"]);
     let mut client = Client::ready(server.portals[0], &Wishes::to_target(&iqn), 0).expect("a session");
-    let commands: [(&str, &[u8]); 8] = [
+    let commands: [(&str, &[u8]); 7] = [
         ("REASSIGN BLOCKS", &[0x07, 0, 0, 0, 0, 0]),
         ("READ LONG(10)", &[0x3e, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
         ("WRITE LONG(10)", &[0x3f, 0x40, 0, 0, 0, 0, 0, 0, 0, 0]),
-        ("LOG SELECT", &[0x4c, 0x02, 0x40, 0, 0, 0, 0, 0, 0, 0]),
         ("XDWRITEREAD(32), READ(32) and their like", &[0x7f, 0, 0, 0, 0, 0, 0, 0x18, 0, 0x09, 0, 0, 0, 0, 0, 0]),
         ("WRITE LONG(16)", &[0x9f, 0x11, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
         ("READ LONG(16)", &[0x9e, 0x11, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),

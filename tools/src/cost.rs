@@ -84,7 +84,7 @@ fn names() -> impl Iterator<Item = &'static str> {
     LOADS.iter().map(|load| load.0).chain(STEPS.iter().copied())
 }
 
-// ---- under callgrind ---------------------------------------------------------------------------------------------------
+// ---- under callgrind ------------------------------------------------------------------------------------------------
 
 fn run_measures(folder: &Path, only: Option<&str>) -> Result<(), String> {
     let is_wanted = |name: &str| only.is_none_or(|only| only == name);
@@ -131,8 +131,8 @@ fn measured_step(step: &str, pieces: &mut Pieces, bytes: &[u8]) {
     }
 }
 
-/// Callgrind writes what it has counted when this is called, and starts at zero: what the ring did before, outside of any
-/// measure, was counted too, and nobody reads that.
+/// Callgrind writes what it has counted when this is called, and starts at zero: what the ring did before, outside of
+/// any measure, was counted too, and nobody reads that.
 #[inline(never)]
 fn measure_begins() {
     std::hint::black_box(());
@@ -144,7 +144,7 @@ fn measure_ends() {
     std::hint::black_box(());
 }
 
-// ---- around callgrind --------------------------------------------------------------------------------------------------
+// ---- around callgrind -----------------------------------------------------------------------------------------------
 
 /// Instructions per command of every measure.
 fn count() -> Result<Vec<(&'static str, f64)>, String> {
@@ -191,8 +191,7 @@ fn count_in(folder: &Path) -> Result<Vec<(&'static str, f64)>, String> {
 fn write(counts: &[(&str, f64)], file: &Path) -> Result<(), String> {
     let lines: Vec<String> = counts.iter().map(|(name, count)| format!("{name} {count:.1}\n")).collect();
     print!("{}", lines.concat());
-    let head =
-        "# Instructions per command, by `tools cost write`. tests/run fails when one is exceeded by more than 3 %.\n";
+    let head = "# Instructions per command, by `tools cost write`. Exceeding one by more than 3 % fails tests/run.\n";
     fs::write(file, format!("{head}{}", lines.concat())).map_err(|error| format!("{}: {error}", file.display()))
 }
 
@@ -215,8 +214,8 @@ fn check(counts: &[(&str, f64)], file: &Path) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "more instructions than the budget of {} allows: {}. Make it cheaper; or say in the commit why it must be so, and \
-         run `tools cost write`",
+        "more instructions than the budget of {} allows: {}. Make it cheaper; or say in the commit why it must be so, \
+         and run `tools cost write`",
         file.display(),
         exceeded.join("; ")
     ))

@@ -41,6 +41,26 @@ fn a_read_is_split_by_segment_and_burst_and_ends_with_its_status() {
     assert_eq!((sent[6].exp_cmd_sn(), sent[6].max_cmd_sn()), (101, 228));
 }
 
+/// A read that fits one PDU is the same by its own way as by the way for any number, and nothing without room.
+#[test]
+fn a_read_of_one_pdu_is_the_same_either_way() {
+    for digests in [false, true] {
+        let parameters = SessionParameters { header_digest: digests, data_digest: digests, ..parameters() };
+        let payload = pattern(1001);
+        let expected = read(&mut Session::new(parameters), 1001, &payload, Ending::good(1001));
+        let mut session = Session::new(parameters);
+        let bhs = session.read(1001);
+        let task = session.start(bhs, &[]);
+        session.sink.payload = payload;
+        session.sink.pdus_left.set(Some(0));
+        assert!(!session.connection.send_whole_data_in(task, &mut session.sink));
+        session.sink.pdus_left.set(None);
+        assert!(session.connection.send_whole_data_in(task, &mut session.sink));
+        assert_eq!(expected.len(), 1);
+        assert_eq!(session.sent(), expected);
+    }
+}
+
 /// The payload comes in pieces, and the sink takes one PDU at a time: the wire shows the same bytes as from one call.
 #[test]
 fn a_read_in_pieces_through_a_narrow_sink_gives_the_same_data() {

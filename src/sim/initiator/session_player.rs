@@ -319,7 +319,6 @@ impl SessionPlayer {
     }
 
     /// Log in; the refusal's class and detail, or the connection and its TSIH.
-    #[expect(clippy::type_complexity, reason = "a refusal is an answer, an error is not")]
     fn login(
         &mut self,
         nexus: usize,

@@ -46,7 +46,7 @@ fn fence(run: Run, end: Option<End>) -> Result<Report, String> {
     let luns: Vec<usize> = (0..disks.len()).filter(|&lun| disks[lun].sector_size_bytes == 512).collect();
     let lun = luns[random.index(luns.len())] as u8;
     // A message waits for its turn behind the one before.
-    let peer_messages_max = if random.below(2) == 0 { 1 } else { 8 };
+    let peer_messages_max = Some(if random.below(2) == 0 { 1 } else { 8 });
     let server_config =
         ServerConfig { shards, disks, uncached: false, memory_bytes: 64 << 20, ring_slots: 2048, peer_messages_max };
     let mut server = Server::start(&world, server_config)?;

@@ -4,7 +4,6 @@ use super::server::{DiskPlan, Server, ServerConfig};
 use super::{Change, Report, Run, Scenario, fencing, sessions};
 use crate::medium::{DiskFormat, DiskKind};
 use crate::ring::Nanos;
-use crate::shard::PEER_MESSAGES_MAX;
 use crate::sim::{
     Chance, End, FileFaults, Initiator, InitiatorConfig, Keeping, LunPlan, NetworkFaults, Outcome, Random, RunLimit,
     Runnable, SHARED_SECTORS, SHARERS_MAX, World, WorldConfig,
@@ -92,7 +91,7 @@ fn server_config(random: &mut Random) -> ServerConfig {
         uncached: false,
         memory_bytes: 64 << 20,
         ring_slots: 2048,
-        peer_messages_max: PEER_MESSAGES_MAX,
+        peer_messages_max: None,
     }
 }
 

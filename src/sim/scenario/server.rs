@@ -22,7 +22,8 @@ use crate::ring::{Fd, Nanos, Ring, Wait};
 use crate::scsi::reservations::Reservations;
 use crate::scsi::reservations::place::{self, Owner};
 use crate::shard::{
-    Configuration, DiskSettings, Kept, LunMap, Mapping, Parts, ReservationStore, Senders, Shard, ToShard, mailbox,
+    Configuration, DiskSettings, Kept, LunMap, Mapping, PEER_MESSAGES_MAX, Parts, ReservationStore, Senders, Shard,
+    ToShard, mailbox_with_room,
 };
 use crate::sim::{FileOptions, Initiator, Random, Runnable, SimRing, SimWaker, World};
 use crate::units::{DiskId, Lun, PortalId, ShardId, TargetId};
@@ -53,8 +54,8 @@ pub struct ServerConfig {
     pub memory_bytes: usize,
     /// Operations that each shard's ring takes.
     pub ring_slots: usize,
-    /// Messages of other shards that may wait for one shard.
-    pub peer_messages_max: usize,
+    /// Messages of other shards that may wait for one shard; `None`: as many as in a real server.
+    pub peer_messages_max: Option<usize>,
 }
 
 /// One shard, taking turns.
@@ -243,8 +244,9 @@ impl Server {
     fn make_shards(&mut self) -> (Vec<Turns>, Senders<SimWaker>) {
         let count = self.config.shards;
         let rings: Vec<SimRing> = (0..count).map(|_| self.world.ring(self.config.ring_slots)).collect();
+        let peer_messages_max = self.config.peer_messages_max.unwrap_or(PEER_MESSAGES_MAX);
         let (senders, mailboxes): (Vec<_>, Vec<_>) =
-            rings.iter().map(|ring| mailbox(ring.waker(), self.config.peer_messages_max)).unzip();
+            rings.iter().map(|ring| mailbox_with_room(ring.waker(), peer_messages_max)).unzip();
         let senders = Senders(senders);
         let mut shards = Vec::new();
         for ((ring, mailbox), index) in rings.into_iter().zip(mailboxes).zip(0..) {

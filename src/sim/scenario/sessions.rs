@@ -34,7 +34,9 @@ pub(super) fn sessions(run: Run) -> Result<Report, String> {
     let disk =
         DiskPlan { format: DiskFormat::Memory, kind: DiskKind::Dynamic, size_bytes: 1 << 20, sector_size_bytes: 512 };
     let disks = vec![disk; 2];
-    let server_config = ServerConfig { shards, disks, uncached: false, memory_bytes: 64 << 20, ring_slots: 2048 };
+    let (memory_bytes, ring_slots) = (64 << 20, 2048);
+    let server_config =
+        ServerConfig { shards, disks, uncached: false, memory_bytes, ring_slots, peer_messages_max: None };
     let mut server = Server::start(&world, server_config)?;
     let mut player = SessionPlayer::new(&world, Server::portal(), Server::target_name().to_owned());
     for event in 0..EVENTS {
