@@ -300,18 +300,7 @@ impl<R: Ring> Shard<R> {
             },
             ToShard::ReportEngine { disk, reply } => reply(self.home_of(disk).map(|(disk, ..)| disk.report())),
             ToShard::ListSessions { reply } => reply(self.list_sessions()),
-            ToShard::DropSession { id, reply } => {
-                let Self { core, links, .. } = self;
-                let mut found = false;
-                let is_of = |link: &&mut Link| matches!(&link.phase, Phase::Session(session) if session.id == id);
-                for link in links.iter_mut().flatten().map(Box::as_mut).filter(is_of) {
-                    found = true;
-                    link.leaves_quietly = true;
-                    core.stats.connections_dropped.increment();
-                    link.close(core);
-                }
-                reply(found);
-            }
+            ToShard::DropSession { id, reply } => reply(self.drop_session(id)),
             ToShard::Record { disk, recorder, room, reply } => reply(self.core.exchange_notes(disk, recorder, room)),
             ToShard::Quiesce { patience_ms, reply } => self.quiesce(patience_ms, reply),
             ToShard::Stop => self.stopped = true,
@@ -385,6 +374,20 @@ impl<R: Ring> Shard<R> {
                 link.close(core);
             }
         }
+    }
+
+    /// Close all connections of a session; false when there is none of this number here.
+    fn drop_session(&mut self, id: u64) -> bool {
+        let Self { core, links, .. } = self;
+        let mut found = false;
+        let is_of = |link: &&mut Link| matches!(&link.phase, Phase::Session(session) if session.id == id);
+        for link in links.iter_mut().flatten().map(Box::as_mut).filter(is_of) {
+            found = true;
+            link.leaves_quietly = true;
+            core.stats.connections_dropped.increment();
+            link.close(core);
+        }
+        found
     }
 
     fn list_sessions(&self) -> Vec<SessionInfo> {
