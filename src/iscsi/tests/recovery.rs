@@ -281,9 +281,25 @@ fn acknowledged_data_is_not_sent_again() {
         assert_eq!(session.send(bhs, &[]), []);
         assert_eq!(rejects(&session.sent()), [RejectReason::INVALID_DATA_ACK]);
     }
-    let bhs = snack(&mut session, SnackKind::R_DATA, read.initiator_task_tag(), 0, 0);
+    for (tag, begin) in [(TAG_RESERVED, 0), (5, 4)] {
+        let mut bhs = snack(&mut session, SnackKind::R_DATA, read.initiator_task_tag(), begin, 0);
+        bhs.set_u32(20, tag);
+        assert_eq!(session.send(bhs, &[]), []);
+        assert_eq!(rejects(&session.sent()), [RejectReason::PROTOCOL_ERROR]);
+    }
+    // Cut anew: numbered on from what was acknowledged, and the status apart, with the tag.
+    session.connection.set_initiator_max_recv_data_segment_length(600);
+    let mut bhs = snack(&mut session, SnackKind::R_DATA, read.initiator_task_tag(), 0, 0);
+    bhs.set_u32(20, 5);
     assert_eq!(session.send(bhs, &[]), []);
-    assert_eq!(rejects(&session.sent()), [RejectReason::SNACK_REJECT]);
+    let again = send_again(&mut session, task, 8192);
+    let (status, data) = again.split_last().expect("a status");
+    let numbers: Vec<u32> = data.iter().map(|sent| sent.bhs.u32_at(36)).collect();
+    assert_eq!(numbers, (4..15).collect::<Vec<u32>>());
+    let bytes: Vec<u8> = data.iter().flat_map(|sent| sent.data.clone()).collect();
+    assert!(bytes == pattern(10_000)[4096..] && data.iter().all(|sent| sent.data.len() <= 600));
+    assert_eq!((status.opcode(), status.bhs.u32_at(20), status.bhs.u32_at(36)), (Opcode::SCSI_RESPONSE, 5, 15));
+    assert_eq!(status.bhs.u32_at(24), first[9].bhs.u32_at(24), "the StatSN that it had");
 }
 
 /// A shard that cannot read the data again says so, and a status that is acknowledged meanwhile ends the task.
