@@ -136,7 +136,9 @@ fn run(world: &World, server: &mut Server, initiators: &mut [Initiator], rounds:
 #[test]
 fn a_shard_allocates_nothing_between_login_and_logout() {
     let world = World::with_config(7, WorldConfig { history_events_max: 0, ..WorldConfig::default() });
-    let config = ServerConfig { shards: 2, disks: disks(), uncached: false, memory_bytes: 128 << 20, ring_slots: 4096 };
+    let (memory_bytes, ring_slots) = (128 << 20, 4096);
+    let config =
+        ServerConfig { shards: 2, disks: disks(), uncached: false, memory_bytes, ring_slots, peer_messages_max: None };
     let mut server = Server::start(&world, config).unwrap();
     let mut initiators: Vec<Initiator> = (0..4).map(|number| initiator(&world, number)).collect();
     while !initiators.iter().all(Initiator::has_logged_in) {

@@ -12,7 +12,7 @@ use crate::scsi::{
     self, Action, BlockLength, CommandRequest, Condition, LogicalUnit, NexusUnit, ParameterList, SenseFormat,
     TargetView, Unit, UnitConfig,
 };
-use crate::shard::{Mailbox, PEER_MESSAGES_MAX, Sender, ToShard, mailbox};
+use crate::shard::{Mailbox, Sender, ToShard, mailbox};
 use crate::units::Lun;
 
 /// What the steps work on: [`COMMANDS_PER_TURN`] commands that read, and a unit.
@@ -54,7 +54,7 @@ impl Pieces {
         let unit = unit.expect("a valid description");
         let scratch = vec![0; ParameterList::BYTES_MIN];
         // The default has no unit attention pending.
-        let (sender, mailbox) = mailbox(InstantWaker, PEER_MESSAGES_MAX);
+        let (sender, mailbox) = mailbox(InstantWaker);
         Self { requests, unit, nexus: NexusUnit::default(), scratch, sender, mailbox }
     }
 

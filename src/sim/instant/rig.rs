@@ -14,7 +14,7 @@ use crate::medium::{self, Cache, CreateSpec, DiskFormat, DiskKind, OpenSpec, Par
 use crate::mem::{Arena, ArenaConfig};
 use crate::observe::ShardStats;
 use crate::ring::{Fd, Ring};
-use crate::shard::{Configuration, LunMap, Mapping, PEER_MESSAGES_MAX, Parts, Senders, Shard, mailbox};
+use crate::shard::{Configuration, LunMap, Mapping, Parts, Senders, Shard, mailbox};
 use crate::units::{DiskId, Lun, PortalId, ShardId, TargetId};
 
 /// Commands that arrive together, like those of an initiator that keeps as many in flight.
@@ -127,7 +127,7 @@ impl Rig {
 fn shard(wire: Rc<RefCell<Wire>>, format: DiskFormat, path: &Path) -> Result<Shard<InstantRing>, String> {
     let ring = InstantRing::new(wire);
     let arena = Arena::new(ArenaConfig { bytes_max: 64 << 20, hugepages: false }).map_err(|error| error.to_string())?;
-    let (sender, mailbox) = mailbox(ring.waker(), PEER_MESSAGES_MAX);
+    let (sender, mailbox) = mailbox(ring.waker());
     let senders = Senders(vec![sender]);
     let stats = Arc::new(ShardStats::new());
     let parts = Parts { id: ShardId(0), shards: 1, senders, mailbox, stats, zero_copy: false };
