@@ -55,7 +55,8 @@ fn server_paths() -> Value {
         "/v1/version": { "get": operation("What this server is", &[], None, ("200", Some("Version"))) },
         "/v1/config": {
             "get": operation(
-                "The whole configuration, secrets included, as config.json holds it", &[], None, ("200", Some("Config")),
+                "The whole configuration, secrets included, as config.json holds it",
+                &[], None, ("200", Some("Config")),
             ),
             "put": operation(
                 "Put a whole configuration into force. Disks that are served stay as they are; files of disks that are \

@@ -179,7 +179,7 @@ impl Disk {
     }
 
     /// Whether there is anything at a place, and for how many of the next `len_bytes` bytes that is so, at least; where
-    /// there is nothing it reads as zeros. `None`: this kind of disk does not tell, or the range does not lie within it.
+    /// there is nothing it reads as zeros. `None`: this kind of disk does not tell, or the range is not within it.
     pub fn status(&self, offset_bytes: u64, len_bytes: u64) -> Option<Result<Status, LevelFault>> {
         if offset_bytes + len_bytes > self.size_bytes {
             return None;

@@ -16,8 +16,8 @@ const DESCRIPTOR: u8 = 0x03;
 const ECHO: u8 = 0x0a;
 const ECHO_DESCRIPTOR: u8 = 0x0b;
 
-/// BUFFER ID and BUFFER OFFSET are ignored with the echo buffer. What is specific to other modes is a reserved bit here,
-/// and so are those of a length beyond the buffer.
+/// BUFFER ID and BUFFER OFFSET are ignored with the echo buffer. What is specific to other modes is a reserved bit
+/// here, and so are those of a length beyond the buffer.
 pub(super) fn write_buffer(cdb: Cdb<'_>, _unit: &Unit) -> Action {
     match (cdb.byte(1), cdb.be16(7)) {
         (ECHO, 0) => Action::Done(Outcome::GOOD),

@@ -210,8 +210,8 @@ pub enum Action {
     },
     /// Take the parameter list as Data-Out, ask [`mode_select::parse`](super::mode_select::parse), and replace the unit
     /// by one [`with_write_cache`](Unit::with_write_cache) and
-    /// [`with_write_protection`](Unit::with_write_protection); if that changes it, every other I_T nexus learns of it by
-    /// [`Attention::ModeParametersChanged`](super::Attention::ModeParametersChanged). While WCE is zero, a write is
+    /// [`with_write_protection`](Unit::with_write_protection); if that changes it, every other I_T nexus learns of it
+    /// by [`Attention::ModeParametersChanged`](super::Attention::ModeParametersChanged). While WCE is zero, a write is
     /// durable before it is answered; before SWP is one, all that was answered is made durable.
     ModeSelect {
         /// Bytes of Data-Out, at least a header's.

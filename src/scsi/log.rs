@@ -1,5 +1,5 @@
-//! LOG SENSE and LOG SELECT (SPC-5 clauses 6.8 and 6.9, pages of SPC-5 clause 7.3 and SBC-4 clause 6.4): what was done on the unit, and how
-//! much space is behind it.
+//! LOG SENSE and LOG SELECT (SPC-5 clauses 6.8 and 6.9, pages of SPC-5 clause 7.3 and SBC-4 clause 6.4): what was
+//! done on the unit, and how much space is behind it.
 //!
 //! The lists of pages and the pages of a unit that nothing happens to are answered at once; for the others the caller
 //! gives the numbers ([`LogData`]).

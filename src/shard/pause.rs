@@ -128,7 +128,8 @@ impl<R: Ring> Work<'_, R> {
         true
     }
 
-    /// Whether a command that is about to change the leaf's map has to wait; it is held then, and goes on with `resume`.
+    /// Whether a command that is about to change the leaf's map has to wait; it is held then, and goes on with
+    /// `resume`.
     pub(crate) fn is_change_held(&mut self, task: TaskId, resume: Resume) -> bool {
         let entry = &self.session.tasks[usize::from(task.0)];
         let slot = entry.disk.and_then(|slot| self.core.disks.at(slot));

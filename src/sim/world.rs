@@ -23,8 +23,8 @@ pub struct WorldConfig {
     pub network_faults: NetworkFaults,
     /// What goes wrong with files that have no faults of their own.
     pub file_faults: FileFaults,
-    /// In each round, for each who has turns: it is held up, as a thread is that the system takes off its CPU. It has no
-    /// turns for some rounds, while time goes on for the others.
+    /// In each round, for each who has turns: it is held up, as a thread is that the system takes off its CPU. It has
+    /// no turns for some rounds, while time goes on for the others.
     pub held_up: Chance,
     /// Bytes that each direction of a connection holds: socket buffers and line together.
     pub pipe_capacity_bytes: usize,

@@ -132,7 +132,8 @@ fn writes_that_are_being_committed_are_aborted() {
         // From now on every first write into a block has to be committed.
         server.ok(&["snapshot", "create", "child", &format!("s{round}")]);
         let [client, other] = &mut clients;
-        (client.settle(0).expect("a unit"), other.settle(0).expect("a unit"));
+        client.settle(0).expect("a unit");
+        other.settle(0).expect("a unit");
         let new = round as u8 + 1;
         let tags: Vec<u32> = (0..BLOCKS)
             .map(|block| {

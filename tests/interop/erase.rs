@@ -148,7 +148,7 @@ fn work_that_waits_for_nothing_lets_others_have_their_turns() {
     }
 }
 
-/// SANITIZE goes on when its command is aborted, the unit is reset, or the session ends; the functions do not wait for it.
+/// SANITIZE goes on when its command is aborted, the unit is reset, or the session ends; what ends it does not wait.
 #[test]
 fn a_sanitize_goes_on_without_its_command() {
     const ABORT_TASK: u8 = 1;

@@ -152,7 +152,7 @@ fn data_comes_again_in_pieces_of_another_length() {
                 assert_eq!((pdu.header.word(40) as usize, pdu.header.flags() & 1), (at, 0));
                 let end = at + pdu.data.len();
                 assert!(pdu.data[..] == data[at..end] && pdu.data.len() <= segment_len_max);
-                assert_eq!(pdu.header.flags() & FINAL != 0, end == data.len() || end % (1 << 20) == 0);
+                assert_eq!(pdu.header.flags() & FINAL != 0, end == data.len() || end.is_multiple_of(1 << 20));
                 (at, data_sn) = (end, data_sn + 1);
             }
             let is_the_status = |pdu: Pdu| {

@@ -41,8 +41,8 @@ fn what_was_exported_can_be_changed_and_put_into_force_under_load() {
     let uuid = "6f1c7b3e-2f0a-4f7e-9d0a-1f1de2a3b4c5";
     config["targets"].as_object_mut().expect("targets").remove("old");
     config["disks"].as_object_mut().expect("disks").remove("old");
-    config["disks"]["scratch"] = json!({"format": "memory", "size_bytes": 8 << 20, "sector_size_bytes": 512, "uuid": uuid,
-        "cache": "direct"});
+    config["disks"]["scratch"] = json!({"format": "memory", "size_bytes": 8 << 20, "sector_size_bytes": 512,
+        "uuid": uuid, "cache": "direct"});
     config["targets"]["scratch"] =
         json!({"iqn": "iqn.2026-11.io.lunaring:scratch", "luns": {"0": {"disk": "scratch"}}, "allow": ["any"]});
     config["targets"]["busy"]["allow"] = json!(["any", "ip:192.0.2.0/24"]);

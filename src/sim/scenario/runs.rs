@@ -532,8 +532,8 @@ fn pauses_late(run: Run) -> Result<Report, String> {
     scene.finish()
 }
 
-/// Snapshots, while initiators flush and write what has no space yet, of a drive that takes 50 ms for each sync: commands
-/// are held no longer than single reads and writes take.
+/// Snapshots, while initiators flush and write what has no space yet, of a drive that takes 50 ms for each sync:
+/// commands are held no longer than single reads and writes take.
 fn snapshots_syncs(run: Run) -> Result<Report, String> {
     let mut scene = thin_scene(run, Setting { commands: 300, ..Setting::default() })?;
     let sync_takes = Nanos(50_000_000);

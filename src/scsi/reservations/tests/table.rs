@@ -34,6 +34,7 @@ const TABLE: &[(&str, &str)] = &[
     ("WRITE SAME(10)", "CCACCC"),
     ("UNMAP", "CCACCC"),
     ("SANITIZE", "CCACCC"),
+    ("LOG SELECT", "CCACCC"),
     ("LOG SENSE", "AAAAAA"),
     ("MODE SELECT(10)", "CCACCC"),
     ("MODE SENSE(10)", "ACAACC"),
