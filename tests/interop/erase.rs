@@ -121,7 +121,7 @@ fn a_unit_says_how_far_it_is_and_others_work_on() {
 fn work_that_waits_for_nothing_lets_others_have_their_turns() {
     for cores in ["0", "0,1"] {
         let server = Server::start_with(Options { cores: Some(cores), ..Options::default() });
-        let iqn = server.ready_target("null", &["--size", "32G", "--format", "null"]);
+        let iqn = server.ready_target("null", &["--size", "1T", "--format", "null"]);
         server.ok(&["disk", "create", "other", "--size", "64M", "--format", "memory"]);
         server.ok(&["target", "map", "null", "other", "--lun", "1"]);
         let mut client = Client::ready(server.portals[0], &Wishes::to_target(&iqn), 0).expect("a session");
@@ -143,7 +143,7 @@ fn work_that_waits_for_nothing_lets_others_have_their_turns() {
             assert_eq!(client.bare(1, &TEST_UNIT_READY).expect("an answer").status, 0, "the other unit serves");
             assert!(began.elapsed() < Duration::from_millis(500), "after {:?}", began.elapsed());
         }
-        assert!(seen > 10, "{cores}: progress was seen {seen} times");
+        assert!(seen > 3, "{cores}: progress was seen {seen} times");
         assert_eq!(client.bare(0, &TEST_UNIT_READY).expect("an answer").status, 0);
     }
 }
