@@ -51,7 +51,8 @@ impl Handle {
             return Err(Refused::invalid(format!("'{}' is no absolute path", wanted.to.display())));
         }
         let view = self.view();
-        let shown = view.api_disk_mapped(name)?;
+        let named = name.to_owned();
+        let shown = self.look(move |view| view.api_disk_mapped(&named)).await?;
         let Some(LiveDisk::Online(disk)) = view.disks.get(name) else {
             return Err(Refused::conflict(format!("disk '{name}' is offline, so nobody asks it for anything")));
         };

@@ -171,8 +171,8 @@ async fn stats(State(server): State<Server>, asked: InQuery<StatsQuery>) -> Answ
     server.handle.api_stats(asked.disk.as_deref()).map(Json)
 }
 
-async fn disks(State(server): State<Server>) -> Json<api::Disks> {
-    Json(server.handle.view().api_disks())
+async fn disks(State(server): State<Server>) -> Answer<Json<api::Disks>> {
+    server.handle.look(|view| Ok(view.api_disks())).await.map(Json)
 }
 
 async fn disk(State(server): State<Server>, name: InPath<String>) -> Answer<Json<api::Disk>> {
@@ -183,7 +183,8 @@ async fn disk_new(State(server): State<Server>, new: InBody<api::NewDisk>) -> An
     let new = body(new)?;
     let name = new.name.clone();
     server.handle.change(move |controller| Box::pin(controller.disk_new(new))).await?;
-    Ok((StatusCode::CREATED, Json(server.handle.view().api_disk_mapped(&name)?)))
+    let disk = server.handle.look(move |view| view.api_disk_mapped(&name)).await?;
+    Ok((StatusCode::CREATED, Json(disk)))
 }
 
 #[derive(Deserialize)]

@@ -15,6 +15,7 @@ use super::config::{AuthConfig, SnapshotConfig, TargetConfig};
 use super::controller::{Handle, LiveDisk, View};
 use super::dataplane::{ask, ask_all, shards};
 use super::error::Refused;
+use super::executor::blocking;
 use super::images::children_of;
 use super::merges::exports_of;
 use super::ports::api_ports;
@@ -273,13 +274,27 @@ impl View {
 }
 
 impl Handle {
+    /// Look at what is, files included, beside the control thread: a file system that hangs keeps who asks about it, and
+    /// nobody else.
+    ///
+    /// # Errors
+    /// What is looked for is not there.
+    pub async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&View) -> Result<T, Refused> + Send + 'static,
+    ) -> Result<T, Refused> {
+        let view = self.view();
+        blocking(move || look(&view)).await
+    }
+
     /// One disk, with what its home shard knows of its space.
     ///
     /// # Errors
     /// There is none of this name, or the shard does not answer.
     pub async fn api_disk(&self, name: &str) -> Result<api::Disk, Refused> {
+        let named = name.to_owned();
+        let mut disk = self.look(move |view| view.api_disk_mapped(&named)).await?;
         let view = self.view();
-        let mut disk = view.api_disk_mapped(name)?;
         let Some(LiveDisk::Online(live)) = view.disks.get(name) else { return Ok(disk) };
         if disk.chain.is_empty() {
             return Ok(disk);
@@ -333,12 +348,17 @@ impl Handle {
     /// There is no such disk, or it is offline.
     pub fn api_stats(&self, disk: Option<&str>) -> Result<api::Stats, Refused> {
         let view = self.view();
-        if let Some(name) = disk
-            && view.api_disk(name)?.state == api::DiskState::Offline
-        {
-            return Err(Refused::conflict(format!(
-                "disk '{name}' is offline, so nothing is counted; see 'lunaring disk show'"
-            )));
+        let live = disk.map(|name| (name, view.disks.get(name)));
+        match live {
+            None | Some((_, Some(LiveDisk::Online(_)))) => {}
+            Some((name, None)) => {
+                return Err(Refused::not_found(format!("there is no disk '{name}'; see 'lunaring disk list'")));
+            }
+            Some((name, Some(LiveDisk::Offline(_)))) => {
+                return Err(Refused::conflict(format!(
+                    "disk '{name}' is offline, so nothing is counted; see 'lunaring disk show'"
+                )));
+            }
         }
         let asked = view.counters().filter(|(name, _)| disk.is_none_or(|disk| disk == *name));
         let disks = asked.map(|(disk, shards)| {

@@ -15,6 +15,7 @@ mod differencing;
 mod entrance;
 mod erase;
 mod exclusive;
+mod hung;
 mod images;
 mod isns;
 mod load;

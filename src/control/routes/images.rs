@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::{Answer, InBody, InPath, Server, body, path};
 use crate::control::api;
+use crate::control::controller::View;
 use crate::control::error::Refused;
 use crate::jobs::check::Report;
 use crate::jobs::{JobId, JobInfo, JobKind};
@@ -44,7 +45,7 @@ async fn resize(
     let (disk, wanted) = (path(disk)?, body(wanted)?);
     let name = disk.clone();
     server.handle.change(move |c| Box::pin(async move { c.disk_resize(&name, wanted).await })).await?;
-    server.handle.view().api_disk_mapped(&disk).map(Json)
+    server.handle.look(move |view| view.api_disk_mapped(&disk)).await.map(Json)
 }
 
 async fn check(State(server): State<Server>, disk: InPath<String>, wanted: InBody<api::Check>) -> Answer<Json<Report>> {
@@ -130,7 +131,8 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
 }
 
 async fn snapshots(State(server): State<Server>, disk: InPath<String>) -> Answer<Json<api::Snapshots>> {
-    server.handle.view().api_snapshots(&path(disk)?).map(Json)
+    let disk = path(disk)?;
+    server.handle.look(move |view| view.api_snapshots(&disk)).await.map(Json)
 }
 
 async fn snapshot_new(
@@ -156,9 +158,9 @@ async fn take(
     name: Option<String>,
 ) -> Answer<(StatusCode, Json<api::TakenSnapshots>)> {
     let taken = server.handle.change(move |c| Box::pin(async move { c.snapshot_take(disks, name).await })).await?;
-    let view = server.handle.view();
-    let snapshots = taken.snapshots.iter().map(|(disk, snapshot)| view.api_snapshot(disk, snapshot));
-    let snapshots = snapshots.collect::<Result<_, _>>()?;
+    let of = taken.snapshots;
+    let look = move |view: &View| of.iter().map(|(disk, snapshot)| view.api_snapshot(disk, snapshot)).collect();
+    let snapshots = server.handle.look(look).await?;
     Ok((StatusCode::CREATED, Json(api::TakenSnapshots { snapshots, pause_ms: taken.pause_ms })))
 }
 
@@ -181,7 +183,7 @@ async fn snapshot_restore(State(server): State<Server>, named: InPath<(String, S
     let on = disk.clone();
     let restored = server.handle.change(move |c| Box::pin(async move { c.snapshot_restore(&on, &snapshot).await }));
     let note = restored.await?;
-    let mut disk = server.handle.view().api_disk_mapped(&disk)?;
+    let mut disk = server.handle.look(move |view| view.api_disk_mapped(&disk)).await?;
     disk.notes.extend(note);
     Ok(Json(disk))
 }
@@ -196,7 +198,8 @@ async fn snapshot_export(
     let exported =
         server.handle.change(move |c| Box::pin(async move { c.snapshot_export(&disk, &snapshot, export).await }));
     exported.await?;
-    Ok((StatusCode::CREATED, Json(server.handle.view().api_disk_mapped(&new)?)))
+    let disk = server.handle.look(move |view| view.api_disk_mapped(&new)).await?;
+    Ok((StatusCode::CREATED, Json(disk)))
 }
 
 async fn job(State(server): State<Server>, id: InPath<JobId>) -> Answer<Json<JobInfo>> {
