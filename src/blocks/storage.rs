@@ -32,6 +32,18 @@ pub trait Storage {
     fn flush(&mut self) -> Result<(), StorageError>;
     /// Set the size; new bytes read as zeros.
     fn set_len(&mut self, len_bytes: u64) -> Result<(), StorageError>;
+    /// Have these bytes, which the file has, read as zeros. Where there may be many, an implementation does better than
+    /// to write them.
+    fn zero(&mut self, offset_bytes: u64, len_bytes: u64) -> Result<(), StorageError> {
+        let nothing = vec![0; len_bytes.min(256 * 1024) as usize];
+        let (mut at, end) = (offset_bytes, offset_bytes.saturating_add(len_bytes));
+        while at < end {
+            let len = (end - at).min(nothing.len() as u64);
+            self.write_at(at, &nothing[..len as usize])?;
+            at += len;
+        }
+        Ok(())
+    }
 }
 
 /// The file's length and checksums (CRC-32C) of these ranges (from, to), each in pieces of 1 MiB: whether two looks at

@@ -274,8 +274,8 @@ impl View {
 }
 
 impl Handle {
-    /// Look at what is, files included, beside the control thread: a file system that hangs keeps who asks about it, and
-    /// nobody else.
+    /// Look at what is, files included, beside the control thread: a file system that hangs keeps who asks about it,
+    /// and nobody else.
     ///
     /// # Errors
     /// What is looked for is not there.

@@ -55,10 +55,13 @@ pub(super) struct Kernel {
     enter_fd: i32,
     /// Always given: REGISTERED_RING, NO_IOWAIT.
     enter_flags: EnterFlags,
+    /// There may be [`FILE_WORKERS_MAX`] threads.
+    has_file_workers: bool,
 }
 
-/// Kernel threads that may work on files for one ring: more than the commands of a session, which may all be of a file
-/// that hangs. They are made only while they are needed.
+/// Kernel threads that may work on files for a ring that has files which may hang: more than the commands of a session,
+/// which may all be of one of those. Other rings keep what the kernel thinks right, which is few: where many threads
+/// write to one file, all but one wait.
 const FILE_WORKERS_MAX: u32 = 2 * crate::limits::COMMANDS_PER_SESSION_MAX;
 
 impl Kernel {
@@ -66,9 +69,6 @@ impl Kernel {
         let mut builder = features.builder();
         builder.setup_cqsize(completions.max(submissions * 2));
         let ring = builder.build(submissions).map_err(probe::setup_error)?;
-        // What never answers keeps its worker threads; the work of other files needs some too. Kernels before 5.15
-        // refuse.
-        let _ = ring.submitter().register_iowq_max_workers(&mut [FILE_WORKERS_MAX, 0]);
         let (mut enter_fd, mut enter_flags) = (ring.as_raw_fd(), EnterFlags::empty());
         if features.no_iowait {
             enter_flags |= EnterFlags::NO_IOWAIT;
@@ -79,7 +79,17 @@ impl Kernel {
             enter_fd = index;
             enter_flags |= EnterFlags::REGISTERED_RING;
         }
-        Ok(Kernel { ring, enter_fd, enter_flags })
+        Ok(Kernel { ring, enter_fd, enter_flags, has_file_workers: false })
+    }
+
+    /// A file is used that may hang. What never answers keeps its kernel thread; the work of other files needs some
+    /// too.
+    #[inline]
+    pub(super) fn allow_file_workers(&mut self) {
+        if !std::mem::replace(&mut self.has_file_workers, true) {
+            // A kernel that refuses has as many as it thinks right.
+            let _ = self.ring.submitter().register_iowq_max_workers(&mut [FILE_WORKERS_MAX, 0]);
+        }
     }
 
     pub(super) fn submitter(&self) -> io_uring::Submitter<'_> {

@@ -29,6 +29,12 @@ impl Headers {
     }
 }
 
+/// Whether somebody else than this kernel carries an operation out, and may never do so.
+#[inline]
+pub(super) fn may_hang(op: &Op) -> bool {
+    matches!(op, Op::Read { file, .. } | Op::Write { file, .. } if is_remote(*file))
+}
+
 /// How an operation will end on a ring with these features.
 #[inline]
 pub(super) fn lifetime(op: &Op, features: &Features) -> Lifetime {

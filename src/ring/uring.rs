@@ -254,6 +254,9 @@ impl Ring for UringRing {
         let lifetime = prepare::lifetime(&op, &self.features);
         let (token, op) = self.slots.insert(tag, op, lifetime);
         let headers = &mut self.headers[token.0 as u32 as usize];
+        if prepare::may_hang(op) {
+            self.kernel.allow_file_workers();
+        }
         let submitter = self.kernel.submitter();
         match prepare::entry(op, headers, &mut self.fixed, &self.features, &submitter) {
             Some(entry) => {

@@ -187,13 +187,10 @@ impl<'a> Overlay<'a> {
         if self.len > self.base_len {
             self.base.set_len(self.len)?;
         }
-        let nothing = vec![0; 256 * 1024];
         for (start, end) in self.zeros {
-            let (mut at, end) = (start, end.min(self.base_len));
-            while at < end {
-                let len = (end - at).min(nothing.len() as u64);
-                self.base.write_at(at, &nothing[..len as usize])?;
-                at += len;
+            let end = end.min(self.base_len);
+            if start < end {
+                self.base.zero(start, end - start)?;
             }
         }
         for (at, page) in self.pages {

@@ -218,6 +218,13 @@ fn former_troubles_stay_away() {
         (target::examine_vhdx as Target, seeds::all(), "made 1, dirty", cut),
         // A parent's path under the footer.
         (target_vhd::examine_vhd, seeds::all_vhd(), "made VHD 5", edit(0x450, &[0, 0, 0, 0, 0, 0x20, 0x3e, 0])),
+        // Zeros that a log wants written, over more than anybody can write.
+        (
+            target::examine_vhdx,
+            seeds::all(),
+            "made 5, dirty",
+            Mutation { len: Some(1 << 47), ..edit(0x20_a088, &[0, 0, 0x10, 0, 1, 0, 0, 0]) },
+        ),
         // An entry of the log without descriptors, longer than it needs to be.
         (target::examine_vhdx, seeds::all(), "ours, dirty", edit(0x10_3018, &[0; 4])),
         // A dirty file that ends before blocks which its log creates: they are shown as zeros.

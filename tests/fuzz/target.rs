@@ -55,6 +55,13 @@ impl Storage for Watched {
         Ok(())
     }
 
+    fn zero(&mut self, offset_bytes: u64, len_bytes: u64) -> Result<(), StorageError> {
+        self.writes += 1;
+        assert!(offset_bytes + len_bytes <= self.file.len, "zeros that the file does not have");
+        self.file.zero(offset_bytes, len_bytes);
+        Ok(())
+    }
+
     fn set_len(&mut self, len_bytes: u64) -> Result<(), StorageError> {
         self.writes += 1;
         if len_bytes > 1 << 50 {

@@ -152,7 +152,9 @@ pub fn target_with_disks(server: &Server, target: &str, disks: &[(&str, &[&str])
 
 /// A session that has been told everything on these LUNs.
 pub fn session(server: &Server, iqn: &str, number: u32, luns: u16) -> Client {
-    let mut client = Client::ready(server.portals[0], &Wishes::to_target(iqn).session(number), 0).expect("a session");
+    // A drive that many tests write to can be slow.
+    let wishes = Wishes { timeout: Duration::from_secs(60), ..Wishes::to_target(iqn) };
+    let mut client = Client::ready(server.portals[0], &wishes.session(number), 0).expect("a session");
     for lun in 1..luns {
         client.settle(lun).expect("a unit");
     }

@@ -155,7 +155,9 @@ fn a_sanitize_goes_on_without_its_command() {
     const LOGICAL_UNIT_RESET: u8 = 5;
     for cores in ["0", "0,1"] {
         let server = Server::start_with(Options { cores: Some(cores), ..Options::default() });
-        let iqn = server.ready_target("null", &["--size", "2T", "--format", "null"]);
+        // Long enough to be seen at work, also after a reset that waits for an acknowledgement.
+        let size = if cfg!(debug_assertions) { "2T" } else { "12T" };
+        let iqn = server.ready_target("null", &["--size", size, "--format", "null"]);
         let open =
             |number| Client::ready(server.portals[0], &Wishes::to_target(&iqn).session(number), 0).expect("a session");
         let (mut client, mut other) = (open(1), open(2));

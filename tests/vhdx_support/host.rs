@@ -314,7 +314,8 @@ impl Host {
 
     /// Wait for a ticket that was queued.
     pub fn wait(&mut self, ticket: Ticket) -> Result<Done, Option<Event>> {
-        for _ in 0..10_000 {
+        // The longest file has holes of 128 TiB, which are punched by the GiB.
+        for _ in 0..200_000 {
             let is = |event: &Event| matches!(event, Event::Done { ticket: done, .. } if *done == ticket);
             if let Some(at) = self.events.iter().position(is) {
                 let event = self.events.swap_remove(at);
