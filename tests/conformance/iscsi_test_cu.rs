@@ -151,7 +151,7 @@ impl Bench {
         server.ok(&["target", "create", "shown", "--iqn", "iqn.2026-11.io.lunaring:shown"]);
         server.ok(&["target", "map", "shown", "plain", "--lun", "0", "--read-only"]);
         server.ok(&["target", "allow", "shown", "any"]);
-        let large = ["--size", "32T", "--sector-size", configuration.sector, "--format", "null"];
+        let large = ["--size", "128T", "--sector-size", configuration.sector, "--format", "null"];
         server.ready_target("large", &large);
         server.target_with("chap", "plain");
         let secret = server.file("secret");
