@@ -35,4 +35,4 @@ pub use map::{BlockMap, Fault, FlushMark, MapLimits, Shape, Table};
 pub use pages::{PAGE_BYTES, PagedTable, PinRefused, WORDS_PER_PAGE};
 pub use plan::{EXTENTS_MAX, Extent, ExtentList, LevelFault, ReadPlan, WritePlan};
 pub use source::{PIECES_MAX, PageSource, Piece, PieceList, ReadAt, load_blocking};
-pub use storage::{Storage, StorageError, checksums};
+pub use storage::{Storage, StorageError, checksums, write_zeros};

@@ -35,15 +35,24 @@ pub trait Storage {
     /// Have these bytes, which the file has, read as zeros. Where there may be many, an implementation does better than
     /// to write them.
     fn zero(&mut self, offset_bytes: u64, len_bytes: u64) -> Result<(), StorageError> {
-        let nothing = vec![0; len_bytes.min(256 * 1024) as usize];
-        let (mut at, end) = (offset_bytes, offset_bytes.saturating_add(len_bytes));
-        while at < end {
-            let len = (end - at).min(nothing.len() as u64);
-            self.write_at(at, &nothing[..len as usize])?;
-            at += len;
-        }
-        Ok(())
+        write_zeros(offset_bytes, len_bytes, |at, zeros| self.write_at(at, zeros))
     }
+}
+
+/// Write zeros to a range, piece by piece: `write` is given each piece's place and bytes.
+pub fn write_zeros(
+    offset_bytes: u64,
+    len_bytes: u64,
+    mut write: impl FnMut(u64, &[u8]) -> Result<(), StorageError>,
+) -> Result<(), StorageError> {
+    let nothing = vec![0; len_bytes.min(256 * 1024) as usize];
+    let (mut at, end) = (offset_bytes, offset_bytes.saturating_add(len_bytes));
+    while at < end {
+        let len = (end - at).min(nothing.len() as u64);
+        write(at, &nothing[..len as usize])?;
+        at += len;
+    }
+    Ok(())
 }
 
 /// The file's length and checksums (CRC-32C) of these ranges (from, to), each in pieces of 1 MiB: whether two looks at

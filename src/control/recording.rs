@@ -59,11 +59,14 @@ impl Handle {
         let (id, block_bytes) = (disk.id(), shown.sector_size_bytes);
         let path = wanted.to.clone();
         let at = move |e: std::io::Error| Refused::failed(format!("{}: {e}", path.display()));
-        let mut file = File::create_new(&wanted.to).map_err(&at)?;
+        // Beside the control thread, for a file system may hang.
+        let to = wanted.to.clone();
+        let mut file = blocking(move || File::create_new(to)).await.map_err(&at)?;
         let began_us = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64);
         let gathered = self.gather(name, id, Duration::from_secs(wanted.seconds.into())).await;
         if gathered.is_err() {
-            let _ = std::fs::remove_file(&wanted.to);
+            let to = wanted.to.clone();
+            let _ = blocking(move || std::fs::remove_file(to)).await;
         }
         let gathered = gathered?;
         let (commands, missing) = (gathered.notes.len() as u64, gathered.missing);

@@ -33,7 +33,8 @@ use crate::units::UtcTime;
 pub struct Taken {
     /// Disk and snapshot of each.
     pub snapshots: Vec<(String, String)>,
-    /// Milliseconds.
+    /// For how long all commands were held, in milliseconds. Those that change a disk's map may have waited for a flush
+    /// of those before them, as they do for one another's.
     pub pause_ms: f64,
 }
 

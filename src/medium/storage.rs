@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
+use crate::blocks::write_zeros;
 use crate::vhdx::{Storage, StorageError};
 
 /// More zeros than these are not written: a descriptor of a log may ask for as many as the file is long.
@@ -46,14 +47,7 @@ impl Storage for FileStorage<'_> {
             return Ok(());
         }
         // There is little to write, or the file system makes no holes.
-        let nothing = vec![0; len_bytes.min(1 << 20) as usize];
-        let (mut at, end) = (offset_bytes, offset_bytes.saturating_add(len_bytes));
-        while at < end {
-            let len = (end - at).min(nothing.len() as u64);
-            self.write_at(at, &nothing[..len as usize])?;
-            at += len;
-        }
-        Ok(())
+        write_zeros(offset_bytes, len_bytes, |at, zeros| self.write_at(at, zeros))
     }
 }
 

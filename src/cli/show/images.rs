@@ -43,7 +43,7 @@ pub fn taken(answer: &Value) -> String {
         .iter()
         .map(|snapshot| format!("snapshot '{}' of disk '{}' taken", text(snapshot, "name"), text(snapshot, "disk")))
         .collect();
-    format!("{}; commands waited for {pause:.2} ms", lines.join("\n"))
+    format!("{}; all commands waited for {pause:.2} ms", lines.join("\n"))
 }
 
 /// What a job does, for a progress line.
@@ -265,7 +265,7 @@ mod tests {
             "allocated_bytes": 1 << 20, "parent": null, "current": true, "exports": ["x"], "deleting": false}],
             "pause_ms": 1.234});
         assert!(snapshots(&answer).contains("s     1970-01-01 00:00:00    1G       1M         current  x"));
-        assert_eq!(taken(&answer), "snapshot 's' of disk 'd' taken; commands waited for 1.23 ms");
+        assert_eq!(taken(&answer), "snapshot 's' of disk 'd' taken; all commands waited for 1.23 ms");
         let answer = json!({"snapshots": [{"name": "s", "disk": "d", "deleting": true,
             "kept_for": ["snapshot 'a'", "disk 'd' as it is now"]}]});
         let said = snapshots(&answer);

@@ -70,7 +70,8 @@ pub struct NewSnapshotGroup {
 pub struct TakenSnapshots {
     /// The snapshots, one for each disk, all of one instant.
     pub snapshots: Vec<Snapshot>,
-    /// How long new commands were held, in milliseconds.
+    /// How long all commands were held, in milliseconds. Those that change a disk's map may have waited for a flush
+    /// before that, as they do for one another's.
     pub pause_ms: f64,
 }
 
