@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use lunaring::shard::placement;
 use serde::{Deserialize, Serialize};
 
 use super::card::{Card, QueueMask, affinity_path};
@@ -240,25 +241,27 @@ pub fn notes(system: &impl System, card: &Card, wishes: &Wishes) -> Vec<String> 
     let (with, without) = wishes.cores.split_at(max.min(wishes.cores.len()));
     if !without.is_empty() {
         notes.push(format!(
-            "The card has {max} of the {} queues that the shards need: the others get no connections from it. `lunaring serve --cores {}` \
-             starts no more shards than that.",
+            "The card has {max} of the {} queues that the shards need: the others get no connections from it. \
+             `lunaring serve --cores {}` starts no more shards than that.",
             wishes.cores.len(),
             list(with)
         ));
     }
     if let Some((node, cores)) = &card.node {
-        let near = lunaring::shard::placement::parse_cores(cores, &(0..=usize::from(u16::MAX)).collect::<Vec<_>>());
-        let far: Vec<usize> =
-            wishes.cores.iter().copied().filter(|core| !near.as_ref().is_ok_and(|near| near.contains(core))).collect();
+        let every: Vec<usize> = (0..=usize::from(u16::MAX)).collect();
+        let near = placement::parse_cores(cores, &every);
+        let is_far = |core: &usize| !near.as_ref().is_ok_and(|near| near.contains(core));
+        let far: Vec<usize> = wishes.cores.iter().copied().filter(is_far).collect();
         if near.is_ok() && !far.is_empty() {
             notes.push(format!(
-                "Cores {} are far from the card, which is on memory node {node} (cores {cores}): shards there pay for it.",
+                "Cores {} are far from the card, which is on memory node {node} (cores {cores}): shards \
+                 there pay for it.",
                 list(&far)
             ));
         }
     }
-    let is_irqbalance =
-        |id: &String| system.read(&Path::new("/proc").join(id).join("comm")).as_deref() == Some("irqbalance");
+    let comm = |id: &String| system.read(&Path::new("/proc").join(id).join("comm"));
+    let is_irqbalance = |id: &String| comm(id).as_deref() == Some("irqbalance");
     let processes = system.list(Path::new("/proc"));
     if processes.iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())).any(is_irqbalance) {
         notes.push("irqbalance runs and will move the interrupts again: systemctl disable --now irqbalance".to_owned());

@@ -105,13 +105,14 @@ impl Machine {
                 value("-G tx")
             ),
             "-c" => format!(
-                "Coalesce parameters for ens1f0:\nAdaptive RX: {}  TX: on\nstats-block-usecs:\tn/a\nrx-usecs:\t{}\nrx-frames:\tn/a\n",
+                "Coalesce parameters for ens1f0:\nAdaptive RX: {}  TX: on\nstats-block-usecs:\tn/a\nrx-usecs:\t{}\n\
+                 rx-frames:\tn/a\n",
                 value("-C adaptive-rx"),
                 value("-C rx-usecs")
             ),
             "-k" => format!(
-                "Features for ens1f0:\ntcp-segmentation-offload: {}\n\ttx-tcp-segmentation: on\ngeneric-receive-offload: {}\n\
-                 large-receive-offload: off [fixed]\n",
+                "Features for ens1f0:\ntcp-segmentation-offload: {}\n\ttx-tcp-segmentation: on\n\
+                 generic-receive-offload: {}\nlarge-receive-offload: off [fixed]\n",
                 value("-K tso"),
                 value("-K gro")
             ),
