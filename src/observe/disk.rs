@@ -33,8 +33,9 @@ impl Operation {
     }
 }
 
-/// Counters of one kind of operation.
+/// Counters of one kind of operation, all in one cache line but for the latencies' cells.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub struct OpStats {
     /// Operations that ended, well or badly.
     pub operations: Counter,

@@ -42,6 +42,30 @@ pub(crate) const RING_SLOTS_RESERVE: usize = 512;
 pub(crate) struct Io<R: Ring> {
     pub(crate) ring: R,
     pub(crate) arena: Arena,
+    /// Some disk's home part may be stalled ([`Stall`]).
+    pub(crate) has_stalled: bool,
+}
+
+/// Whether memory or the ring has refused something that is to be tried again. Who sets it also says so to the shard,
+/// which then looks for it.
+#[derive(Debug, Default)]
+pub(crate) struct Stall(bool);
+
+impl Stall {
+    /// Something was refused.
+    pub(crate) fn set<R: Ring>(&mut self, io: &mut Io<R>) {
+        self.0 = true;
+        io.has_stalled = true;
+    }
+
+    /// It is being tried again.
+    pub(crate) fn clear(&mut self) {
+        self.0 = false;
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        self.0
+    }
 }
 
 /// The way to other shards, and to the own one.
@@ -228,6 +252,10 @@ impl Mark {
 }
 
 impl<R: Ring> Io<R> {
+    pub(crate) fn new(ring: R, arena: Arena) -> Self {
+        Self { ring, arena, has_stalled: false }
+    }
+
     /// Queue an operation; given back when the ring is full.
     pub(crate) fn submit(&mut self, mark: Mark, op: Op) -> Result<(), Op> {
         self.ring.submit(mark.tag(), op).map(|_| ())
@@ -425,7 +453,10 @@ impl<R: Ring> Core<R> {
             let Some(entry) = self.disks.at_mut(slot) else { continue };
             for operation in Operation::ALL {
                 let count = std::mem::take(&mut entry.untimed[operation as usize]);
-                entry.disk.stats(self.id).of(operation).latency.record_many(latency_ns, u64::from(count));
+                if count > 0 {
+                    // Others are not touched: with many disks their memory is in no cache.
+                    entry.disk.stats(self.id).of(operation).latency.record_many(latency_ns, u64::from(count));
+                }
             }
         }
     }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::core::{Io, Mark};
+use super::core::{Io, Mark, Stall};
 use crate::blocks::{Engine, EngineError, IoFailure, IoId, MetadataIo, MetadataIoKind};
 use crate::medium::{Disk, Doing};
 use crate::mem::{Buf, Slice};
@@ -26,7 +26,7 @@ pub(crate) struct Driver {
     engine: Option<Box<dyn Engine>>,
     copy: Option<Copy>,
     /// Memory or ring slots were wanting.
-    stalled: bool,
+    stalled: Stall,
     /// File operations in flight.
     operations: u32,
     closing: bool,
@@ -64,7 +64,7 @@ impl Driver {
     /// The driver of a leaf; `None` as engine: it is never written, or is written without metadata.
     pub(crate) fn new(slot: u32, number: u16, disk: Arc<Disk>, fd: Fd, engine: Option<Box<dyn Engine>>) -> Self {
         let (copy, closed) = (None, None);
-        Self { slot, number, disk, fd, engine, copy, stalled: false, operations: 0, closing: false, closed }
+        Self { slot, number, disk, fd, engine, copy, stalled: Stall::default(), operations: 0, closing: false, closed }
     }
 
     /// Which of the disk's drivers it is.
@@ -94,7 +94,7 @@ impl Driver {
 
     /// Memory or the ring has refused something.
     pub(crate) fn stalled(&self) -> bool {
-        self.stalled
+        self.stalled.is_set()
     }
 
     fn mark(&self, id: IoId) -> Mark {
@@ -103,7 +103,7 @@ impl Driver {
 
     /// Start the operations that the engine wants, up to a barrier.
     pub(crate) fn start_operations<R: Ring>(&mut self, io: &mut Io<R>) -> Started {
-        self.stalled = false;
+        self.stalled.clear();
         self.go_on_copying(io);
         loop {
             let Some(wanted) = self.engine.as_mut().and_then(|engine| engine.poll_io()) else { return Started::All };
@@ -125,7 +125,7 @@ impl Driver {
             let started = op.is_some_and(|op| io.submit(self.mark(id), op).is_ok());
             if !started {
                 self.not_started(id);
-                self.stalled = true;
+                self.stalled.set(io);
                 return Started::All;
             }
             self.operations += 1;
@@ -139,9 +139,9 @@ impl Driver {
     }
 
     /// A barrier that the engine wants cannot be set up now.
-    pub(crate) fn barrier_refused(&mut self, id: IoId) {
+    pub(crate) fn barrier_refused<R: Ring>(&mut self, io: &mut Io<R>, id: IoId) {
         self.not_started(id);
-        self.stalled = true;
+        self.stalled.set(io);
     }
 
     /// A barrier has passed.
@@ -199,7 +199,7 @@ impl Driver {
             self.operations += 1;
         } else {
             self.not_started(id);
-            self.stalled = true;
+            self.stalled.set(io);
         }
         true
     }
@@ -216,7 +216,7 @@ impl Driver {
             return self.copy_ended(Ok(all_zeros));
         }
         let Some(op) = copy.next(io, fd) else {
-            self.stalled = true;
+            self.stalled.set(io);
             return;
         };
         copy.running = true;
@@ -226,7 +226,7 @@ impl Driver {
                 if let Some(copy) = self.copy.as_mut() {
                     copy.take_back(op);
                 }
-                self.stalled = true;
+                self.stalled.set(io);
             }
         }
     }
@@ -278,7 +278,7 @@ impl Driver {
             Ok(()) => self.operations += 1,
             Err(_) => {
                 self.closing = false;
-                self.stalled = true;
+                self.stalled.set(io);
             }
         }
     }

@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use super::core::{DRIVER_NUMBERS, Io, Mail, Mark};
+use super::core::{DRIVER_NUMBERS, Io, Mail, Mark, Stall};
 use super::driver::{Driver, Started, failure};
 use super::exclusive::Arbiter;
 use super::load::Loads;
@@ -105,7 +105,7 @@ pub(crate) struct HomeDisk {
     retries: Vec<Pending>,
     retries_spare: Vec<Pending>,
     /// A flush or a page could not be started for want of memory or ring slots.
-    stalled: bool,
+    stalled: Stall,
     sessions: Vec<SessionReply>,
     relocation: Option<Reply<Result<bool, DetachError>>>,
     closing_engine: Option<Reply<Result<(), DetachError>>>,
@@ -135,7 +135,7 @@ impl HomeDisk {
             barrier: None,
             retries: Vec::with_capacity(REQUESTS_RESERVED),
             retries_spare: Vec::with_capacity(REQUESTS_RESERVED),
-            stalled: false,
+            stalled: Stall::default(),
             sessions: Vec::new(),
             relocation: None,
             closing_engine: None,
@@ -359,7 +359,7 @@ impl HomeDisk {
             syncs += 1;
         }
         if syncs == 0 {
-            self.stalled = true;
+            self.stalled.set(io);
             return;
         }
         let all = syncs as usize == 1 + self.retiring.len();
@@ -368,7 +368,7 @@ impl HomeDisk {
         if all {
             std::mem::swap(&mut self.flush_askers, &mut self.flush_next);
         } else {
-            self.stalled = true;
+            self.stalled.set(io);
         }
     }
 
@@ -409,7 +409,7 @@ impl HomeDisk {
     /// Try again what memory, the ring or a full mailbox refused.
     pub(crate) fn retry_stalled<R: Ring>(&mut self, home: &mut Home, io: &mut Io<R>, mail: &mut Mail<R::Waker>) {
         if self.stalled() {
-            self.stalled = false;
+            self.stalled.clear();
             self.start_flush(io, mail);
             self.loads.start(self.driver.disk(), io, mail);
             self.pump(home, io, mail);
@@ -419,7 +419,7 @@ impl HomeDisk {
     /// Whether something has been refused.
     pub(crate) fn stalled(&self) -> bool {
         let retiring = self.retiring.iter().any(|retiring| retiring.driver.stalled());
-        self.stalled || self.driver.stalled() || self.loads.stalled() || retiring
+        self.stalled.is_set() || self.driver.stalled() || self.loads.stalled() || retiring
     }
 
     // ---- what the control plane asks -----------------------------------------------------------------------------
@@ -543,7 +543,7 @@ fn start_operations<R: Ring>(
 ) {
     while let Started::Barrier(id) = driver.start_operations(io) {
         if !begin_barrier(barrier, driver, home, mail, id) {
-            return driver.barrier_refused(id);
+            return driver.barrier_refused(io, id);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Pages of block maps on their way into memory, by the home shard of the disk that needs them: those of its leaf when
 //! that has no engine, and those of the layers below, which other disks may share.
 
-use super::core::{Io, Mail, Mark};
+use super::core::{Io, Mail, Mark, Stall};
 use super::home::answer;
 use super::peer::Asker;
 use crate::blocks::{BlockMap, Done, LevelFault, PAGE_BYTES, PieceList};
@@ -40,13 +40,13 @@ pub(crate) struct Loads {
     /// Who waits for which page.
     waiting: Vec<(LevelFault, Asker)>,
     running: Vec<Option<Load>>,
-    stalled: bool,
+    stalled: Stall,
 }
 
 impl Loads {
     pub(crate) fn new(slot: u32) -> Self {
         let running = (0..RUNNING_MAX).map(|_| None).collect();
-        Self { slot, waiting: Vec::with_capacity(WAITING_RESERVED), running, stalled: false }
+        Self { slot, waiting: Vec::with_capacity(WAITING_RESERVED), running, stalled: Stall::default() }
     }
 
     /// Somebody needs a page.
@@ -69,12 +69,12 @@ impl Loads {
 
     /// Memory or the ring has refused something.
     pub(crate) fn stalled(&self) -> bool {
-        self.stalled
+        self.stalled.is_set()
     }
 
     /// Begin with pages that are wanted.
     pub(crate) fn start<R: Ring>(&mut self, disk: &Disk, io: &mut Io<R>, mail: &mut Mail<R::Waker>) {
-        self.stalled = false;
+        self.stalled.clear();
         while let Some(place) = self.running.iter().position(Option::is_none) {
             let runs = |fault: &LevelFault| self.running.iter().flatten().any(|load| load.fault == *fault);
             let Some(&(fault, _)) = self.waiting.iter().find(|(fault, _)| !runs(fault)) else { return };
@@ -89,7 +89,7 @@ impl Loads {
                 continue;
             }
             let Some(page) = io.arena.take(PAGE_BYTES + SCRATCH_BYTES) else {
-                self.stalled = true;
+                self.stalled.set(io);
                 return;
             };
             self.running[place] = Some(Load { fault, fd, pieces, next: 0, at: 0 });
@@ -149,7 +149,7 @@ impl Loads {
             let started = io.submit(Mark::Load(self.slot, place as u32), op).is_ok();
             if !started {
                 self.running[place] = None;
-                self.stalled = true;
+                self.stalled.set(io);
             }
             return started;
         }

@@ -32,6 +32,9 @@ const SPIN_NS_MAX: u64 = 20_000;
 /// Turns with more commands than this are not worth spinning for: sleeping lets more of them gather.
 const SPIN_COMMANDS_MAX: u32 = 4;
 
+/// So many turns in a row must have had few commands before a shard spins: one of them may be the first part of many.
+const SPIN_TURNS_MIN: u32 = 8;
+
 /// Deadlines are rounded up to this, so that many connections share one wake-up.
 const DEADLINE_GRAIN_MS: u64 = 1000;
 
@@ -69,6 +72,8 @@ pub struct Shard<R: Ring> {
     pub(super) stopped: bool,
     pub(super) spin_ns: u64,
     pub(super) spin_until: Nanos,
+    /// The last turns with commands that had few.
+    pub(super) small_turns: u32,
 }
 
 /// What a shard is made of besides its ring.
@@ -86,7 +91,7 @@ impl<R: Ring> Shard<R> {
     pub(crate) fn new(ring: R, arena: Arena, parts: Parts<R::Waker>) -> Self {
         // The last part is for those that were turned away and have not come to their end.
         let links_max = SESSIONS_PER_SHARD_MAX as usize + 2 * LOGINS_PER_SHARD_MAX;
-        let io = Io { ring, arena };
+        let io = Io::new(ring, arena);
         let core = Core::new(parts.id, parts.shards, links_max, io, parts.senders, parts.stats);
         Self {
             core,
@@ -108,6 +113,7 @@ impl<R: Ring> Shard<R> {
             stopped: false,
             spin_ns: SPIN_NS_MAX,
             spin_until: Nanos(0),
+            small_turns: 0,
         }
     }
 
@@ -192,7 +198,9 @@ impl<R: Ring> Shard<R> {
         let commands = self.core.commands_in_turn.max(self.core.answers_in_turn);
         // A turn without commands, as that in which a send's completion comes, does not end a spin.
         if commands > 0 {
-            let spin_ns = if commands <= SPIN_COMMANDS_MAX { self.spin_ns } else { 0 };
+            let is_small = commands <= SPIN_COMMANDS_MAX;
+            self.small_turns = if is_small { self.small_turns.saturating_add(1) } else { 0 };
+            let spin_ns = if self.small_turns >= SPIN_TURNS_MIN { self.spin_ns } else { 0 };
             self.spin_until = Nanos(self.core.now.0 + spin_ns);
         }
         if self.core.now < self.spin_until {
@@ -445,11 +453,15 @@ impl<R: Ring> Shard<R> {
     /// Give those that wait for memory, ring slots or home requests another try.
     fn feed_starved(&mut self) {
         let Core { io, mail, disks, home, .. } = &mut self.core;
-        for slot in 0..disks.len() {
-            if let Some(disk) = disks.at_mut(slot).and_then(|slot| slot.home.as_mut())
-                && disk.stalled()
-            {
-                disk.retry_stalled(home, io, mail);
+        // There may be thousands of disks, and hardly ever is one of them stalled.
+        if std::mem::take(&mut io.has_stalled) {
+            for slot in 0..disks.len() {
+                if let Some(disk) = disks.at_mut(slot).and_then(|slot| slot.home.as_mut())
+                    && disk.stalled()
+                {
+                    disk.retry_stalled(home, io, mail);
+                    io.has_stalled |= disk.stalled();
+                }
             }
         }
         self.core.retry_agreements();
