@@ -1,5 +1,6 @@
 //! A group: changes of the map that share one log entry.
 
+use super::atomic::{ATOMICS_MAX, Atomic};
 use super::requests::Key;
 
 /// Changes of a group: as many commands as a busy disk has in flight.
@@ -29,6 +30,8 @@ pub(super) enum Kind {
     ZeroInPlace,
     /// Its content has been copied to this place.
     Move { to_bytes: u64 },
+    /// Its place stays what it is: an atomic write goes there.
+    Keep,
     /// Given up.
     Void,
 }
@@ -73,6 +76,8 @@ pub(super) struct Group {
     pub pages: Vec<LogPage>,
     /// Sector bitmap blocks that this group gives chunks: chunk and place.
     pub bitmaps: Vec<(u32, u64)>,
+    /// Writes whose data the entry carries behind its pages.
+    pub atomics: Vec<Atomic>,
     members: Vec<Member>,
 }
 
@@ -83,6 +88,7 @@ impl Group {
             ranges: Vec::with_capacity(RANGES_MAX),
             pages: Vec::with_capacity(PAGES_MAX),
             bitmaps: Vec::with_capacity(CHANGES_MAX),
+            atomics: Vec::with_capacity(ATOMICS_MAX),
             members: Vec::with_capacity(MEMBERS_MAX),
         }
     }
@@ -105,8 +111,14 @@ impl Group {
         self.changes.iter().any(|change| matches!(change.kind, Kind::Commit | Kind::Move { .. }))
     }
 
+    /// Whether there is room for what a request makes of two blocks.
     pub fn has_room(&self) -> bool {
-        self.changes.len() < CHANGES_MAX && self.ranges.len() < RANGES_MAX && self.members.len() < MEMBERS_MAX
+        self.changes.len() + 1 < CHANGES_MAX && self.ranges.len() < RANGES_MAX && self.members.len() < MEMBERS_MAX
+    }
+
+    /// Pages that the entry has at most, data included.
+    pub fn entry_pages(&self) -> usize {
+        self.pages.len() + self.atomics.iter().map(Atomic::pages).sum::<usize>()
     }
 
     /// Whether a page is among the group's already.
@@ -172,6 +184,7 @@ impl Group {
         self.ranges.clear();
         self.pages.clear();
         self.bitmaps.clear();
+        self.atomics.clear();
         self.members.clear();
     }
 }
