@@ -228,9 +228,9 @@ fn open_leaf(spec: &OpenSpec, path: &Path) -> Result<(Arc<LayerFile>, Rest), Fil
     Ok((Arc::new(layer), Rest { engine, disk_id, physical_sector_bytes, notes }))
 }
 
-/// What one WRITE ATOMIC may write, in bytes, and of which it is a multiple. A leaf's engine says whether it can: no file
-/// system promises that a power cut leaves all of several blocks or none. Disks in memory have nothing that could fail
-/// by parts; their writes are as long as one window of a command.
+/// What one WRITE ATOMIC may write, in bytes, and of which it is a multiple. A leaf's engine says whether it can: a
+/// file that is overwritten in place is not promised to have all of several blocks or none after a power cut. Disks in
+/// memory have nothing that could fail by parts; their writes are as long as one window of a command.
 fn atomic_write_bytes(parts: &Parts) -> (u32, u32) {
     match (&parts.backing, &parts.engine) {
         (Backing::Null | Backing::Memory(_), _) => (BURST_LENGTH_MAX, parts.sector_size_bytes),

@@ -227,7 +227,8 @@ impl Unit {
     }
 
     /// The same unit, where WRITE ATOMIC writes up to `blocks` blocks so that even a power cut leaves all of them or
-    /// none; it begins at, and writes, a multiple of `granularity` blocks. Zero blocks: nothing of the kind is promised.
+    /// none; it begins at, and writes, a multiple of `granularity` blocks. Zero blocks: nothing of the kind is
+    /// promised.
     pub fn with_atomic_writes(mut self, blocks: u32, granularity: u32) -> Self {
         self.atomic_write_blocks_max = blocks.min(self.transfer_blocks_max);
         self.atomic_write_granularity_blocks = granularity.max(1);

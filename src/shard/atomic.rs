@@ -45,8 +45,8 @@ impl<R: Ring> Work<'_, R> {
         self.start_write(task, medium_bytes, medium_bytes, data);
     }
 
-    /// All of the data is here: have the blocks to oneself. Where a parent may show through, what is read there gets its
-    /// buffer beforehand, so that nobody who waits for the blocks can keep memory from who has them.
+    /// All of the data is here: have the blocks to oneself. Where a parent may show through, what is read there gets
+    /// its buffer beforehand, so that nobody who waits for the blocks can keep memory from who has them.
     pub(crate) fn atomic_data_received(&mut self, task: TaskId) {
         let entry = self.task(task);
         assert_eq!(entry.window, entry.total, "the data of an atomic write is one window");
