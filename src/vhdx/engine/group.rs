@@ -84,7 +84,8 @@ pub(super) struct Group {
 impl Group {
     pub fn with_capacity() -> Self {
         Self {
-            changes: Vec::with_capacity(CHANGES_MAX),
+            // An atomic write may add two at once.
+            changes: Vec::with_capacity(CHANGES_MAX + 1),
             ranges: Vec::with_capacity(RANGES_MAX),
             pages: Vec::with_capacity(PAGES_MAX),
             bitmaps: Vec::with_capacity(CHANGES_MAX),
@@ -111,9 +112,8 @@ impl Group {
         self.changes.iter().any(|change| matches!(change.kind, Kind::Commit | Kind::Move { .. }))
     }
 
-    /// Whether there is room for what a request makes of two blocks.
     pub fn has_room(&self) -> bool {
-        self.changes.len() + 1 < CHANGES_MAX && self.ranges.len() < RANGES_MAX && self.members.len() < MEMBERS_MAX
+        self.changes.len() < CHANGES_MAX && self.ranges.len() < RANGES_MAX && self.members.len() < MEMBERS_MAX
     }
 
     /// Pages that the entry has at most, data included.
