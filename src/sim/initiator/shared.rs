@@ -3,7 +3,8 @@
 //!
 //! One area holds a tally, to whose own place each initiator adds one at a time; the next area holds a note, which the
 //! first initiator writes as it likes, and which all others compare and write back with the tally; the third area holds
-//! bits, which are only ever set; the last and longest one is written atomically, by everybody. All hold their content over and over, so that a torn one shows.
+//! bits, which are only ever set; the last and longest one is written atomically, by everybody. All hold their content
+//! over and over, so that a torn one shows.
 //!
 //! **May know:** the sibling modules.
 

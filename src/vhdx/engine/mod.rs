@@ -37,6 +37,8 @@
 //!   before the copy has begun cancels the move; later ones wait for its end.
 //! * A read that planned before a block was unmapped or moved finds the old bytes: they are zeroed behind a barrier.
 //!
+//! *Atomic writes* go through the log themselves (`atomic`).
+//!
 //! *Freed space.* Entry written → [`Barrier`](crate::blocks::MetadataIoKind::Barrier) → sync → punched (else zeroed) →
 //! sync → free. The first sync keeps the punch from reaching a block that is still mapped after a power cut, the second
 //! keeps old bytes from showing up in the block that is next. Sector bitmap blocks are never moved or freed, because
