@@ -104,6 +104,9 @@ pub struct Disk {
     pub uuid: Uuid,
     /// Direct or through the page cache.
     pub cache: Cache,
+    /// The file beside it that keeps its reservations (APTPL), once there was something to keep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reservations_file: Option<PathBuf>,
     /// Refuses all writes.
     pub read_only: bool,
     /// Its file was there before it, and stays when it is deleted.

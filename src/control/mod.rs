@@ -10,7 +10,7 @@
 //! | `undertakings` | commands that take long: each is a job |
 //! | `config`, `state` | what is served; its file, and what a crash may leave |
 //! | `recording` | traces of what disks are asked for |
-//! | `reservations`, `ledger` | reservations of disks, and the file of those that outlast the server |
+//! | `reservations`, `ledger`, `beside` | reservations of disks, and the files of those that outlast the server |
 //! | `dataplane`, `attachment` | what is said to the shards |
 //! | `socket`, `routes`, `api`, `views`, `openapi` | the control socket: who may connect, what is asked and answered |
 //! | `isns` | registration with an iSNS server |
@@ -22,6 +22,7 @@
 
 pub mod api;
 mod attachment;
+mod beside;
 pub mod config;
 pub mod controller;
 pub mod cpus;

@@ -217,7 +217,8 @@ fn resource_schemas() -> Value {
             "name string, format vhdx|vhd|raw|memory|null, kind? dynamic|fixed|differencing, size_bytes integer, \
              allocated_bytes integer, sector_size_bytes integer, block_size_bytes? integer, file? string, \
              parent? string, chain? Layer[], space? Space, children string[], snapshots integer, job? integer, \
-             uuid string, cache direct|buffered, read_only boolean, added boolean, state online|offline|failed, \
+             uuid string, cache direct|buffered, reservations_file? string, read_only boolean, added boolean, \
+             state online|offline|failed, \
              reason? string, notes string[], \
              mapped DiskMapping[]",
         ),

@@ -89,7 +89,7 @@ mod settings;
 mod threads;
 mod write;
 
-pub use agreement::ReservationStore;
+pub use agreement::{PlaceMaker, PlaceWanted, ReservationStore};
 pub(crate) use mailbox::{Mailbox, PEER_MESSAGES_MAX, Sender, Senders, mailbox, mailbox_with_room};
 pub use message::{
     Configuration, ConnectionInfo, DetachError, EngineReport, Hold, LunMap, Mapping, Mask, PauseError, Reply,
