@@ -74,6 +74,10 @@ pub const COPY_DESCRIPTORS_BYTES_MAX: u32 = 8 * 1024;
 /// of short blocks can name.
 pub const COPY_SEGMENT_BYTES_MAX: u32 = TRANSFER_BYTES_MAX;
 
+/// Bytes that a copy has the file system share at once: a block of a VHDX as it is made, and little enough for those
+/// who wait for their turn on either file.
+pub const SHARE_BYTES_MAX: u32 = 32 * 1024 * 1024;
+
 /// Bytes of a parameter list of EXTENDED COPY, POPULATE TOKEN or WRITE USING TOKEN that are taken at all: one
 /// descriptor too many is still told from a list that is too long.
 pub const COPY_LIST_BYTES_MAX: u32 = 16 * 1024;

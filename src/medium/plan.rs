@@ -4,7 +4,7 @@ use super::disk::{Backing, Disk, Health};
 use crate::blocks::{self, Extent, ExtentList, LevelFault};
 
 /// Most bytes that one plan covers.
-pub const PLAN_BYTES_MAX: u32 = crate::limits::BURST_LENGTH_MAX;
+pub const PLAN_BYTES_MAX: u32 = crate::limits::SHARE_BYTES_MAX;
 
 /// A run of zeros of at least this many bytes is a plan of its own: nothing has to be read or filled for it.
 const ZEROS_APART_BYTES: u32 = 64 * 1024;

@@ -72,6 +72,10 @@ shard_stats! {
     Counter turned_away;
     /// Connections dropped by the server (timeouts, protocol errors, session drop).
     Counter connections_dropped;
+    /// Bytes copied by EXTENDED COPY and WRITE USING TOKEN, zeros that were only deallocated left out.
+    Counter copied_bytes;
+    /// Of those, bytes that were not moved: files share their blocks.
+    Counter copy_shared_bytes;
     /// Bytes of the shard's arena in use.
     Gauge memory_used_bytes;
     /// Connections now, those in login included.

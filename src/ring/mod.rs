@@ -20,6 +20,7 @@ mod kernel;
 pub mod net;
 mod prepare;
 pub mod probe;
+mod sharing;
 mod slots;
 pub mod uring;
 mod waker;
@@ -165,6 +166,24 @@ pub enum Op {
         /// What to do with the range.
         mode: AllocateMode,
         /// First byte.
+        offset_bytes: u64,
+        /// Length in bytes.
+        len_bytes: u64,
+    },
+    /// Have a range of one file hold what a range of another (or of the same, where they do not meet) holds now, by
+    /// sharing its blocks (FICLONERANGE), or, where another machine has the files, by its copying them
+    /// (copy_file_range). The ring moves no bytes: where the file system cannot do it, or everything that could wait
+    /// for it is taken (EAGAIN), the completion is an error, the bytes of the range are as before or as they were to
+    /// be, and the caller copies. Like a write it is durable with the next [`Op::Sync`] of `file`. It cannot be
+    /// cancelled.
+    Share {
+        /// The open file that has the bytes.
+        from: Fd,
+        /// First byte there.
+        from_bytes: u64,
+        /// The open file that is to have them, on the same file system.
+        file: Fd,
+        /// First byte there. Both must be multiples of the file system's block, and so must the length.
         offset_bytes: u64,
         /// Length in bytes.
         len_bytes: u64,

@@ -91,7 +91,7 @@ pub(super) fn entry(
             opcode::Ftruncate::new(types::Fd(file.0), *len_bytes).build()
         }
         // The kernel would hand a shutdown to a worker thread, which costs more than doing it here.
-        Op::Truncate { .. } | Op::Shutdown { .. } => return None,
+        Op::Truncate { .. } | Op::Shutdown { .. } | Op::Share { .. } => return None,
         Op::Close { fd } => opcode::Close::new(types::Fd(fd.0)).build(),
         Op::Timeout { after } => {
             let (seconds, nanoseconds) = (after.0 / 1_000_000_000, after.0 % 1_000_000_000);

@@ -10,6 +10,7 @@ use super::fixed::FixedBuffers;
 use super::kernel::{Kernel, KernelWait};
 use super::prepare::{self, Headers};
 use super::probe::{Features, RingError};
+use super::sharing::{SharedRange, Sharing};
 use super::slots::{self, Entry, Slots};
 use super::waker::UringWaker;
 use super::{Completion, Errno, Fd, Nanos, Op, Ring, Tag, Token, Wait, file, net};
@@ -54,6 +55,8 @@ pub struct UringRing {
     own: Queue<Token>,
     /// And their completions.
     own_done: Queue<Entry>,
+    /// Operations that wait on threads of their own.
+    sharing: Sharing,
     /// Cancellations that found no room in the submission queue.
     cancels: Queue<Token>,
     waker: UringWaker,
@@ -88,6 +91,7 @@ impl UringRing {
             taken_end: 0,
             own: Queue::new(slots as usize),
             own_done: Queue::new(slots as usize),
+            sharing: Sharing::new(),
             cancels: Queue::new(slots as usize),
             waker,
             wake_count: Box::new(0),
@@ -151,6 +155,13 @@ impl UringRing {
             let result = match self.slots.op(token).expect("an operation of the ring's own is in flight") {
                 Op::Shutdown { socket } => net::shutdown(*socket),
                 Op::Truncate { file, len_bytes } => file::truncate(*file, *len_bytes),
+                &Op::Share { from, from_bytes, file, offset_bytes, len_bytes } => {
+                    let range = SharedRange { from, from_bytes, file, offset_bytes, len_bytes };
+                    match self.sharing.begin(token, range, &self.waker) {
+                        Ok(()) => continue,
+                        Err(errno) => errno,
+                    }
+                }
                 op => unreachable!("{op:?} is the kernel's"),
             };
             let entry = Entry { user_data: token.0, result, flags: 0 };
@@ -159,12 +170,12 @@ impl UringRing {
     }
 
     fn is_ready(&mut self) -> bool {
-        !self.own_done.is_empty() || self.taken_at < self.taken_end || self.kernel.ready()
+        !self.own_done.is_empty() || self.sharing.is_ready() || self.taken_at < self.taken_end || self.kernel.ready()
     }
 
     #[inline]
     fn next_entry(&mut self) -> Option<Entry> {
-        if let Some(entry) = self.own_done.pop() {
+        if let Some(entry) = self.own_done.pop().or_else(|| self.sharing.take()) {
             return Some(entry);
         }
         if self.taken_at == self.taken_end {
@@ -209,7 +220,8 @@ impl UringRing {
                     drop(unsafe { OwnedFd::from_raw_fd(socket.cast_signed()) });
                 }
             }
-            if self.slots.in_flight() == 0 && !self.wake_armed {
+            // Those on threads of their own have no memory of ours.
+            if self.slots.in_flight() == self.sharing.in_flight() && !self.wake_armed {
                 return true;
             }
             let limit = if self.slots.only_held() { DRAIN_HELD_LIMIT } else { DRAIN_LIMIT };
@@ -273,7 +285,7 @@ impl Ring for UringRing {
 
     fn cancel(&mut self, token: Token) {
         let cancellable = match self.slots.op(token) {
-            None | Some(Op::Shutdown { .. }) => false,
+            None | Some(Op::Shutdown { .. } | Op::Share { .. }) => false,
             Some(Op::Truncate { .. }) => self.features.truncate,
             Some(_) => true,
         };

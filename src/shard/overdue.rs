@@ -6,7 +6,7 @@
 //! come after anything that is written or read later, so that the disk serves no blocks, on any shard, until every
 //! orphan that writes has come back; its commands end with ABORTED COMMAND at once.
 
-use super::copy::SESSION_TASKS;
+use super::copy::{self, LeftSource, SESSION_TASKS};
 use super::core::{Core, Mark};
 use super::link::Phase;
 use super::peer::{LinkKey, PeerMessage};
@@ -51,6 +51,7 @@ struct Orphan {
     impedes: u8,
     range: Option<u8>,
     writes: bool,
+    source: Option<LeftSource>,
 }
 
 /// The orphans of a shard.
@@ -84,7 +85,7 @@ impl<R: Ring> Core<R> {
         let (false, Mark::Task(link, found)) = (self.orphans.is_empty(), mark) else { return false };
         let is_it = |orphan: &Orphan| orphan.link.index == link && detail(orphan.link, orphan.task) == found;
         let Some(index) = self.orphans.0.iter().position(is_it) else { return false };
-        if self.orphans.0[index].writes && completion.result.is_err() {
+        if self.orphans.0[index].writes && completion.result.is_err() && !copy::was_refused(completion) {
             // What the file holds there is not known.
             let slot = self.disks.at(self.orphans.0[index].disk);
             slot.expect("a disk stays attached while orphans use it").disk.poison();
@@ -108,21 +109,30 @@ impl<R: Ring> Core<R> {
             return;
         }
         let orphan = self.orphans.0.swap_remove(index);
-        let entry = self.disks.at_mut(orphan.disk).expect("a disk stays attached while orphans use it");
+        if let Some(LeftSource { disk, plan, at_work, impedes }) = orphan.source {
+            self.orphan_leaves(disk, plan, at_work, impedes);
+        }
+        let entry = self.disks.at(orphan.disk).expect("a disk stays attached while orphans use it");
         let (disk, home) = (entry.disk.id(), entry.disk.home());
-        entry.tasks -= 1;
         if orphan.writes {
             entry.disk.orphan_ended();
         }
-        let passed = entry.end_orphan(orphan.plan, orphan.at_work);
-        if let Some(home) = passed {
-            self.barrier_passed(disk, home);
-        }
-        if orphan.impedes != 0 {
-            self.impeding_ended(orphan.disk, orphan.impedes);
-        }
+        self.orphan_leaves(orphan.disk, orphan.plan, orphan.at_work, orphan.impedes);
         if let Some(number) = orphan.range {
             self.mail.post_owed(home, PeerMessage::ReleaseRange { disk, number });
+        }
+    }
+
+    /// The accounts of a disk that an orphan has used.
+    fn orphan_leaves(&mut self, slot: u32, plan: Option<bool>, at_work: bool, impedes: u8) {
+        let entry = self.disks.at_mut(slot).expect("a disk stays attached while orphans use it");
+        entry.tasks -= 1;
+        let disk = entry.disk.id();
+        if let Some(home) = entry.end_orphan(plan, at_work) {
+            self.barrier_passed(disk, home);
+        }
+        if impedes != 0 {
+            self.impeding_ended(slot, impedes);
         }
     }
 }
@@ -198,6 +208,7 @@ impl<R: Ring> Work<'_, R> {
 
     fn make_orphan(&mut self, task: TaskId, disk: u32, name: u16) {
         self.end_change(task);
+        let source = self.leave_source(task);
         let entry = &mut self.session.tasks[usize::from(task.0)];
         let reads = match entry.kind {
             Kind::Read | Kind::Verify(_) | Kind::Flush | Kind::None | Kind::List(_) => true,
@@ -214,6 +225,7 @@ impl<R: Ring> Work<'_, R> {
             impedes: std::mem::take(&mut entry.impedes),
             range: entry.range.take(),
             writes: !reads,
+            source,
         };
         entry.generation = entry.generation.wrapping_add(1);
         *self.operations -= u32::from(orphan.operations);

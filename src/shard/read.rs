@@ -145,11 +145,12 @@ impl<R: Ring> Work<'_, R> {
                 self.read_completed(task, (file, offset_bytes), into, completion.result);
             }
             Some(op @ Op::Write { .. }) => self.write_completed(task, op, completion.result),
+            Some(Op::Share { from, file, .. }) => self.share_completed(task, (from, file), completion.result),
             Some(Op::Allocate { .. }) if !self.release_if_aborted(task) => {
                 return self.hole_made(task, completion.result);
             }
             Some(Op::Allocate { .. }) => return,
-            _ => unreachable!("tasks only read, write and punch files"),
+            _ => unreachable!("tasks only read, write, share and punch files"),
         }
         if self.task(task).operations > 0 || self.release_if_aborted(task) {
             return;

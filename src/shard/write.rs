@@ -285,6 +285,9 @@ impl<R: Ring> Work<'_, R> {
     }
 
     fn write_extents(&mut self, task: TaskId, slot: u32, extents: &ExtentList) {
+        if self.is_sharing(task) {
+            return self.share_extents(task, slot, extents);
+        }
         self.begin_plan(task);
         if self.task(task).commits {
             self.begin_change(task);
@@ -309,7 +312,7 @@ impl<R: Ring> Work<'_, R> {
         }
     }
 
-    fn submit_write(&mut self, task: TaskId, op: Op) {
+    pub(crate) fn submit_write(&mut self, task: TaskId, op: Op) {
         let mark = self.mark(task);
         match self.core.io.submit(mark, op) {
             Ok(()) => self.begin_operation(task),
@@ -345,6 +348,9 @@ impl<R: Ring> Work<'_, R> {
 
     /// Every extent has been written, or has failed.
     pub(crate) fn writes_ended(&mut self, task: TaskId) {
+        if self.sharing_ended(task) {
+            return;
+        }
         let entry = self.task(task);
         match entry.error {
             Some(MediumError::Busy) => self.starve(task, Resume::WriteOut),
@@ -376,7 +382,9 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn is_visible(&mut self, task: TaskId) {
         self.end_work(task);
         let slot = self.task(task).disk.expect("a write has a unit");
-        if self.task(task).durable && self.core.disks.of_task(slot).needs_flush_after_durable_write() {
+        if self.task(task).durable
+            && (self.core.disks.of_task(slot).needs_flush_after_durable_write() || self.is_sharing(task))
+        {
             return self.ask_flush(task);
         }
         self.part_written(task);

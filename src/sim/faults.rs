@@ -80,6 +80,8 @@ pub struct FileFaults {
     pub short_write: Chance,
     /// Zeroing or punching a range is not supported here (EOPNOTSUPP).
     pub allocate_unsupported: Chance,
+    /// Blocks cannot be shared here (EOPNOTSUPP), or nobody is free to do it (EAGAIN).
+    pub share_unsupported: Chance,
     /// An operation takes up to `delay_max` longer.
     pub delay: Chance,
     /// The longest delay.
@@ -99,6 +101,7 @@ impl Default for FileFaults {
             enospc: Chance::NEVER,
             short_write: Chance::NEVER,
             allocate_unsupported: Chance::NEVER,
+            share_unsupported: Chance::NEVER,
             delay: Chance::percent(20),
             delay_max: Nanos(2_000_000),
             sync_takes: Nanos(0),

@@ -28,6 +28,8 @@ pub enum OpKind {
     ZeroRange,
     /// Give a range back.
     PunchHole,
+    /// Share blocks of another file.
+    Share,
     /// Set a file's size.
     Truncate,
     /// Shut a socket down.

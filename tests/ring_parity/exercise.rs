@@ -94,6 +94,38 @@ pub fn files_are_extended_zeroed_punched_and_truncated<H: Harness>(harness: H) {
     }
 }
 
+pub fn blocks_are_shared_or_left_as_they_are<H: Harness>(harness: H) {
+    let mut exercise = Exercise::new(harness);
+    let (from, into) = (exercise.harness.new_file(), exercise.harness.new_file());
+    let (bytes, before) = (pattern(256 * KIB), vec![7; 128 * KIB]);
+    write(&mut exercise, from, 0, &bytes, false);
+    write(&mut exercise, into, 0, &before, false);
+    let (from_bytes, offset_bytes, len_bytes) = (64 * KIB as u64, 32 * KIB as u64, 64 * KIB as u64);
+    let done = exercise.run(Op::Share { from, from_bytes, file: into, offset_bytes, len_bytes });
+    assert!(matches!(done.op, Some(Op::Share { .. })), "{done:?}");
+    let mut expected = before.clone();
+    match done.result {
+        Ok(result) => {
+            assert_eq!(result, 0);
+            expected[32 * KIB..96 * KIB].copy_from_slice(&bytes[64 * KIB..128 * KIB]);
+        }
+        // This file system cannot.
+        Err(Errno(errno)) => assert!([libc::EOPNOTSUPP, libc::ENOTTY].contains(&errno), "{done:?}"),
+    }
+    assert_eq!(read(&mut exercise, into, 0, 128 * KIB), expected);
+    // Each goes its own way from here.
+    write(&mut exercise, from, from_bytes, &[9; 4096], false);
+    assert_eq!(exercise.run(Op::Sync { file: into }).result, Ok(0));
+    assert_eq!(read(&mut exercise, into, 0, 128 * KIB), expected);
+    for (offset_bytes, len_bytes) in [(100, 4096), (0, 1 << 20)] {
+        let odd = Op::Share { from, from_bytes: 0, file: into, offset_bytes, len_bytes };
+        let result = exercise.run(odd).result;
+        let refused = [libc::EINVAL, libc::EOPNOTSUPP, libc::ENOTTY].map(|errno| Err(Errno(errno)));
+        assert!(refused.contains(&result), "no whole blocks, or more than there is: {result:?}");
+    }
+    assert_eq!(read(&mut exercise, into, 0, 128 * KIB), expected);
+}
+
 pub fn a_bad_descriptor_is_an_error_and_gives_the_operation_back<H: Harness>(harness: H) {
     let mut exercise = Exercise::new(harness);
     let (file, socket) = (Fd(i32::MAX), Fd(i32::MAX));
@@ -106,6 +138,7 @@ pub fn a_bad_descriptor_is_an_error_and_gives_the_operation_back<H: Harness>(har
         Op::Write { file, offset_bytes: 0, from, durable: false },
         Op::Sync { file },
         Op::Truncate { file, len_bytes: 0 },
+        Op::Share { from: file, from_bytes: 0, file, offset_bytes: 0, len_bytes: 4096 },
         Op::Send { socket, batch: unsendable, zero_copy: false },
         Op::Shutdown { socket },
         Op::Accept { listener: socket },

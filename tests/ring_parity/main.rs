@@ -15,6 +15,7 @@ macro_rules! parity_tests {
         parity_tests!($module, $harness;
             file_bytes_come_back_and_reads_end_at_the_end_of_the_file,
             files_are_extended_zeroed_punched_and_truncated,
+            blocks_are_shared_or_left_as_they_are,
             a_bad_descriptor_is_an_error_and_gives_the_operation_back,
             several_connections_are_accepted_and_talk,
             a_gathered_send_arrives_in_order,

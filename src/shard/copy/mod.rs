@@ -1,9 +1,10 @@
 //! Copy offload: the commands of [`crate::scsi::copy`] carried out.
 //!
 //! A copy has a task of its own beside those of the session's commands, the *mover*. It reads a chunk of at most 1 MiB
-//! from the source and writes it to the destination the way a READ and a WRITE do (plans, pauses, commits and all), or
-//! gives space back as UNMAP does where the source has none; then it waits for the connection's next turn. Its command
-//! waits for it, or has been answered already (IMMED). Nothing of a copy outlives its session.
+//! from the source and writes it to the destination the way a READ and a WRITE do (plans, pauses, commits and all), has
+//! the file system share it where that can be, or gives space back as UNMAP does where the source has none; then it
+//! waits for the connection's next turn. Its command waits for it, or has been answered already (IMMED). Nothing of a
+//! copy outlives its session.
 //!
 //! Sources and destinations are units that this very session sees, under the rules that hold for its own reads and
 //! writes: they are asked again at each chunk. A token is the exception that the standard makes of it: whoever has one
@@ -13,15 +14,18 @@
 //! |---|---|
 //! | `setup` | from a parameter list to what there is to copy |
 //! | `mover` | chunk by chunk |
+//! | `sharing` | chunks that the file system shares instead |
 
 mod mover;
 mod setup;
+mod sharing;
 
 use std::collections::VecDeque;
 
 use sha2::{Digest, Sha256};
 
 use self::mover::Mover;
+pub(crate) use self::sharing::{LeftSource, was_refused};
 use super::core::Core;
 use super::session::{Answer, Immediate, Kind, Step, Work};
 use crate::bounded::Key;
@@ -34,8 +38,11 @@ use crate::scsi::{
     CopyIn, CopyOut, CopyState, CopyStatus, MediumError, Outcome, ParameterList, Sense, SenseCode, SenseFormat,
 };
 
-/// Tasks of a session: those of its requests, and behind them those of its copies.
-pub(crate) const SESSION_TASKS: usize = TASKS_MAX + COPIES_PER_SESSION_MAX;
+/// From the task of a copy to the place that stands for its source.
+const SHARES: u16 = COPIES_PER_SESSION_MAX as u16;
+
+/// Tasks of a session: those of its requests, behind them those of its copies, and places for what those share.
+pub(crate) const SESSION_TASKS: usize = TASKS_MAX + 2 * COPIES_PER_SESSION_MAX;
 
 /// What is left of a copy for whoever asks.
 struct CopyResult {

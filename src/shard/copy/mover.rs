@@ -4,6 +4,7 @@
 //! destination; [`Work::complete`] comes back here. Where a read gives less than whole blocks of the destination
 //! (sectors of another size, a token of odd ranges), the chunk is one block, gathered from several reads.
 
+use super::sharing::{Shares, Way};
 use super::{Copies, CopyResult};
 use crate::iscsi::transfer::TaskId;
 use crate::limits::{BURST_LENGTH_MAX, WRITE_SAME_BYTES_MAX};
@@ -62,6 +63,14 @@ enum Stage {
     Writing,
 }
 
+/// What becomes of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    Moved,
+    Shared,
+    Zeroed,
+}
+
 /// A copy that runs.
 pub(super) struct Mover {
     pub(super) status: CopyStatus,
@@ -87,6 +96,8 @@ pub(super) struct Mover {
     have: u64,
     /// It ends so when nothing of it is underway.
     cancelled: Option<CopyState>,
+    how: How,
+    pub(super) shares: Shares,
 }
 
 /// What comes next.
@@ -95,6 +106,12 @@ enum Next {
     /// Ask whether there is anything to read, or have the page loaded that says so.
     Load(u32, crate::blocks::LevelFault),
     Read {
+        slot: u32,
+        offset: u64,
+        len: u32,
+    },
+    /// Have the file system share so many bytes.
+    Share {
         slot: u32,
         offset: u64,
         len: u32,
@@ -125,6 +142,8 @@ impl Mover {
             gathered: None,
             have: 0,
             cancelled: None,
+            how: How::Moved,
+            shares: Shares::default(),
         }
     }
 
@@ -162,6 +181,34 @@ impl Mover {
         }
     }
 
+    /// Whether its token stands for any of these bytes of the token's disk.
+    pub(super) fn token_meets(&self, at: u64, len: u64) -> bool {
+        let View::Token { ranges, .. } = &self.view else { return false };
+        ranges.as_slice().iter().any(|&(start, range_len)| start < at + len && at < start + range_len)
+    }
+
+    /// The present chunk is so long, and is being written.
+    pub(super) fn begin_writing(&mut self, len: u64, how: How) {
+        (self.chunk, self.how, self.stage) = (len, how, Stage::Writing);
+        self.status.segments = self.legs[self.leg].number + 1;
+    }
+
+    /// Only so much of the present chunk has been written.
+    pub(super) fn shorten_to(&mut self, len: u64) {
+        self.chunk = len;
+    }
+
+    /// Nothing of the present chunk has been written.
+    pub(super) fn forget_chunk(&mut self) {
+        (self.chunk, self.stage) = (0, Stage::Reading);
+    }
+
+    /// Where the next bytes are written, in a copy that goes forward.
+    pub(super) fn destination_at(&self) -> (u32, u64) {
+        let leg = &self.legs[self.leg];
+        (leg.destination.slot, leg.destination_at + self.done)
+    }
+
     /// The chunk has been written.
     fn chunk_done(&mut self) {
         self.done += self.chunk;
@@ -183,7 +230,7 @@ impl Mover {
 
 impl Leg {
     /// What is written first would be read later: begin at the end.
-    fn goes_backward(&self) -> bool {
+    pub(super) fn goes_backward(&self) -> bool {
         self.source.is_some_and(|source| source.slot == self.destination.slot)
             && self.source_at < self.destination_at
             && self.destination_at < self.source_at + self.len_bytes
@@ -213,6 +260,7 @@ impl<R: Ring> Work<'_, R> {
                 self.turn_to(task, slot, offset, len);
                 self.read_in(task);
             }
+            Next::Share { slot, offset, len } => self.share(task, slot, offset, len),
             Next::Zeros { len } => self.copy_zeros(task, len),
             Next::Write => {
                 let mover = self.session.copies.mover(task);
@@ -264,12 +312,17 @@ impl<R: Ring> Work<'_, R> {
                 _ => {}
             }
         }
-        let len = run.min(u64::from(BURST_LENGTH_MAX)) as u32;
-        Ok(Next::Read { slot, offset, len })
+        if is_gathering {
+            return Ok(Next::Read { slot, offset, len: run.min(u64::from(BURST_LENGTH_MAX)) as u32 });
+        }
+        Ok(match self.way_of(mover, leg, slot, (offset, run)) {
+            Way::Share(len) => Next::Share { slot, offset, len },
+            Way::Move(len) => Next::Read { slot, offset, len },
+        })
     }
 
     /// Have the mover's task work on this part of a disk.
-    fn turn_to(&mut self, task: TaskId, slot: u32, offset: u64, len: u32) {
+    pub(super) fn turn_to(&mut self, task: TaskId, slot: u32, offset: u64, len: u32) {
         self.end_work(task);
         let now = self.core.now;
         let entry = self.task(task);
@@ -330,7 +383,7 @@ impl<R: Ring> Work<'_, R> {
     }
 
     /// What was read under the token so far is what it stands for.
-    fn token_is_good(&mut self, task: TaskId) -> Result<(), Sense> {
+    pub(super) fn token_is_good(&mut self, task: TaskId) -> Result<(), Sense> {
         let mover = self.session.copies.mover(task);
         let View::Token { slot, key, .. } = &mover.view else { return Ok(()) };
         let (slot, key) = (*slot, *key);
@@ -362,7 +415,7 @@ impl<R: Ring> Work<'_, R> {
             let zeros = self.core.io.arena.zeros(len as usize);
             return self.copy_out(task, zeros);
         }
-        mover.stage = Stage::Writing;
+        mover.begin_writing(u64::from(len), How::Zeroed);
         self.turn_to(task, slot, at, 0);
         self.start_zeroing(task, at, at + u64::from(len));
     }
@@ -370,7 +423,7 @@ impl<R: Ring> Work<'_, R> {
     /// Write the chunk.
     fn copy_out(&mut self, task: TaskId, bytes: Slice) {
         let mover = self.session.copies.mover(task);
-        mover.stage = Stage::Writing;
+        (mover.stage, mover.how) = (Stage::Writing, How::Moved);
         let leg = &mover.legs[mover.leg];
         let at = leg.destination_at + mover.chunk_at(leg, mover.chunk);
         let slot = leg.destination.slot;
@@ -394,8 +447,14 @@ impl<R: Ring> Work<'_, R> {
         }
         let mover = self.session.copies.mover(task);
         if mover.stage == Stage::Writing {
-            let chunk = mover.chunk;
-            mover.chunk_done();
+            let (chunk, how) = (mover.chunk, mover.how);
+            if how == How::Shared
+                && let Err(sense) = self.token_is_good(task)
+            {
+                return self.end_copy(task, CopyState::Done(sense.into()));
+            }
+            self.chunk_has_been(task, how, chunk);
+            self.session.copies.mover(task).chunk_done();
             if let Some(slot) = slot {
                 self.core.record(slot, Operation::Write, chunk, started, true);
             }
@@ -446,8 +505,9 @@ impl<R: Ring> Work<'_, R> {
     }
 
     /// The copy is over: tell whoever waits for it, and keep what there is to tell.
-    fn end_copy(&mut self, task: TaskId, state: CopyState) {
+    pub(super) fn end_copy(&mut self, task: TaskId, state: CopyState) {
         self.end_work(task);
+        self.end_source(task);
         let place = Copies::place_of(task);
         self.session.copies.runnable &= !(1 << place);
         let Some(mut mover) = self.session.copies.movers[place].take() else { return };

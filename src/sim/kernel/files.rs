@@ -25,6 +25,9 @@ impl Default for FileOptions {
     }
 }
 
+/// Blocks can be shared in these units.
+const BLOCK_BYTES: u64 = 4096;
+
 /// Largest file size (as the kernel's `loff_t`).
 const FILE_LEN_MAX: u64 = i64::MAX as u64;
 
@@ -226,6 +229,36 @@ impl Kernel {
         Ok(0)
     }
 
+    /// Blocks of one file become those of another. What that file holds changes as by a write; the source's bytes go
+    /// with it, durable or not.
+    pub(super) fn share(&mut self, from: (Fd, u64), into: (Fd, u64), len_bytes: u64) -> Result<u32, i32> {
+        self.writable(into.0)?;
+        let (source, file) = (self.file_of(from.0).ok_or(libc::EBADF)?, self.file_of(into.0).ok_or(libc::EBADF)?);
+        let end = from.1.checked_add(len_bytes).ok_or(libc::EINVAL)?;
+        let target_end = into.1.checked_add(len_bytes).filter(|end| *end <= FILE_LEN_MAX).ok_or(libc::EFBIG)?;
+        let is_aligned = [from.1, into.1, len_bytes].iter().all(|n| n.is_multiple_of(BLOCK_BYTES));
+        let meets = source == file && from.1 < target_end && into.1 < end;
+        if !is_aligned || meets || len_bytes == 0 || end > self.files[source].state.len_bytes() {
+            return Err(libc::EINVAL);
+        }
+        if self.roll(file, |faults| faults.share_unsupported) {
+            return Err(if self.random.happens(PERHAPS) { libc::EOPNOTSUPP } else { libc::EAGAIN });
+        }
+        if self.roll(file, |faults| faults.enospc) {
+            return Err(libc::ENOSPC);
+        }
+        let mut bytes = vec![0; len_bytes as usize];
+        self.files[source].state.read(from.1, &mut bytes);
+        if self.roll(file, |faults| faults.eio_write) || self.is_bad(file, into.1, len_bytes) {
+            self.write_some_sectors(file, into.1, &bytes);
+            return Err(libc::EIO);
+        }
+        self.files[file].state.write(into.1, &bytes);
+        let fd = self.own(into.0);
+        self.record(What::Wrote { file: fd, content: hash_bytes(&bytes) });
+        Ok(0)
+    }
+
     /// A published operation whose process died: a write may have happened in part, a sync may have happened.
     pub(super) fn settle_file_op(&mut self, op: &Op) {
         match op {
@@ -245,6 +278,9 @@ impl Kernel {
             }
             &Op::Truncate { file, len_bytes } if self.random.happens(PERHAPS) => {
                 let _ = self.truncate(file, len_bytes);
+            }
+            &Op::Share { from, from_bytes, file, offset_bytes, len_bytes } if self.random.happens(PERHAPS) => {
+                let _ = self.share((from, from_bytes), (file, offset_bytes), len_bytes);
             }
             _ => {}
         }

@@ -451,6 +451,7 @@ impl Kernel {
             &Op::Read { file, .. }
             | &Op::Write { file, .. }
             | &Op::Allocate { file, .. }
+            | &Op::Share { file, .. }
             | &Op::Truncate { file, .. } => self.schedule_file(key, file),
         }
     }
@@ -525,6 +526,9 @@ impl Kernel {
                 Some(self.allocate(*file, *mode, *offset_bytes, *len_bytes))
             }
             Op::Truncate { file, len_bytes } => Some(self.truncate(*file, *len_bytes)),
+            &mut Op::Share { from, from_bytes, file, offset_bytes, len_bytes } => {
+                Some(self.share((from, from_bytes), (file, offset_bytes), len_bytes))
+            }
         };
         let zero_copy = matches!(op, Op::Send { zero_copy: true, .. });
         self.rings[key.ring].slots[key.index as usize].op = Some(op);
@@ -608,6 +612,7 @@ impl Kernel {
                 (kind, *file, *offset_bytes, *len_bytes)
             }
             Op::Truncate { file, len_bytes } => (OpKind::Truncate, *file, 0, *len_bytes),
+            Op::Share { file, offset_bytes, len_bytes, .. } => (OpKind::Share, *file, *offset_bytes, *len_bytes),
             Op::Shutdown { socket } => (OpKind::Shutdown, *socket, 0, 0),
             Op::Close { fd } => (OpKind::Close, *fd, 0, 0),
             Op::Timeout { after } => (OpKind::Timeout, Fd(-1), 0, after.0),
@@ -720,7 +725,15 @@ impl Kernel {
 }
 
 fn is_file_op(op: &Op) -> bool {
-    matches!(op, Op::Read { .. } | Op::Write { .. } | Op::Sync { .. } | Op::Allocate { .. } | Op::Truncate { .. })
+    matches!(
+        op,
+        Op::Read { .. }
+            | Op::Write { .. }
+            | Op::Sync { .. }
+            | Op::Allocate { .. }
+            | Op::Truncate { .. }
+            | Op::Share { .. }
+    )
 }
 
 /// A coin for effects that may or may not have happened when everything stopped.
