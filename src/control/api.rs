@@ -6,6 +6,7 @@ mod entrance;
 mod images;
 mod ports;
 mod reservations;
+mod settings;
 mod snapshots;
 
 pub use entrance::{ChapPolicy, Discovery, Isns, NewAuth, NewIsns, NewRedirect, Redirect};
@@ -14,6 +15,7 @@ pub use images::{
 };
 pub use ports::{PortChange, PortState, TargetPort, TargetPorts};
 pub use reservations::{Registration, Reservations};
+pub use settings::{Settings, SettingsChange};
 pub use snapshots::{
     DeletedSnapshot, ExportSnapshot, NewSnapshot, NewSnapshotGroup, Snapshot, Snapshots, TakenSnapshots,
 };

@@ -1,7 +1,7 @@
 //! The file beside a disk's own file that its reservations are kept in (APTPL): it goes where the disk goes.
 //!
-//! It is one place in the form of [`place`], and says by UUID whose it is. Whoever has it open has it locked, so that no
-//! two disks, and no two servers, ever write to one. A copy of an image has none: reservations are not inherited.
+//! It is one place in the form of [`place`], and says by UUID whose it is. Whoever has it open has it locked, so that
+//! no two disks, and no two servers, ever write to one. A copy of an image has none: reservations are not inherited.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -67,9 +67,9 @@ pub(super) fn owner(disk: &Disk) -> Owner {
     Owner { uuid: *disk.uuid().as_bytes(), name: disk.name().to_owned() }
 }
 
-/// The names that the file can have for an image, the one for a new file first. A VHDX carries its identity and is found
-/// by that, whatever its files are called after snapshots and merges; other images are by their names, without what a
-/// snapshot puts behind a `~`.
+/// The names that the file can have for an image, the one for a new file first. A VHDX carries its identity and is
+/// found by that, whatever its files are called after snapshots and merges; other images are by their names, without
+/// what a snapshot puts behind a `~`.
 fn names(image: &Path, format: DiskFormat, uuid: Uuid) -> [PathBuf; 2] {
     let stem = image.file_stem().and_then(OsStr::to_str);
     let mut by_name = match stem.and_then(|stem| stem.rsplit_once('~')) {
@@ -89,7 +89,8 @@ pub(super) fn is_possible(disk: &Disk) -> bool {
     disk.leaf().is_some_and(|leaf| fs::metadata(leaf.path()).is_ok_and(|found| found.is_file()))
 }
 
-/// Where to look for a disk's file: where it was last; or, unless another disk has the same identity, beside its images.
+/// Where to look for a disk's file: where it was last; or, unless another disk has the same identity, beside its
+/// images.
 pub(super) fn places_of(
     state: &StateDir,
     config: &Config,

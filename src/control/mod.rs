@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `launch`, `server` | a server from its start to its end |
 //! | `controller` | the one place where commands change anything, one after another |
-//! | `disks`, `targets`, `portals`, `ports`, `entrance` | the commands |
+//! | `disks`, `targets`, `portals`, `ports`, `entrance`, `settings` | the commands |
 //! | `images`, `live` | new files of disks; other files below disks that are being served |
 //! | `snapshots`, `merges`, `resizing` | the commands on what is in those files |
 //! | `undertakings` | commands that take long: each is a job |
@@ -50,6 +50,7 @@ mod reservations;
 mod resizing;
 pub mod routes;
 pub mod server;
+pub mod settings;
 mod snapshots;
 pub mod socket;
 pub mod state;

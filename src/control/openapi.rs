@@ -3,6 +3,7 @@
 mod entrance;
 mod images;
 mod ports;
+mod settings;
 
 use serde_json::{Value, json};
 
@@ -32,6 +33,7 @@ fn paths() -> Value {
         target_paths(),
         ports::paths(),
         entrance::paths(),
+        settings::paths(),
         portal_and_session_paths(),
     ];
     for part in parts {
@@ -196,7 +198,7 @@ fn object(fields: &str) -> Value {
 
 fn schemas() -> Value {
     let mut schemas = resource_schemas();
-    for more in [images::schemas(), entrance::schemas(), ports::schemas()] {
+    for more in [images::schemas(), entrance::schemas(), ports::schemas(), settings::schemas()] {
         if let (Value::Object(all), Value::Object(more)) = (&mut schemas, more) {
             all.extend(more);
         }

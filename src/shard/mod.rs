@@ -95,6 +95,7 @@ pub use message::{
     Configuration, ConnectionInfo, DetachError, EngineReport, Hold, LunMap, Mapping, Mask, PauseError, Reply,
     SessionInfo, TargetPort, ToShard,
 };
+pub use overdue::IO_DEADLINE_MS;
 pub(crate) use run::Parts;
 pub use run::Shard;
 pub use settings::{DiskSettings, Keep, Keeper, Kept, Unfinished};

@@ -268,11 +268,11 @@ fn with_aptpl_registrations_go_where_the_disk_goes() {
         let mut stranger = node(&second, &iqn_of_clone, 4);
         assert_eq!((keys(&mut stranger), write(&mut stranger)), (vec![], GOOD));
         // What changes there is kept there.
-        let (mut a, mut b) = (node(&second, &iqn, 1), node(&second, &iqn, 2));
+        let mut b = node(&second, &iqn, 2);
         assert_eq!(out(&mut b, PREEMPT, WE_RO, 0xb1, 0xa1, APTPL), GOOD);
         second.kill_9();
         second.start_again();
-        a = node(&second, &iqn, 1);
+        let mut a = node(&second, &iqn, 1);
         assert_eq!((keys(&mut a), write(&mut a)), (vec![0xb1], RESERVATION_CONFLICT));
         // The file goes with the disk only where the image does.
         second.ok(&["target", "delete", "moving"]);
