@@ -31,6 +31,7 @@ mod replace;
 mod reservations;
 mod server;
 mod sessions;
+mod settings;
 mod sharing;
 mod silent;
 mod space;
