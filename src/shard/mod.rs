@@ -22,6 +22,7 @@
 //! | `agreement` | what all shards must agree on about a disk beside its blocks |
 //! | `order` | which command may begin, by its task attribute |
 //! | `compare` | COMPARE AND WRITE and ORWRITE |
+//! | `atomic` | WRITE ATOMIC |
 //! | `log` | LOG SENSE |
 //! | `parameters` | commands whose data is a parameter list |
 //! | `copy` | copies between disks, and tokens |
@@ -48,6 +49,7 @@
 
 mod agreement;
 mod at_once;
+mod atomic;
 mod change;
 mod command;
 mod compare;
@@ -89,12 +91,13 @@ mod settings;
 mod threads;
 mod write;
 
-pub use agreement::ReservationStore;
+pub use agreement::{PlaceMaker, PlaceWanted, ReservationStore};
 pub(crate) use mailbox::{Mailbox, PEER_MESSAGES_MAX, Sender, Senders, mailbox, mailbox_with_room};
 pub use message::{
     Configuration, ConnectionInfo, DetachError, EngineReport, Hold, LunMap, Mapping, Mask, PauseError, Reply,
     SessionInfo, TargetPort, ToShard,
 };
+pub use overdue::IO_DEADLINE_MS;
 pub(crate) use run::Parts;
 pub use run::Shard;
 pub use settings::{DiskSettings, Keep, Keeper, Kept, Unfinished};
