@@ -65,7 +65,8 @@ fn little_memory_and_small_socket_buffers_only_slow_things_down() {
 
 #[test]
 fn writes_that_come_unasked_never_wait_for_memory_behind_themselves() {
-    let reports = run_all("pinched", 8);
+    // In the run of seed 13 a disk's own work is refused memory and has to be tried again.
+    let reports = run_seeds("pinched", (0..8).chain([13]));
     assert_eq!(total(&reports, |r| r.failed + r.lost), 0);
     assert!(total(&reports, |r| r.retried) > 50, "commands were to be turned away");
     assert_prompt(&reports, Nanos(1_500_000_000));

@@ -485,12 +485,13 @@ fn verify_plan(peer: &Peer, work: &Work, portal: SocketAddr) -> Result<verify::P
         flush_one_in: work.flush_one_in,
         writer: 1,
         seed: work.seed,
+        over_ring: false,
     })
 }
 
 fn run_verify(args: &Verify) -> Result<(), String> {
     let mut plan = verify_plan(&args.peer, &args.work, address(&args.peer.portal)?)?;
-    (plan.first_byte, plan.len_bytes) = (args.offset, args.len);
+    (plan.first_byte, plan.len_bytes, plan.over_ring) = (args.offset, args.len, true);
     let mut verifier = Verifier::open(plan).map_err(|e| e.to_string())?;
     if !args.work.fresh {
         verifier.adopt().map_err(|e| e.to_string())?;

@@ -5,6 +5,7 @@
 //! no operation is under way, and nothing is freed before its last completion has come (else it is leaked).
 #![allow(unsafe_code)]
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::net::{Shutdown, TcpStream};
@@ -41,8 +42,12 @@ impl Ring {
             .setup_single_issuer()
             .setup_defer_taskrun()
             .build(ENTRIES);
-        let ring = newest.or_else(|_| IoUring::builder().setup_cqsize(completions).build(ENTRIES))?;
-        Ok(Ring { ring, in_flight: 0 })
+        newest.map_or_else(|_| Ring::movable(completions), |ring| Ok(Ring { ring, in_flight: 0 }))
+    }
+
+    /// One that may be used by another thread than the one that made it.
+    fn movable(completions: u32) -> io::Result<Ring> {
+        Ok(Ring { ring: IoUring::builder().setup_cqsize(completions).build(ENTRIES)?, in_flight: 0 })
     }
 
     /// Queue an operation.
@@ -122,6 +127,12 @@ struct Line {
     sending: bool,
 }
 
+impl fmt::Debug for Sockets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sockets({} in flight on {} sockets)", self.ring.in_flight, self.lines.len())
+    }
+}
+
 /// Sockets over one ring. A socket has a number, in the order in which they were added.
 pub struct Sockets {
     ring: Ring,
@@ -137,6 +148,12 @@ impl Sockets {
         let ring = Ring::new((sockets_max * 2).max(2 * ENTRIES).next_power_of_two())?;
         let input_len = if sockets_max > FEW { INPUT_LEN_OF_MANY } else { INPUT_LEN };
         Ok(Sockets { ring, lines: vec![], input_len, spin: Duration::ZERO })
+    }
+
+    /// A ring for one socket that may change threads.
+    pub fn of_one() -> io::Result<Sockets> {
+        let ring = Ring::movable(2 * ENTRIES)?;
+        Ok(Sockets { ring, lines: vec![], input_len: INPUT_LEN, spin: Duration::ZERO })
     }
 
     /// Take a socket over, and begin to receive.
@@ -219,6 +236,11 @@ impl Sockets {
         // SAFETY: the bytes belong to the line, which is never removed; they are not changed while `sending`, and Drop
         // waits for the completion or leaks them.
         unsafe { self.ring.push(&entry) }
+    }
+
+    /// Hand everything to the kernel, and do not wait.
+    pub fn hand_over(&mut self) -> io::Result<()> {
+        self.ring.enter()
     }
 
     /// Hand everything to the kernel and wait until `until` at most for something to move. The numbers of the sockets

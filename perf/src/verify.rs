@@ -47,6 +47,9 @@ pub struct Plan {
     pub writer: u32,
     /// Seed of all choices.
     pub seed: u64,
+    /// Over an io_uring of its own, as the load generator does; else on a plain socket. What is in flight on a ring ends
+    /// with the thread that started it.
+    pub over_ring: bool,
 }
 
 /// What was found wrong.
@@ -165,6 +168,9 @@ impl Verifier {
             return Err(LoginError::Protocol(what));
         }
         let units = (plan.len_bytes / u64::from(plan.unit_bytes)) as usize;
+        if plan.over_ring {
+            pipeline = pipeline.over_ring()?;
+        }
         Ok(Verifier {
             block_len,
             acknowledged: vec![0; units],
@@ -274,7 +280,7 @@ impl Verifier {
     pub fn reconnect(&mut self) -> Result<(), LoginError> {
         let mut pipeline = Pipeline::open(self.plan.portal, &self.plan.wishes, self.plan.depth)?;
         pipeline.capacity(self.plan.lun)?;
-        self.pipeline = Some(pipeline);
+        self.pipeline = Some(if self.plan.over_ring { pipeline.over_ring()? } else { pipeline });
         self.summary.reconnects += 1;
         Ok(())
     }

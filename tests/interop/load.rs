@@ -45,6 +45,7 @@ impl VerifyingLoad {
             write_percent: 70,
             flush_one_in: 200,
             writer: 5,
+            over_ring: false,
             seed: 7,
         };
         let mut verifier = Verifier::open(plan).expect("a session");

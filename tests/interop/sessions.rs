@@ -21,6 +21,7 @@ fn template(server: &Server, iqn: &str) -> verify::Plan {
         write_percent: 50,
         flush_one_in: 200,
         writer: 1,
+        over_ring: false,
         seed: 5,
     }
 }

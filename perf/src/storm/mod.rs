@@ -94,6 +94,7 @@ pub fn healthy_plan(portal: SocketAddr, target: &str) -> verify::Plan {
         write_percent: 50,
         flush_one_in: 100,
         writer: 7,
+        over_ring: true,
         seed: 11,
     }
 }
