@@ -96,7 +96,7 @@ pub fn lid1(identifier: u8, cscds: &[Vec<u8>], segments: &[Vec<u8>]) -> ([u8; 16
 }
 
 /// EXTENDED COPY(LID4): CDB and parameter list.
-fn lid4(identifier: u32, immed: bool, cscds: &[Vec<u8>], segments: &[Vec<u8>]) -> ([u8; 16], Vec<u8>) {
+pub fn lid4(identifier: u32, immed: bool, cscds: &[Vec<u8>], segments: &[Vec<u8>]) -> ([u8; 16], Vec<u8>) {
     let (cscds, segments) = (cscds.concat(), segments.concat());
     let mut list = vec![1, 0, 0, 0x20];
     list.resize(48, 0);

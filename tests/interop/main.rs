@@ -29,6 +29,7 @@ mod recovery;
 mod replace;
 mod reservations;
 mod server;
+mod session_copies;
 mod sessions;
 mod sharing;
 mod silent;
