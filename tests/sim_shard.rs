@@ -49,6 +49,14 @@ fn streams_cut_anywhere_change_nothing() {
 }
 
 #[test]
+fn flushes_of_many_initiators_are_few() {
+    let reports = run_all("flushes", 4);
+    assert_eq!(total(&reports, |r| r.failed + r.lost), 0);
+    // One after another, the flushes of thirty initiators would take many times as long.
+    assert_prompt(&reports, Nanos(8_000_000_000));
+}
+
+#[test]
 fn little_memory_and_small_socket_buffers_only_slow_things_down() {
     let reports = run_all("narrow", 6);
     assert_eq!(total(&reports, |r| r.failed + r.lost), 0);

@@ -190,9 +190,9 @@ impl<R: Ring> Shard<R> {
             return Wait::Poll;
         }
         let commands = self.core.commands_in_turn.max(self.core.answers_in_turn);
-        if work > 0 {
-            let worth_it = commands > 0 && commands <= SPIN_COMMANDS_MAX;
-            let spin_ns = if worth_it { self.spin_ns } else { 0 };
+        // A turn without commands, as that in which a send's completion comes, does not end a spin.
+        if commands > 0 {
+            let spin_ns = if commands <= SPIN_COMMANDS_MAX { self.spin_ns } else { 0 };
             self.spin_until = Nanos(self.core.now.0 + spin_ns);
         }
         if self.core.now < self.spin_until {

@@ -2,6 +2,7 @@
 
 mod cost;
 mod sim;
+mod tune;
 mod vhdx;
 
 use std::process::ExitCode;
@@ -22,6 +23,8 @@ enum Command {
     Cost(cost::Arguments),
     /// Run whole servers on a simulated ring, disk, network and clock; one seed is one run.
     Sim(sim::Arguments),
+    /// Set a network card up for Lunaring: a receive queue for each shard, on its core.
+    Tune(tune::Arguments),
     /// Say what a VHDX file holds, without changing it.
     Vhdx(vhdx::Arguments),
 }
@@ -30,6 +33,7 @@ fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Cost(arguments) => cost::run(&arguments),
         Command::Sim(arguments) => sim::run(&arguments),
+        Command::Tune(arguments) => tune::run(&arguments),
         Command::Vhdx(arguments) => vhdx::run(&arguments),
     }
 }

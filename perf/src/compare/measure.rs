@@ -23,13 +23,23 @@ pub struct Contender {
     pub pid: Option<u32>,
     /// What it can not do is left out, and does not end the comparison.
     pub optional: bool,
+    /// It is asked without digests even where the workload has them: what others are compared with.
+    pub plain: bool,
 }
 
 impl Contender {
     /// A logical unit of a target.
     pub fn new(label: &str, portal: SocketAddr, target: &str, lun: u16, pid: u32) -> Contender {
         let target = Some(target.to_owned());
-        Contender { label: label.to_owned(), portal, target, luns: vec![lun], pid: Some(pid), optional: false }
+        Contender {
+            label: label.to_owned(),
+            portal,
+            target,
+            luns: vec![lun],
+            pid: Some(pid),
+            optional: false,
+            plain: false,
+        }
     }
 
     /// The same, of a server that is not ours.
@@ -37,9 +47,22 @@ impl Contender {
         Contender { optional: true, ..self }
     }
 
+    /// The same without digests, under another label.
+    pub fn plain(&self, label: &str) -> Contender {
+        Contender { label: label.to_owned(), plain: true, ..self.clone() }
+    }
+
     /// A reference server.
     pub fn bare(label: &str, portal: SocketAddr, pid: u32) -> Contender {
-        Contender { label: label.to_owned(), portal, target: None, luns: vec![0], pid: Some(pid), optional: false }
+        Contender {
+            label: label.to_owned(),
+            portal,
+            target: None,
+            luns: vec![0],
+            pid: Some(pid),
+            optional: false,
+            plain: false,
+        }
     }
 }
 
@@ -151,8 +174,8 @@ pub fn measure(workload: &Workload, contenders: &[Contender], effort: &Effort) -
 /// The load of a workload on a contender.
 pub fn plan(workload: &Workload, contender: &Contender, effort: &Effort) -> Plan {
     let wishes = contender.target.as_deref().map(|target| Wishes {
-        header_digest: workload.digests,
-        data_digest: workload.digests,
+        header_digest: workload.digests && !contender.plain,
+        data_digest: workload.digests && !contender.plain,
         ..Wishes::to_target(target)
     });
     // What is asked one at a time or at its time must not wait for the instrument to wake up.

@@ -155,6 +155,7 @@ fn other(text: &str) -> Result<Contender, String> {
         luns: vec![lun.parse().map_err(|e| format!("'{lun}' is not a LUN: {e}"))?],
         pid: pid.map(|pid| pid.parse().map_err(|e| format!("'{pid}' is not a process: {e}"))).transpose()?,
         optional: true,
+        plain: false,
     })
 }
 

@@ -1,12 +1,14 @@
 //! The scenarios.
 
+use std::collections::HashMap;
+
 use super::server::{DiskPlan, Server, ServerConfig};
 use super::{Change, Report, Run, Scenario, fencing, sessions};
 use crate::medium::{DiskFormat, DiskKind};
-use crate::ring::Nanos;
+use crate::ring::{Fd, Nanos};
 use crate::sim::{
-    Chance, End, FileFaults, Initiator, InitiatorConfig, Keeping, LunPlan, NetworkFaults, Outcome, Random, RunLimit,
-    Runnable, SHARED_SECTORS, SHARERS_MAX, World, WorldConfig,
+    Chance, End, FileFaults, Initiator, InitiatorConfig, Keeping, LunPlan, NetworkFaults, OpKind, Outcome, Random,
+    RunLimit, Runnable, SHARED_SECTORS, SHARERS_MAX, What, World, WorldConfig,
 };
 
 /// All scenarios.
@@ -22,6 +24,11 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "aborts", about: "initiators abort tasks and task sets and reset logical units", run: aborts },
     Scenario { name: "shared", about: "initiators change the same blocks, with aborts and resets", run: shared },
     Scenario { name: "crowd", about: "many sessions that each do a little", run: crowd },
+    Scenario {
+        name: "flushes",
+        about: "many sessions flush the same disks on a drive that takes long to empty its cache",
+        run: flushes,
+    },
     Scenario { name: "stopped", about: "the server stops in good order while sessions are busy", run: stopped },
     Scenario {
         name: "layers",
@@ -114,6 +121,8 @@ struct Setting {
     uncached: bool,
     /// Only units that may fail abort commands.
     is_strict: bool,
+    /// Events to remember at most.
+    history_events_max: usize,
 }
 
 impl Default for Setting {
@@ -131,6 +140,7 @@ impl Default for Setting {
             shares: false,
             uncached: false,
             is_strict: false,
+            history_events_max: 0,
         }
     }
 }
@@ -148,7 +158,7 @@ impl Scene {
         let config = WorldConfig {
             network_faults: setting.network.clone(),
             pipe_capacity_bytes: setting.pipe_capacity_bytes,
-            history_events_max: 0,
+            history_events_max: setting.history_events_max,
             history_is_printed: run.is_printed,
             ..WorldConfig::default()
         };
@@ -427,6 +437,40 @@ fn shared(run: Run) -> Result<Report, String> {
 fn crowd(run: Run) -> Result<Report, String> {
     let setting = Setting { commands: 12, initiators_max: 32, region_sectors: 128, ..Setting::default() };
     Scene::new(run, &setting, |_| {})?.finish()
+}
+
+/// Many initiators share the flushes of a file: at most two of them are under way at a time, what was asked for by
+/// those and what the disk's own log asks for.
+fn flushes(run: Run) -> Result<Report, String> {
+    let setting = Setting {
+        commands: 60,
+        initiators_max: 32,
+        region_sectors: 128,
+        history_events_max: 1 << 22,
+        ..Setting::default()
+    };
+    let scene = Scene::new(run, &setting, |config| {
+        config.disks.retain(|plan| matches!(plan.format, DiskFormat::Raw | DiskFormat::Vhdx));
+    })?;
+    let sync_takes = Nanos(50_000_000);
+    scene.world.set_file_faults(FileFaults { sync_takes, ..FileFaults::default() });
+    let world = scene.world.clone();
+    let report = scene.finish()?;
+    let mut running: HashMap<Fd, u32> = HashMap::new();
+    for event in world.history() {
+        match event.what {
+            What::Started(op) if op.kind == OpKind::Sync => {
+                let count = running.entry(op.fd).or_default();
+                *count += 1;
+                if *count > 2 {
+                    return Err(format!("{count} flushes of {:?} at a time at {:?}", op.fd, event.at));
+                }
+            }
+            What::Finished { op, .. } if op.kind == OpKind::Sync => *running.entry(op.fd).or_default() -= 1,
+            _ => {}
+        }
+    }
+    if running.is_empty() { Err("nothing was flushed".to_owned()) } else { Ok(report) }
 }
 
 /// Disks whose space comes and goes, with regions that hold whole blocks and parts of others.
