@@ -323,6 +323,9 @@ fn a_long_copy_holds_up_nobody_and_can_be_aborted() {
             good(&write(&mut other, 2, 9, 0, &[0x5a; 4096]));
         }
         assert!(began.elapsed() < Duration::from_secs(2), "{:?} for 50 writes beside a copy", began.elapsed());
+        while status_of(&mut client, 5).1 == 0 {
+            assert!(began.elapsed() < Duration::from_secs(20), "nothing is copied");
+        }
         match how {
             "abort" => good(&abort(&mut client, 0, 5)),
             "reset" => assert_eq!(client.task_management(5, 0, None).expect("an answer"), 0),
