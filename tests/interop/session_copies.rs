@@ -1,5 +1,5 @@
-//! Copies of a session of several connections: what is known of them, who may end them, and what ends them (SPC-4 clause
-//! 5.17.4.3: a list identifier is one of the I_T nexus).
+//! Copies of a session of several connections: what is known of them, who may end them, and what ends them (SPC-4
+//! clause 5.17.4.3: a list identifier is one of the I_T nexus).
 
 use std::time::{Duration, Instant};
 

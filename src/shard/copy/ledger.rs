@@ -1,9 +1,9 @@
 //! What a session knows of its copies, whichever of its connections has begun them and whichever asks.
 //!
-//! A copy runs on one connection, the one that began it: the mover is a task there. What may be asked about it, and what
-//! is kept of it when it has ended, belongs to the I_T nexus (SPC-4 clause 5.17.4.3): it is in one ledger that the
-//! session's connections share, as they share their LUNs ([`Session::swap_shared`](crate::shard::session::Session)). The
-//! ledger ends with the session; a LUN reset takes out what was sent to that unit.
+//! A copy runs on one connection, the one that began it: the mover is a task there. What may be asked about it, and
+//! what is kept of it when it has ended, belongs to the I_T nexus (SPC-4 clause 5.17.4.3): it is in one ledger that the
+//! session's connections share, as they share their LUNs ([`Session::swap_shared`](crate::shard::session::Session)).
+//! The ledger ends with the session; a LUN reset takes out what was sent to that unit.
 //!
 //! A copy whose command has been answered (IMMED) does not end with its connection either: when nothing of it is
 //! underway, the mover is left in the ledger, and the next connection that has its turn goes on with it.
@@ -48,7 +48,7 @@ pub(super) enum Runs {
 #[derive(Default)]
 pub(crate) struct CopyLedger {
     records: VecDeque<CopyRecord>,
-    left: Vec<Box<Mover>>,
+    left: Vec<Mover>,
 }
 
 impl CopyLedger {
@@ -129,7 +129,7 @@ impl<R: Ring> Work<'_, R> {
             // What there is of a chunk is this connection's.
             mover.forget_chunk();
             self.session.ledger.tell(mover.list_identifier, mover.status, Runs::Left);
-            self.session.ledger.left.push(mover);
+            self.session.ledger.left.push(*mover);
         }
         self.task(task).disk = None;
         self.free(task);
@@ -161,7 +161,7 @@ impl<R: Ring> Work<'_, R> {
             let task = Copies::task_at(place);
             let runs = self.runs_as(task);
             self.session.ledger.tell(mover.list_identifier, mover.status, runs);
-            self.session.copies.movers[place] = Some(mover);
+            self.session.copies.movers[place] = Some(Box::new(mover));
             self.wait_for_turn(task);
         }
     }

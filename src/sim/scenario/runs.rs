@@ -524,9 +524,8 @@ fn changes_power(run: Run) -> Result<Report, String> {
 fn copies(run: Run) -> Result<Report, String> {
     let aborts = if run.seed % 2 == 1 { Chance::percent(1) } else { Chance::NEVER };
     let network = if run.seed % 4 >= 2 { NetworkFaults::rough() } else { NetworkFaults::default() };
-    let uncached = run.seed % 3 == 0;
-    let setting = Setting { network, aborts, uncached, copies: true, commands: 200, ..Setting::default() };
-    let mut scene = thin_scene(run, setting)?;
+    let setting = Setting { network, aborts, copies: true, commands: 200, ..Setting::default() };
+    let scene = thin_scene(run, setting)?;
     scene.world.set_file_faults(sharing_faults());
     scene.finish()
 }
