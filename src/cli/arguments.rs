@@ -4,6 +4,7 @@ mod entrance;
 mod images;
 mod operation;
 mod ports;
+mod settings;
 
 pub use entrance::{
     ChapArguments, ChapVerb, Demand, DiscoveryArguments, DiscoveryVerb, IsnsArguments, IsnsVerb, TargetRedirect,
@@ -13,6 +14,7 @@ pub use images::{
 };
 pub use operation::{ConfigArguments, ConfigVerb, TopArguments};
 pub use ports::{PortState, PortgroupVerb, ReservationArguments, ReservationVerb};
+pub use settings::{DiskSettings, ServerSettings, SettingsArguments, SettingsVerb, TargetSettings, Wanted};
 
 use std::path::PathBuf;
 
@@ -52,6 +54,8 @@ pub enum Command {
     Chap(ChapArguments),
     /// Register targets and portals with an iSNS server
     Isns(IsnsArguments),
+    /// Show and change settings of the server; 'target set' and 'disk set' have those of one target or disk
+    Settings(SettingsArguments),
     /// List and drop sessions
     Session(SessionArguments),
     /// Show who reserves disks, and take reservations off
@@ -191,6 +195,8 @@ pub enum DiskVerb {
         #[arg(long)]
         detach: bool,
     },
+    /// Change or show settings of one disk
+    Set(DiskSettings),
     /// Set, show, list and delete user metadata of a VHDX
     Meta {
         /// What to do.
@@ -365,6 +371,8 @@ pub enum TargetVerb {
         #[command(subcommand)]
         verb: PortgroupVerb,
     },
+    /// Change or show settings of one target
+    Set(TargetSettings),
     /// Send initiators to another portal or server instead of letting them in
     Redirect(TargetRedirect),
 }

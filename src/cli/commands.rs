@@ -11,7 +11,7 @@ use super::arguments::{
     SessionVerb, StatsArguments, TargetArguments, TargetVerb,
 };
 use super::client::{Client, ClientError, segment};
-use super::{entrance, images, ports, show, socket};
+use super::{entrance, images, ports, settings, show, socket};
 
 pub(super) type Printed = Result<String, ClientError>;
 
@@ -72,6 +72,7 @@ pub fn disk(arguments: DiskArguments) -> Printed {
             let path = format!("/v1/disks/{}?keep_file={keep_file}", segment(&name));
             asker.ask(Method::DELETE, &path, None, |answer| deleted(&name, answer))
         }
+        DiskVerb::Set(set) => settings::of_disk(&asker, set),
         verb => images::disk(&asker, verb),
     }
 }
@@ -184,6 +185,7 @@ pub fn target(arguments: TargetArguments) -> Printed {
             entrance::set_demand(&asker, &path(&auth.target, "/auth"), &what, &auth.demand)
         }
         TargetVerb::Redirect(redirect) => entrance::redirect(&asker, &redirect),
+        TargetVerb::Set(set) => settings::of_target(&asker, set),
         TargetVerb::Portgroup { verb } => ports::portgroup(&asker, verb),
     }
 }

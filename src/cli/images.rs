@@ -107,9 +107,12 @@ pub(super) fn disk(asker: &Asker, verb: DiskVerb) -> Printed {
             run_job(asker, Method::POST, &disk_path(&name, "/compact"), None, detach, words)
         }
         DiskVerb::Meta { verb } => metadata(asker, verb),
-        DiskVerb::Create(_) | DiskVerb::Add(_) | DiskVerb::List | DiskVerb::Show { .. } | DiskVerb::Delete { .. } => {
-            Err(ClientError::new("this verb is not about an image"))
-        }
+        DiskVerb::Create(_)
+        | DiskVerb::Add(_)
+        | DiskVerb::List
+        | DiskVerb::Show { .. }
+        | DiskVerb::Set(_)
+        | DiskVerb::Delete { .. } => Err(ClientError::new("this verb is not about an image")),
     }
 }
 

@@ -12,6 +12,7 @@ mod images;
 mod operation;
 mod ports;
 mod progress;
+mod settings;
 mod show;
 mod table;
 
@@ -54,6 +55,7 @@ pub fn run(command: Command) -> Result<String, ClientError> {
         Command::Discovery(discovery) => entrance::discovery(discovery),
         Command::Chap(chap) => entrance::chap(chap),
         Command::Isns(isns) => entrance::isns(isns),
+        Command::Settings(settings) => settings::settings(settings),
         Command::Session(session) => commands::session(session),
         Command::Reservation(reservation) => ports::reservation(reservation),
         Command::Stats(stats) => commands::stats(stats),

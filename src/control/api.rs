@@ -6,6 +6,7 @@ mod entrance;
 mod images;
 mod ports;
 mod reservations;
+mod settings;
 mod snapshots;
 
 pub use entrance::{ChapPolicy, Discovery, Isns, NewAuth, NewIsns, NewRedirect, Redirect};
@@ -14,6 +15,7 @@ pub use images::{
 };
 pub use ports::{PortChange, PortState, TargetPort, TargetPorts};
 pub use reservations::{Registration, Reservations};
+pub use settings::{Settings, SettingsChange};
 pub use snapshots::{
     DeletedSnapshot, ExportSnapshot, NewSnapshot, NewSnapshotGroup, Snapshot, Snapshots, TakenSnapshots,
 };
@@ -104,6 +106,9 @@ pub struct Disk {
     pub uuid: Uuid,
     /// Direct or through the page cache.
     pub cache: Cache,
+    /// The file beside it that keeps its reservations (APTPL), once there was something to keep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reservations_file: Option<PathBuf>,
     /// Refuses all writes.
     pub read_only: bool,
     /// Its file was there before it, and stays when it is deleted.

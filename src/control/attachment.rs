@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::beside::{self, Beside};
 use super::config::DiskConfig;
 use super::controller::{Controller, LiveDisk};
 use super::dataplane::{DataPlane, ask, shards};
@@ -47,7 +48,7 @@ impl Controller {
                     }
                 }
             }
-            for disk in attach(&*self.plane, &mut self.ledger, opened).await? {
+            for disk in self.attach(opened).await? {
                 self.disks.insert(disk.name().to_owned(), LiveDisk::Online(disk));
             }
         }
@@ -55,25 +56,42 @@ impl Controller {
     }
 }
 
-/// Make open disks known to every shard, with the reservations that outlasted the last end of the server.
-///
-/// # Errors
-/// The shards do not answer.
-pub(super) async fn attach(
+impl Controller {
+    /// Make open disks known to every shard, with the reservations that outlasted the last end of the server.
+    ///
+    /// # Errors
+    /// The shards do not answer.
+    pub(super) async fn attach(&mut self, opened: Vec<Opened>) -> Result<Vec<Arc<Disk>>, Refused> {
+        let look = opened.iter().map(|Opened { disk, .. }| {
+            let images = disk.layers().iter().map(|layer| layer.path().to_owned());
+            (beside::places_of(&self.state, &self.config, disk.name(), images), disk.uuid())
+        });
+        let look: Vec<_> = look.collect();
+        let found = blocking(move || {
+            look.into_iter().map(|(places, uuid)| beside::find(places, uuid)).collect::<Vec<Option<Beside>>>()
+        });
+        let found = found.await;
+        attach(&*self.plane, &mut self.ledger, opened, found).await
+    }
+}
+
+/// Make open disks known to every shard, with what was found beside each.
+async fn attach(
     plane: &dyn DataPlane,
     ledger: &mut Ledger,
     opened: Vec<Opened>,
+    found: Vec<Option<Beside>>,
 ) -> Result<Vec<Arc<Disk>>, Refused> {
     let mut disks = Vec::with_capacity(opened.len());
     let mut owed = Vec::new();
-    for Opened { disk, mut engine } in opened {
+    for (Opened { disk, mut engine }, beside) in opened.into_iter().zip(found) {
         let home = disk.home();
         for shard in shards(plane) {
             let engine = if shard == disk.home() { engine.take() } else { None };
             let disk = Arc::clone(&disk);
             owed.push(ask(plane, shard, |reply| ToShard::Attach { disk, engine, reply }).await);
         }
-        let (reservations, store) = ledger.of(&disk);
+        let (reservations, store) = ledger.of(&disk, beside);
         let mut store = Some(store);
         for shard in shards(plane) {
             let (disk, reservations) = (disk.id(), Arc::clone(&reservations));

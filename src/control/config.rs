@@ -125,6 +125,9 @@ pub struct DiskConfig {
     /// The snapshot of another disk that this one shows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub export: Option<ExportConfig>,
+    /// The file beside it that keeps its reservations (APTPL); relative to the state folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reservations: Option<PathBuf>,
     /// What is set on it.
     #[serde(default, skip_serializing_if = "DiskSettingsConfig::is_default")]
     pub settings: DiskSettingsConfig,

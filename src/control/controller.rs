@@ -18,7 +18,7 @@ use super::attachment;
 use super::config::{AuthConfig, Config, LunConfig};
 use super::dataplane::{DataPlane, ask_all, shards, tell};
 use super::error::Refused;
-use super::executor::blocking;
+use super::executor::{self, blocking};
 use super::isns::Isns;
 use super::keeping;
 use super::ledger::Ledger;
@@ -31,8 +31,8 @@ use crate::jobs::{JobId, Registry};
 use crate::limits::CONTROL_CONNECTIONS_MAX;
 use crate::medium::offline;
 use crate::medium::{self, DiskFormat};
-use crate::shard::Keeper;
 use crate::shard::message::{Configuration, LunMap, Mapping, Mask, ToShard};
+use crate::shard::{Keeper, PlaceMaker, PlaceWanted};
 use crate::units::{DiskId, Lun, PortalId, ShardId, TargetId};
 
 /// A disk of the configuration, as it is now.
@@ -97,6 +97,10 @@ pub struct Controller {
     /// Takes what shards want kept, and where it comes out.
     keeper: Keeper,
     kept: Option<mpsc::Receiver<Job>>,
+    record: mpsc::Sender<Job>,
+    /// Takes what shards ask for places, and where it comes out.
+    place_maker: PlaceMaker,
+    places_wanted: Option<mpsc::Receiver<PlaceWanted>>,
     /// What is registered with an iSNS server.
     pub(super) isns: Isns,
 }
@@ -139,10 +143,14 @@ impl Controller {
             })
             .await?
         };
-        let (keeper, kept) = keeping::keeper();
+        let (keeper, record, kept) = keeping::keeper();
+        let (place_maker, places_wanted) = keeping::place_maker();
         let mut controller = Controller {
             keeper,
             kept: Some(kept),
+            record,
+            place_maker,
+            places_wanted: Some(places_wanted),
             state,
             plane,
             config,
@@ -167,7 +175,8 @@ impl Controller {
 
     /// Carry out commands until every [`Handle`] is gone.
     pub async fn run(mut self, jobs: Jobs) {
-        let Some(kept) = self.kept.take() else { return };
+        let (Some(kept), Some(wanted)) = (self.kept.take(), self.places_wanted.take()) else { return };
+        executor::spawn(keeping::make_places(Arc::clone(&self.plane), wanted, self.record.clone()));
         // What shards want kept comes in between; only the end of the commands is the end.
         let commands = jobs.0.map(Some).chain(stream::once(None));
         let mut all = stream::or(commands, kept.map(Some));
@@ -277,10 +286,11 @@ impl Controller {
         let discovery = demand(&self.config.discovery_auth)?;
         let directory = Directory::new(targets, portals.collect(), discovery).map_err(Refused::invalid)?;
         let (disks, keeper) = (self.disk_settings(), Some(self.keeper.clone()));
+        let place_maker = Some(self.place_maker.clone());
         let io_deadline_ms = self.config.io_deadline_seconds.map(|seconds| u64::from(seconds) * 1000);
         let disk_ports = ports_of_disks(&luns, &masks, &ports);
         let directory = Arc::new(directory);
-        Ok(Configuration { directory, luns, ports, disk_ports, masks, disks, keeper, io_deadline_ms })
+        Ok(Configuration { directory, luns, ports, disk_ports, masks, disks, keeper, place_maker, io_deadline_ms })
     }
 
     /// Logical units in the shards' terms; those whose disks are offline are absent.

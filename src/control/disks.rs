@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::api;
 use super::attachment;
+use super::beside;
 use super::config::{Config, DiskConfig, check_name};
 use super::controller::{Controller, LiveDisk};
 use super::crash::step;
@@ -55,13 +56,17 @@ impl Controller {
             return Err(Refused::invalid(format!("{} has no parent; leave --parent out", file.display())));
         }
         let parent = new.parent.as_deref().map(|parent| self.parent_file(parent)).transpose()?;
+        let uuid = match (probed.format, probed.disk_id) {
+            (DiskFormat::Vhdx, Some(uuid)) => uuid,
+            (_, of_file) => self.identity_beside(&file).await.or(of_file).unwrap_or_else(Uuid::new_v4),
+        };
         let disk = DiskConfig {
             format: probed.format,
             file: Some(file),
             kind: Some(probed.kind),
             size_bytes: probed.size_bytes,
             sector_size_bytes: new.sector_size_bytes.unwrap_or(probed.sector_size_bytes),
-            uuid: probed.disk_id.unwrap_or_else(Uuid::new_v4),
+            uuid,
             cache: new.cache.unwrap_or(Cache::Direct),
             read_only: new.read_only,
             added: true,
@@ -71,6 +76,7 @@ impl Controller {
             snapshots: BTreeMap::new(),
             merge: None,
             export: None,
+            reservations: None,
             settings: Default::default(),
         };
         if disk.format != DiskFormat::Raw && disk.sector_size_bytes != probed.sector_size_bytes {
@@ -78,6 +84,14 @@ impl Controller {
         }
         let config = self.with_disk(&new.name, disk)?;
         self.open_and_commit(&new.name, config).await
+    }
+
+    /// The disk that an image is, by the reservations beside it. (A VHD only says which file it is.)
+    async fn identity_beside(&self, file: &Path) -> Option<Uuid> {
+        let image = file.to_owned();
+        let known = blocking(move || beside::identity_of(&image)).await;
+        let is_free = |uuid: &Uuid| self.config.disks.values().all(|disk| disk.uuid != *uuid);
+        known.filter(is_free)
     }
 
     async fn disk_create(&mut self, new: api::NewDisk) -> Result<(), Refused> {
@@ -302,6 +316,7 @@ impl Controller {
             snapshots: BTreeMap::new(),
             merge: None,
             export: None,
+            reservations: None,
             settings: Default::default(),
         };
         Ok((disk, new.block_size_bytes))
@@ -386,7 +401,7 @@ impl Controller {
         step("disk: opened");
         self.persist(config).await?;
         step("disk: persisted");
-        for disk in attachment::attach(&*self.plane, &mut self.ledger, vec![opened]).await? {
+        for disk in self.attach(vec![opened]).await? {
             self.disks.insert(name.to_owned(), LiveDisk::Online(disk));
         }
         self.publish();
@@ -425,7 +440,14 @@ impl Controller {
         self.refuse_delete(name, &disk)?;
         let gone: Vec<RecordedFile> = match keep_file {
             true => Vec::new(),
-            false => created_files(&disk).filter_map(|file| self.recorded(file)).collect(),
+            false => {
+                let mut files: Vec<PathBuf> = created_files(&disk).map(Path::to_owned).collect();
+                if !files.is_empty() && !disk.added {
+                    let images: Vec<PathBuf> = files.iter().map(|file| self.state.absolute(file)).collect();
+                    files.extend(beside::places_of(&self.state, &self.config, name, images));
+                }
+                files.iter().filter_map(|file| self.recorded(file)).collect()
+            }
         };
         if !gone.is_empty() {
             self.begin(FileChange::Settling { temporaries: Vec::new(), files: gone.clone() }).await?;

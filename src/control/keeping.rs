@@ -1,29 +1,91 @@
-//! What initiators change and want kept: shards hand it over, and hear when it is in `config.json`.
+//! What initiators change and want kept: shards hand it over, and hear when it is in `config.json`. And places for
+//! reservations that have to last, which shards ask for.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures_channel::mpsc;
+use futures_lite::StreamExt;
 
+use super::beside::{self, Beside};
 use super::controller::{Controller, Job, LiveDisk};
-use super::dataplane::tell;
-use crate::shard::{DiskSettings, Keep, Keeper, Kept, ToShard, Unfinished};
+use super::dataplane::{DataPlane, tell};
+use super::executor::blocking;
+use crate::medium::Disk;
+use crate::shard::{DiskSettings, Keep, Keeper, Kept, PlaceMaker, PlaceWanted, ReservationStore, ToShard, Unfinished};
 use crate::units::DiskId;
 
 /// What may wait besides one from each that has something at once: shards bound how much they want kept.
 const WAITING_MAX: usize = 16;
 
 /// Where shards put what they want kept, and where it comes out as commands.
-pub(super) fn keeper() -> (Keeper, mpsc::Receiver<Job>) {
+pub(super) fn keeper() -> (Keeper, mpsc::Sender<Job>, mpsc::Receiver<Job>) {
     let (sender, receiver) = mpsc::channel::<Job>(WAITING_MAX);
+    let jobs = sender.clone();
     let put = move |keep: Keep| {
         let job: Job = Box::new(move |controller| Box::pin(controller.keep(keep)));
         sender.clone().try_send(job).is_ok()
     };
-    (Keeper(Arc::new(put)), receiver)
+    (Keeper(Arc::new(put)), jobs, receiver)
+}
+
+/// Who is asked for places that go with disks, and where the questions come out.
+pub(super) fn place_maker() -> (PlaceMaker, mpsc::Receiver<PlaceWanted>) {
+    let (sender, receiver) = mpsc::channel::<PlaceWanted>(WAITING_MAX);
+    (PlaceMaker(Arc::new(move |wanted| sender.clone().try_send(wanted).is_ok())), receiver)
+}
+
+/// Make the places that shards ask for. It waits for no command: one of those may wait for a shard that asks.
+pub(super) async fn make_places(
+    plane: Arc<dyn DataPlane>,
+    mut wanted: mpsc::Receiver<PlaceWanted>,
+    record: mpsc::Sender<Job>,
+) {
+    while let Some(PlaceWanted { disk, sequence }) = wanted.next().await {
+        let (of, home, id) = (Arc::clone(&disk), disk.home(), disk.id());
+        let made = blocking(move || beside::make(&of).map(|made| place_in(made, &of, sequence))).await;
+        let store = match made {
+            Ok((path, store)) => {
+                let job: Job = Box::new(move |controller| Box::pin(controller.record_place(id, path)));
+                // Without a record it is found by its name at the next start.
+                let _ = record.clone().try_send(job);
+                Some(store)
+            }
+            Err(error) => {
+                let name = disk.name();
+                tracing::warn!(
+                    "no file can be made beside disk '{name}' ({error}): its reservations are kept in the server's \
+                     state folder, and do not go where the disk goes"
+                );
+                None
+            }
+        };
+        drop(disk);
+        tell(&*plane, home, ToShard::Place { disk: id, store }).await;
+    }
+}
+
+/// The place in a new file, or in one that was left there: what was kept elsewhere so far is newer.
+fn place_in(made: Beside, disk: &Disk, sequence: u64) -> (PathBuf, ReservationStore) {
+    let sequence = made.kept.as_ref().map_or(sequence, |kept| kept.sequence.max(sequence));
+    (made.path.clone(), made.store(beside::owner(disk), sequence))
 }
 
 impl Controller {
+    /// Keep in mind where the reservations of a disk are.
+    async fn record_place(&mut self, disk: DiskId, path: PathBuf) {
+        let named = self.disks.iter().find(|(_, live)| matches!(live, LiveDisk::Online(online) if online.id() == disk));
+        let Some(name) = named.map(|(name, _)| name.clone()) else { return };
+        let mut config = self.config.clone();
+        let Some(entry) = config.disks.get_mut(&name) else { return };
+        entry.reservations = Some(self.state.relative(&path));
+        match self.persist(config).await {
+            Ok(()) => self.publish(),
+            Err(refused) => tracing::warn!("where the reservations of disk '{name}' are could not be kept: {refused}"),
+        }
+    }
+
     /// Keep what a shard wants kept, and say so.
     async fn keep(&mut self, keep: Keep) {
         let is_kept = self.try_keep(keep.disk, keep.kept).await;

@@ -4,13 +4,13 @@
 //! |---|---|
 //! | `launch`, `server` | a server from its start to its end |
 //! | `controller` | the one place where commands change anything, one after another |
-//! | `disks`, `targets`, `portals`, `ports`, `entrance` | the commands |
+//! | `disks`, `targets`, `portals`, `ports`, `entrance`, `settings` | the commands |
 //! | `images`, `live` | new files of disks; other files below disks that are being served |
 //! | `snapshots`, `merges`, `resizing` | the commands on what is in those files |
 //! | `undertakings` | commands that take long: each is a job |
 //! | `config`, `state` | what is served; its file, and what a crash may leave |
 //! | `recording` | traces of what disks are asked for |
-//! | `reservations`, `ledger` | reservations of disks, and the file of those that outlast the server |
+//! | `reservations`, `ledger`, `beside` | reservations of disks, and the files of those that outlast the server |
 //! | `dataplane`, `attachment` | what is said to the shards |
 //! | `socket`, `routes`, `api`, `views`, `openapi` | the control socket: who may connect, what is asked and answered |
 //! | `isns` | registration with an iSNS server |
@@ -22,6 +22,7 @@
 
 pub mod api;
 mod attachment;
+mod beside;
 pub mod config;
 pub mod controller;
 pub mod cpus;
@@ -49,6 +50,7 @@ mod reservations;
 mod resizing;
 pub mod routes;
 pub mod server;
+pub mod settings;
 mod snapshots;
 pub mod socket;
 pub mod state;

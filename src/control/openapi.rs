@@ -3,6 +3,7 @@
 mod entrance;
 mod images;
 mod ports;
+mod settings;
 
 use serde_json::{Value, json};
 
@@ -32,6 +33,7 @@ fn paths() -> Value {
         target_paths(),
         ports::paths(),
         entrance::paths(),
+        settings::paths(),
         portal_and_session_paths(),
     ];
     for part in parts {
@@ -196,7 +198,7 @@ fn object(fields: &str) -> Value {
 
 fn schemas() -> Value {
     let mut schemas = resource_schemas();
-    for more in [images::schemas(), entrance::schemas(), ports::schemas()] {
+    for more in [images::schemas(), entrance::schemas(), ports::schemas(), settings::schemas()] {
         if let (Value::Object(all), Value::Object(more)) = (&mut schemas, more) {
             all.extend(more);
         }
@@ -217,7 +219,8 @@ fn resource_schemas() -> Value {
             "name string, format vhdx|vhd|raw|memory|null, kind? dynamic|fixed|differencing, size_bytes integer, \
              allocated_bytes integer, sector_size_bytes integer, block_size_bytes? integer, file? string, \
              parent? string, chain? Layer[], space? Space, children string[], snapshots integer, job? integer, \
-             uuid string, cache direct|buffered, read_only boolean, added boolean, state online|offline|failed, \
+             uuid string, cache direct|buffered, reservations_file? string, read_only boolean, added boolean, \
+             state online|offline|failed, \
              reason? string, notes string[], \
              mapped DiskMapping[]",
         ),

@@ -29,6 +29,7 @@ pub struct Server {
 mod entrance;
 mod images;
 mod ports;
+mod settings;
 
 type Answer<T> = Result<T, Refused>;
 
@@ -70,6 +71,9 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/discovery/auth", &["put", "delete"]),
     ("/v1/chap", &["get", "put"]),
     ("/v1/isns", &["get", "put"]),
+    ("/v1/settings", &["get", "patch"]),
+    ("/v1/targets/{target}/settings", &["get", "patch"]),
+    ("/v1/disks/{disk}/settings", &["get", "patch"]),
     ("/v1/portals", &["get", "post"]),
     ("/v1/portals/{portal}", &["delete"]),
     ("/v1/sessions", &["get"]),
@@ -89,6 +93,7 @@ pub fn router(server: Server) -> Router {
         .merge(images::routes())
         .merge(ports::routes())
         .merge(entrance::routes())
+        .merge(settings::routes())
         .route("/v1/targets", get(targets).post(target_new))
         .route("/v1/targets/{target}", get(target).delete(target_delete))
         .route("/v1/targets/{target}/luns", post(lun_new))

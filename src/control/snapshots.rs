@@ -338,6 +338,7 @@ impl Controller {
             base: None,
             snapshots: std::collections::BTreeMap::new(),
             export: Some(shown),
+            reservations: None,
             settings: Default::default(),
             ..config.clone()
         };

@@ -131,6 +131,11 @@ impl StateDir {
         self.path.join(file)
     }
 
+    /// As a configuration names a file: relative to the state folder where it is in that.
+    pub fn relative(&self, file: &Path) -> PathBuf {
+        file.strip_prefix(&self.path).unwrap_or(file).to_owned()
+    }
+
     /// Read the configuration; an empty one when there is none yet.
     ///
     /// # Errors
@@ -352,7 +357,7 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     sync_folder_of(path)
 }
 
-fn sync_folder_of(path: &Path) -> io::Result<()> {
+pub(super) fn sync_folder_of(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder)?.sync_all()
 }

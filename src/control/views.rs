@@ -65,6 +65,7 @@ impl View {
             job: self.busy.get(name).copied(),
             uuid: config.uuid,
             cache: config.cache,
+            reservations_file: config.reservations.as_deref().map(|file| self.state.join(file)),
             read_only: config.read_only,
             added: config.added,
             state: api::DiskState::Offline,

@@ -6,6 +6,7 @@
 //! answers. What was answered therefore holds on all shards.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use super::peer::{Asker, PeerMessage, ResetScope};
 use super::run::Shard;
 use super::session::Session;
 use crate::bounded::Key;
+use crate::medium::Disk;
 use crate::ring::{Completion, Fd, Op, Ring};
 use crate::scsi::reservations::place::{self, Owner};
 use crate::scsi::reservations::{self, Effect, Nexus, Reservations, ReserveOut};
@@ -100,6 +102,29 @@ pub struct ReservationStore {
     pub owner: Owner,
     /// Of the copy that holds now; zero if there is none.
     pub sequence: u64,
+    /// It is a place in the server's own file, and the disk can have a file beside its own: that is asked for
+    /// ([`PlaceMaker`]) before the first state that has to last is written.
+    pub asks_for_own: bool,
+}
+
+/// A disk's reservations have to last from now on: it wants a place for them that goes with the disk.
+#[derive(Clone, Debug)]
+pub struct PlaceWanted {
+    /// The disk.
+    pub disk: Arc<Disk>,
+    /// Of the copy that holds where they were kept so far.
+    pub sequence: u64,
+}
+
+/// Makes places. Called on a shard's thread; it must not block. It answers with
+/// [`ToShard::Place`](super::ToShard::Place). False: it cannot be asked now.
+#[derive(Clone)]
+pub struct PlaceMaker(pub Arc<dyn Fn(PlaceWanted) -> bool + Send + Sync>);
+
+impl fmt::Debug for PlaceMaker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PlaceMaker")
+    }
 }
 
 /// The home shard's part.
@@ -120,6 +145,10 @@ struct Underway {
 }
 
 enum Stage {
+    /// A place beside the disk is to be asked for.
+    ToAsk,
+    /// The control plane makes it.
+    Asking,
     /// This copy is to be written.
     ToStore(Vec<u8>),
     /// So many bytes are being written.
@@ -236,6 +265,19 @@ impl AgreementHome {
         Decision::Change(Box::new(News { agreed, effects, access: AccessNews::Nobody }), copy)
     }
 
+    /// A state is to be stored that has to last, and the disk has no place of its own for it yet.
+    fn asks_for_own(&self, news: &News) -> bool {
+        self.store.as_ref().is_some_and(|store| store.asks_for_own) && news.agreed.reservations.persists()
+    }
+
+    /// The change underway is written to the place that there is now.
+    fn go_on_storing(&mut self) {
+        let (Some(store), Some(underway)) = (&self.store, &mut self.underway) else { return };
+        let stored = underway.news.agreed.reservations.to_bytes();
+        underway.stage =
+            Stage::ToStore(place::copy(&store.owner, store.sequence + 1, stored.as_deref().unwrap_or_default()));
+    }
+
     fn set_groups(&self, from: Nexus, list: &[u8]) -> Decision {
         let mut groups = (*self.now.groups).clone();
         match groups.set(list) {
@@ -279,7 +321,9 @@ impl<R: Ring> Core<R> {
                 match home.decide(change, ports) {
                     Decision::Answer(outcome) => self.agreed(waiter, outcome),
                     Decision::Change(news, copy) => {
-                        let stage = copy.map_or(Stage::ToTell, Stage::ToStore);
+                        let asks = home.asks_for_own(&news);
+                        let stage =
+                            copy.map_or(Stage::ToTell, |copy| if asks { Stage::ToAsk } else { Stage::ToStore(copy) });
                         home.underway = Some(Underway { news: Arc::from(news), waiter, stage });
                         self.drop_aborted(slot);
                     }
@@ -287,9 +331,10 @@ impl<R: Ring> Core<R> {
                 continue;
             };
             let going = match underway.stage {
+                Stage::ToAsk => self.ask_for_place(slot),
                 Stage::ToStore(_) => self.store_agreement(slot),
                 Stage::ToTell => self.tell_news(slot),
-                Stage::Storing(_) | Stage::Telling(_) => return,
+                Stage::Asking | Stage::Storing(_) | Stage::Telling(_) => return,
             };
             if !going {
                 // Memory, the ring or the mail is full.
@@ -309,6 +354,38 @@ impl<R: Ring> Core<R> {
         for (_, waiter) in dropped {
             self.agreed(waiter, MediumError::Aborted.outcome());
         }
+    }
+
+    /// Ask for a place that goes with the disk.
+    fn ask_for_place(&mut self, slot: u32) -> bool {
+        let Some(entry) = self.disks.at_mut(slot) else { return true };
+        let disk = Arc::clone(&entry.disk);
+        let Some(home) = entry.agreement.as_deref_mut() else { return true };
+        let Some(sequence) = home.store.as_ref().map(|store| store.sequence) else { return true };
+        let wanted = PlaceWanted { disk, sequence };
+        if self.configuration.place_maker.as_ref().is_some_and(|maker| (maker.0)(wanted)) {
+            if let Some(underway) = &mut home.underway {
+                underway.stage = Stage::Asking;
+            }
+        } else {
+            home.go_on_storing();
+        }
+        true
+    }
+
+    /// The place that was asked for is made; `None`: it cannot be, and everything stays where it was.
+    pub(crate) fn place_made(&mut self, disk: DiskId, store: Option<ReservationStore>) {
+        let Some(slot) = self.disks.find(disk) else { return };
+        let Some(home) = self.disks.at_mut(slot).and_then(|entry| entry.agreement.as_deref_mut()) else { return };
+        if !matches!(home.underway, Some(Underway { stage: Stage::Asking, .. })) {
+            return;
+        }
+        match store {
+            Some(store) => home.store = Some(store),
+            None => home.store.iter_mut().for_each(|store| store.asks_for_own = false),
+        }
+        home.go_on_storing();
+        self.advance_agreement(slot);
     }
 
     /// Write the copy. False: not now.

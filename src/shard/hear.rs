@@ -289,6 +289,7 @@ impl<R: Ring> Shard<R> {
             }
             ToShard::LittleSpace { disk } => self.little_space(disk),
             ToShard::Kept { ticket, is_kept } => self.kept(ticket, is_kept),
+            ToShard::Place { disk, store } => self.core.place_made(disk, store),
             ToShard::CloseEngine { disk, reply } => self.close_engine(disk, reply),
             ToShard::BeginSession { disk, reply } => self.begin_session(disk, reply),
             ToShard::Relocate { disk, reply } => match self.home_of(disk) {

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::agreement::ReservationStore;
+use super::agreement::{PlaceMaker, ReservationStore};
 use super::record::{Exchanged, Notes};
 use super::settings::{DiskSettings, Keeper};
 use crate::blocks::{Engine, SpaceReport};
@@ -50,6 +50,8 @@ pub struct Configuration {
     pub disks: HashMap<DiskId, DiskSettings>,
     /// Keeps what initiators save.
     pub keeper: Option<Keeper>,
+    /// Makes places for reservations that go with their disks.
+    pub place_maker: Option<PlaceMaker>,
     /// How long a command waits for a file before it is ended, in milliseconds; 30 seconds unless it is said.
     pub io_deadline_ms: Option<u64>,
 }
@@ -307,6 +309,13 @@ pub enum ToShard {
         ticket: u64,
         /// It is durable.
         is_kept: bool,
+    },
+    /// The answer to a [`PlaceMaker`]: where a disk's reservations are made durable from now on. To its home.
+    Place {
+        /// The disk.
+        disk: DiskId,
+        /// `None`: no place can be made beside the disk.
+        store: Option<ReservationStore>,
     },
     /// Close the engine of a paused disk, on its home shard; its files stay open and can be read. It can be opened anew
     /// and put in its place with `Swap`.

@@ -89,12 +89,13 @@ mod settings;
 mod threads;
 mod write;
 
-pub use agreement::ReservationStore;
+pub use agreement::{PlaceMaker, PlaceWanted, ReservationStore};
 pub(crate) use mailbox::{Mailbox, PEER_MESSAGES_MAX, Sender, Senders, mailbox, mailbox_with_room};
 pub use message::{
     Configuration, ConnectionInfo, DetachError, EngineReport, Hold, LunMap, Mapping, Mask, PauseError, Reply,
     SessionInfo, TargetPort, ToShard,
 };
+pub use overdue::IO_DEADLINE_MS;
 pub(crate) use run::Parts;
 pub use run::Shard;
 pub use settings::{DiskSettings, Keep, Keeper, Kept, Unfinished};

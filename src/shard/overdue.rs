@@ -17,7 +17,7 @@ use crate::ring::{Completion, Nanos, Ring};
 use crate::scsi::MediumError;
 
 /// How long a command waits, unless the operator says otherwise. Initiators give up after 30 to 60 seconds themselves.
-pub(crate) const IO_DEADLINE_MS: u64 = 30_000;
+pub const IO_DEADLINE_MS: u64 = 30_000;
 
 /// Orphans of one shard. When there are more, commands wait.
 const ORPHANS_MAX: usize = 4096;

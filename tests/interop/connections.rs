@@ -21,15 +21,9 @@ const SILENCE: Duration = Duration::from_millis(250);
 
 /// A server on two shards whose sessions may have so many connections.
 pub fn server(connections_max: u16) -> (Server, String) {
-    let mut server = Server::start_with(Options { cores: Some("0,1"), ..Options::default() });
+    let server = Server::start_with(Options { cores: Some("0,1"), ..Options::default() });
     let iqn = server.ready_target("several", &["--size", "64M"]);
-    server.stop();
-    let file = server.state().join("config.json");
-    let text = std::fs::read(&file).expect("the configuration can be read");
-    let mut config: serde_json::Value = serde_json::from_slice(&text).expect("it is JSON");
-    config["targets"]["several"]["max_connections"] = connections_max.into();
-    std::fs::write(&file, config.to_string()).expect("the configuration is written");
-    server.start_again();
+    server.ok(&["target", "set", "several", "--max-connections", &connections_max.to_string()]);
     (server, iqn)
 }
 

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use perf::client::Client;
 use perf::login::Wishes;
-use serde_json::{Value, json};
 
 use crate::server::{Server, lunaring, signal_process, text};
 
@@ -71,11 +70,7 @@ fn a_file_system_that_hangs_holds_up_nobody_else() {
     let iqn = server.ready_target("well", &["--size", "16M", "--format", "raw"]);
     server.ok(&["disk", "add", "hangs", "--file", text(&file.path)]);
     server.ok(&["target", "map", "well", "hangs", "--lun", "1"]);
-    let mut config: Value = serde_json::from_str(&server.ok(&["config", "export"])).expect("JSON");
-    config["io_deadline_seconds"] = json!(2);
-    let changed = server.file("new.json");
-    fs::write(&changed, config.to_string()).expect("a file");
-    server.ok(&["config", "apply", text(&changed)]);
+    server.ok(&["settings", "set", "--io-deadline", "2"]);
     let client = |number: u32| {
         let mut client = Client::open(server.portals[0], &Wishes::to_target(&iqn).session(number)).expect("a session");
         for lun in 0..2 {

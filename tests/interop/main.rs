@@ -31,6 +31,7 @@ mod reservations;
 mod server;
 mod session_copies;
 mod sessions;
+mod settings;
 mod sharing;
 mod silent;
 mod space;

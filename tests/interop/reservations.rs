@@ -1,6 +1,7 @@
 //! Reservations and target port groups as initiators on several shards meet them, and across restarts.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use perf::client::{Answer, Client};
@@ -188,6 +189,129 @@ fn with_aptpl_registrations_and_reservation_outlast_the_server_and_without_they_
     server.kill_9();
     server.start_again();
     assert!(keys(&mut node(&server, &iqn, 1)).is_empty());
+    server.stop();
+}
+
+/// What READ FULL STATUS says of each registration: key, holder, and the TransportID's name with the ISID.
+fn full_status(client: &mut Client) -> Vec<(u64, bool, String)> {
+    let data = reserve_in(client, 3);
+    let (mut rest, mut all) = (&data[8..], vec![]);
+    while !rest.is_empty() {
+        let name_bytes = u32::from_be_bytes(rest[20..24].try_into().expect("4")) as usize;
+        let transport_id = String::from_utf8_lossy(&rest[28..24 + name_bytes]);
+        let key = u64::from_be_bytes(rest[..8].try_into().expect("8"));
+        all.push((key, rest[12] & 1 != 0, transport_id.trim_end_matches('\0').to_owned()));
+        rest = &rest[24 + name_bytes..];
+    }
+    all.sort();
+    all
+}
+
+/// The files beside images in a folder that keep reservations.
+fn kept_beside(folder: &Path) -> Vec<PathBuf> {
+    let all = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    all.filter(|path| path.extension().is_some_and(|extension| extension == "reservations")).collect()
+}
+
+/// Registrations go where the disk goes: to another server, with the files, whatever state the first one ended in.
+#[test]
+fn with_aptpl_registrations_go_where_the_disk_goes() {
+    for (format, snapshot) in
+        [("vhdx", false), ("raw", false), ("vhd", false), ("vhdx", true), ("raw", true), ("vhd", true)]
+    {
+        let mut first = two_shards();
+        let iqn = first.ready_target("moving", &["--size", "16M", "--format", format]);
+        let disks = first.state().join("disks");
+        let (mut a, mut b) = (node(&first, &iqn, 1), node(&first, &iqn, 2));
+        register(&mut a, 0xa1, 0);
+        assert_eq!(kept_beside(&disks).len(), 0, "nothing has to last yet");
+        register(&mut a, 0xa1, APTPL);
+        let [kept] = &kept_beside(&disks)[..] else { panic!("one file beside the disk") };
+        if snapshot {
+            first.ok(&["snapshot", "create", "moving", "one"]);
+        }
+        for client in [&mut a, &mut b] {
+            client.settle(0).expect("told");
+        }
+        register(&mut b, 0xb1, APTPL);
+        assert_eq!(out(&mut a, RESERVE, WE_RO, 0xa1, 0, 0), GOOD);
+        let before = full_status(&mut b);
+        assert_eq!(before.len(), 2);
+        assert!(before[0].2.starts_with("iqn.2026-11.io.lunaring:node1,i,0x"), "{before:?}");
+        let leaf = PathBuf::from(first.json(&["disk", "show", "moving"])["file"].as_str().expect("a file"));
+        // A copy made beside the disk is a disk of its own: nobody is registered with it.
+        let clone = first.file("clone.vhdx");
+        first.ok(&["disk", "convert", "moving", "--to", clone.to_str().expect("UTF-8")]);
+        first.kill_9();
+
+        let mut second = two_shards();
+        let folder = second.folder.path().join("moved");
+        std::fs::create_dir(&folder).expect("a folder");
+        for entry in std::fs::read_dir(&disks).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            std::fs::rename(&path, folder.join(path.file_name().expect("a name"))).expect("moved");
+        }
+        let image = folder.join(leaf.file_name().expect("a name"));
+        second.ok(&["disk", "add", "arrived", "--file", image.to_str().expect("UTF-8")]);
+        second.ok(&["disk", "add", "clone", "--file", clone.to_str().expect("UTF-8")]);
+        let iqn = second.target_with("moving", "arrived");
+        for restart in [false, true] {
+            if restart {
+                second.kill_9();
+                second.start_again();
+            }
+            let (mut a, mut b, mut c) = (node(&second, &iqn, 1), node(&second, &iqn, 2), node(&second, &iqn, 3));
+            assert_eq!(full_status(&mut c), before, "{format}, snapshot {snapshot}, restart {restart}");
+            assert_eq!((write(&mut a), write(&mut b), write(&mut c)), (GOOD, GOOD, RESERVATION_CONFLICT), "{format}");
+        }
+        let iqn_of_clone = second.target_with("clone", "clone");
+        let mut stranger = node(&second, &iqn_of_clone, 4);
+        assert_eq!((keys(&mut stranger), write(&mut stranger)), (vec![], GOOD));
+        // What changes there is kept there.
+        let mut b = node(&second, &iqn, 2);
+        assert_eq!(out(&mut b, PREEMPT, WE_RO, 0xb1, 0xa1, APTPL), GOOD);
+        second.kill_9();
+        second.start_again();
+        let mut a = node(&second, &iqn, 1);
+        assert_eq!((keys(&mut a), write(&mut a)), (vec![0xb1], RESERVATION_CONFLICT));
+        // The file goes with the disk only where the image does.
+        second.ok(&["target", "delete", "moving"]);
+        second.ok(&["disk", "delete", "arrived"]);
+        assert_eq!(kept_beside(&folder), [folder.join(kept.file_name().expect("a name"))]);
+        second.stop();
+    }
+}
+
+/// Where the folder takes no file, reservations stay with the server; where it can later, they go to the disk. A disk
+/// that is deleted takes its file along.
+#[test]
+fn reservations_that_cannot_go_with_the_disk_stay_with_the_server() {
+    let mut server = two_shards();
+    let iqn = server.ready_target("fixed", &["--size", "16M"]);
+    let disks = server.state().join("disks");
+    // Folders stand where the file would be.
+    let uuid = server.json(&["disk", "show", "fixed"])["uuid"].as_str().expect("a UUID").to_owned();
+    let names = [format!("{uuid}.reservations"), "fixed.vhdx.reservations".to_owned()].map(|name| disks.join(name));
+    names.iter().for_each(|name| std::fs::create_dir(name).expect("a folder"));
+    let mut a = node(&server, &iqn, 1);
+    register(&mut a, 0xa1, APTPL);
+    assert!(server.log().contains("no file can be made beside disk 'fixed'"), "{}", server.log());
+    server.kill_9();
+    server.start_again();
+    assert_eq!(keys(&mut node(&server, &iqn, 2)), [0xa1]);
+    server.kill_9();
+    names.iter().for_each(|name| std::fs::remove_dir(name).expect("an empty folder"));
+    server.start_again();
+    assert_eq!(keys(&mut node(&server, &iqn, 2)), [0xa1]);
+    assert_eq!(kept_beside(&disks), [names[0].clone()], "it has moved to the disk");
+    let mut a = node(&server, &iqn, 1);
+    register(&mut a, 0xa2, APTPL);
+    server.kill_9();
+    server.start_again();
+    assert_eq!(keys(&mut node(&server, &iqn, 2)), [0xa2]);
+    server.ok(&["target", "delete", "fixed"]);
+    server.ok(&["disk", "delete", "fixed"]);
+    assert_eq!(kept_beside(&disks), [PathBuf::new(); 0]);
     server.stop();
 }
 

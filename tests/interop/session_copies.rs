@@ -1,5 +1,5 @@
-//! Copies of a session of several connections: what is known of them, who may end them, and what ends them (SPC-4
-//! clause 5.17.4.3: a list identifier is one of the I_T nexus).
+//! Copies of a session of several connections: what is known of them, who may end them, and what ends them (in
+//! SPC-4 a list identifier is one of the I_T nexus).
 
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,7 @@ fn good(answer: &Answer) {
 }
 
 /// Do something on one connection, with the numbers of the other.
-fn on<'a>(clients: &'a mut [Client; 2], index: usize) -> &'a mut Client {
+fn on(clients: &mut [Client; 2], index: usize) -> &mut Client {
     clients[index].wire.cmd_sn = clients[1 - index].wire.cmd_sn;
     &mut clients[index]
 }

@@ -9,7 +9,7 @@ fn storm(options: Options, seed: u64, pdus: u64, error_recovery_level: u8) {
     let hurt = server.ready_target("hurt", &["--size", "64M", "--format", "memory"]);
     let healthy = server.ready_target("quite-another-one", &["--size", "64M"]);
     if error_recovery_level > 0 {
-        crate::recovery::allow(&mut server);
+        crate::recovery::allow(&server);
     }
     let mut wishes = server.wishes(&hurt);
     wishes.error_recovery_level = error_recovery_level;

@@ -201,7 +201,9 @@ impl DataPlane for FakePlane {
                 let space = told.homes.get(&disk).and_then(BlockingDisk::space);
                 reply(Some(EngineReport { space, ..EngineReport::default() }));
             }
-            ToShard::LittleSpace { .. } | ToShard::Kept { .. } => panic!("nothing was to be kept"),
+            ToShard::LittleSpace { .. } | ToShard::Kept { .. } | ToShard::Place { .. } => {
+                panic!("nothing was to be kept")
+            }
             ToShard::ListSessions { reply } => reply(told.sessions.clone()),
             ToShard::DropSession { id, reply } => {
                 let before = told.sessions.len();

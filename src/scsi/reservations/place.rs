@@ -18,7 +18,8 @@ use super::state::Reservations;
 use crate::crc32c::crc32c;
 
 const MAGIC: &[u8; 8] = b"LUNARRES";
-const HEADER_BYTES: usize = 8 + 4 + 4 + 8 + 16 + 1 + NAME_BYTES_MAX;
+/// Bytes of a copy before its state.
+pub const HEADER_BYTES: usize = 8 + 4 + 4 + 8 + 16 + 1 + NAME_BYTES_MAX;
 const NAME_BYTES_MAX: usize = 223;
 /// Bytes of a registration with the longest name.
 const REGISTRATION_BYTES_MAX: usize = 8 + 2 + 1 + 6 + 1 + 223;

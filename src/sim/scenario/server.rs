@@ -306,6 +306,7 @@ impl Server {
                 offset_bytes: start as u64,
                 owner: Owner { uuid: *disk.uuid().as_bytes(), name: disk.name().to_owned() },
                 sequence: kept.as_ref().map_or(0, |kept| kept.sequence),
+                asks_for_own: false,
             });
             shard.remember(disk.id(), Arc::clone(&reservations), store);
         }

@@ -1,0 +1,177 @@
+//! The file beside a disk's own file that its reservations are kept in (APTPL): it goes where the disk goes.
+//!
+//! It is one place in the form of [`place`], and says by UUID whose it is. Whoever has it open has it locked, so that
+//! no two disks, and no two servers, ever write to one. A copy of an image has none: reservations are not inherited.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{FlockOperation, flock};
+use uuid::Uuid;
+
+use super::config::Config;
+use super::ledger::read_copies;
+use super::state::{StateDir, sync_folder_of};
+use crate::medium::{Disk, DiskFormat};
+use crate::ring::Fd;
+use crate::scsi::reservations::place::{self, Kept, Owner};
+use crate::shard::ReservationStore;
+
+/// The end of such a file's name.
+const SUFFIX: &str = ".reservations";
+
+/// The open file of a disk, locked.
+#[derive(Debug)]
+pub(super) struct Beside {
+    pub(super) path: PathBuf,
+    file: Arc<OwnedFd>,
+    /// What it holds, when something whole is in it.
+    pub(super) kept: Option<Kept>,
+    /// False: it can only be read.
+    pub(super) is_writable: bool,
+}
+
+impl Beside {
+    /// Where the disk's home shard writes from now on. `sequence` is of the copy that holds.
+    pub(super) fn store(&self, owner: Owner, sequence: u64) -> ReservationStore {
+        use std::os::fd::AsRawFd;
+        ReservationStore {
+            file: Fd(self.file.as_raw_fd()),
+            owned: Some(Arc::clone(&self.file)),
+            offset_bytes: 0,
+            owner,
+            sequence,
+            asks_for_own: false,
+        }
+    }
+
+    /// Write a state that was kept somewhere else, durably. Blocking.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub(super) fn take_over(&self, owner: &Owner, sequence: u64, state: &[u8]) -> io::Result<()> {
+        let file = File::from(self.file.try_clone()?);
+        file.write_all_at(&place::copy(owner, sequence, state), place::copy_offset_bytes(sequence))?;
+        file.sync_all()
+    }
+}
+
+/// Whose a disk's reservations are.
+pub(super) fn owner(disk: &Disk) -> Owner {
+    Owner { uuid: *disk.uuid().as_bytes(), name: disk.name().to_owned() }
+}
+
+/// The names that the file can have for an image, the one for a new file first. A VHDX carries its identity and is
+/// found by that, whatever its files are called after snapshots and merges; other images are by their names, without
+/// what a snapshot puts behind a `~`.
+fn names(image: &Path, format: DiskFormat, uuid: Uuid) -> [PathBuf; 2] {
+    let stem = image.file_stem().and_then(OsStr::to_str);
+    let mut by_name = match stem.and_then(|stem| stem.rsplit_once('~')) {
+        Some((stem, _)) => {
+            let extension = image.extension().and_then(OsStr::to_str).unwrap_or_default();
+            OsString::from(format!("{stem}.{}", if extension == "avhd" { "vhd" } else { extension }))
+        }
+        None => image.file_name().map(OsString::from).unwrap_or_default(),
+    };
+    by_name.push(SUFFIX);
+    let (by_name, by_identity) = (image.with_file_name(by_name), image.with_file_name(format!("{uuid}{SUFFIX}")));
+    if format == DiskFormat::Vhdx { [by_identity, by_name] } else { [by_name, by_identity] }
+}
+
+/// Whether a disk can have such a file: it is in regular files. Blocking.
+pub(super) fn is_possible(disk: &Disk) -> bool {
+    disk.leaf().is_some_and(|leaf| fs::metadata(leaf.path()).is_ok_and(|found| found.is_file()))
+}
+
+/// Where to look for a disk's file: where it was last; or, unless another disk has the same identity, beside its
+/// images.
+pub(super) fn places_of(
+    state: &StateDir,
+    config: &Config,
+    name: &str,
+    images: impl IntoIterator<Item = PathBuf>,
+) -> Vec<PathBuf> {
+    let Some(of) = config.disks.get(name) else { return Vec::new() };
+    if let Some(recorded) = &of.reservations {
+        return vec![state.absolute(recorded)];
+    }
+    if config.disks.iter().any(|(other, twin)| other != name && twin.uuid == of.uuid) {
+        return Vec::new();
+    }
+    let mut seen = HashSet::new();
+    let all = images.into_iter().flat_map(|image| names(&image, of.format, of.uuid));
+    all.filter(|path| seen.insert(path.clone())).collect()
+}
+
+/// Open the first of these files that is the disk's. Blocking.
+pub(super) fn find(places: Vec<PathBuf>, uuid: Uuid) -> Option<Beside> {
+    places.into_iter().find_map(|path| match open(&path) {
+        Ok(beside) if beside.kept.as_ref().is_none_or(|kept| kept.owner.uuid == *uuid.as_bytes()) => Some(beside),
+        Ok(_) => {
+            tracing::warn!("{} is of another disk, and is left alone", path.display());
+            None
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            tracing::warn!("{}: reservations in it are not known: {error}", path.display());
+            None
+        }
+    })
+}
+
+/// The identity that the file beside an image without one of its own knows it by. Blocking.
+pub(super) fn identity_of(image: &Path) -> Option<Uuid> {
+    let [by_name, _] = names(image, DiskFormat::Raw, Uuid::nil());
+    let copies = read_copies(&File::open(by_name).ok()?, 0).ok()?;
+    Some(Uuid::from_bytes(place::kept([&copies[0], &copies[1]])?.owner.uuid))
+}
+
+/// Make the file, or take the one that an interrupted making has left, durably. Blocking.
+///
+/// # Errors
+/// The file system refuses, or files of others have all names that it could have.
+pub(super) fn make(disk: &Disk) -> io::Result<Beside> {
+    let leaf = disk.leaf().ok_or(io::ErrorKind::Unsupported)?;
+    let mut refused = io::Error::from(io::ErrorKind::AlreadyExists);
+    for path in names(leaf.path(), disk.format(), disk.uuid()) {
+        let created = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        match created.map(drop) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            Ok(()) => sync_folder_of(&path)?,
+            Err(_) => {}
+        }
+        match open(&path) {
+            Ok(beside) if !beside.is_writable => {}
+            Ok(beside) => match &beside.kept {
+                Some(kept) if kept.owner.uuid != *disk.uuid().as_bytes() => {}
+                _ => return Ok(beside),
+            },
+            Err(error) => refused = error,
+        }
+    }
+    Err(refused)
+}
+
+/// Open and lock a file, and read what is in it.
+fn open(path: &Path) -> io::Result<Beside> {
+    let (file, is_writable) = match OpenOptions::new().read(true).write(true).open(path) {
+        Ok(file) => (file, true),
+        Err(e) if matches!(e.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {
+            (File::open(path)?, false)
+        }
+        Err(e) => return Err(e),
+    };
+    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    let copies = read_copies(&file, 0)?;
+    let kept = place::kept([&copies[0], &copies[1]]);
+    if kept.is_none() && place::is_used([&copies[0], &copies[1]]) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "both copies in it are damaged"));
+    }
+    Ok(Beside { path: path.to_owned(), file: Arc::new(file.into()), kept, is_writable })
+}
