@@ -108,7 +108,7 @@ impl Game<'_> {
         }
     }
 
-    /// A connection is lost with a write that was not answered, and comes back; before that end has been seen, or after.
+    /// Connections are lost with writes that were not answered, and come back before their end has been seen, or after.
     fn lose(&mut self) {
         let connection = self.draw(CONNECTIONS);
         let places = self.places();
