@@ -96,7 +96,8 @@ fn an_empty_raw_disk_says_so() {
     let iqn = server.ready_target("hollow", &["--size", "8M", "--format", "raw"]);
     let blocks = 8 << 11;
     for (emptied, restart) in [(None, false), (Some(BLOCK_ERASE), false), (Some(BLOCK_ERASE), true)] {
-        let ready = |server: &Server| Client::ready(server.portals[0], &Wishes::to_target(&iqn), 0).expect("a session");
+        let wishes = Wishes::to_target(&iqn);
+        let ready = |server: &Server| Client::ready(server.portals[0], &wishes, 0).expect("a session");
         let mut client = ready(&server);
         if let Some(emptied) = emptied {
             assert_eq!(client.bare(0, &emptied).expect("an answer").status, 0);
