@@ -5,13 +5,14 @@ use std::io::Write;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_io::Timer;
+use futures_channel::oneshot;
 use uuid::Uuid;
 
 use super::api;
 use super::controller::{Handle, LiveDisk};
 use super::dataplane::{ask, shards};
 use super::error::Refused;
-use super::executor::blocking;
+use super::executor::{self, blocking};
 use crate::limits::{TRACE_COMMANDS_MAX, TRACE_ROOM_COMMANDS, TRACE_SECONDS_MAX};
 use crate::shard::ToShard;
 use crate::shard::record::{Asked, Note, Notes};
@@ -38,6 +39,14 @@ impl Gathered {
     }
 }
 
+/// The disk that is recorded.
+struct Recorded {
+    name: String,
+    id: DiskId,
+    block_bytes: u32,
+    blocks: u64,
+}
+
 impl Handle {
     /// Record what a disk is asked for from now on.
     ///
@@ -57,34 +66,59 @@ impl Handle {
             return Err(Refused::conflict(format!("disk '{name}' is offline, so nobody asks it for anything")));
         };
         let (id, block_bytes) = (disk.id(), shown.sector_size_bytes);
-        let path = wanted.to.clone();
-        let at = move |e: std::io::Error| Refused::failed(format!("{}: {e}", path.display()));
+        // On its own, so that it also ends well when nobody waits for it any more: shards take notes until they are told.
+        let (mut done, recorded) = oneshot::channel();
+        let (of_task, name) = (self.clone(), name.to_owned());
+        executor::spawn(async move {
+            let disk = Recorded { name, id, block_bytes, blocks: shown.size_bytes / u64::from(block_bytes.max(1)) };
+            let outcome = of_task.record_to(&disk, &wanted, &mut done).await;
+            // Whoever has gone does not want to know.
+            let _ = done.send(outcome);
+        });
+        recorded.await.unwrap_or_else(|_| Err(Refused::failed("the server is ending")))
+    }
+
+    async fn record_to(
+        &self,
+        disk: &Recorded,
+        wanted: &api::RecordTrace,
+        done: &mut oneshot::Sender<Result<api::RecordedTrace, Refused>>,
+    ) -> Result<api::RecordedTrace, Refused> {
+        let at = |e: std::io::Error| Refused::failed(format!("{}: {e}", wanted.to.display()));
         // Beside the control thread, for a file system may hang.
         let to = wanted.to.clone();
-        let mut file = blocking(move || File::create_new(to)).await.map_err(&at)?;
+        let mut file = blocking(move || File::create_new(to)).await.map_err(at)?;
         let began_us = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64);
-        let gathered = self.gather(name, id, Duration::from_secs(wanted.seconds.into())).await;
-        if gathered.is_err() {
+        let time = Duration::from_secs(wanted.seconds.into());
+        let gathered = self.gather(&disk.name, disk.id, time, || done.is_canceled()).await;
+        if gathered.is_err() || done.is_canceled() {
             let to = wanted.to.clone();
             let _ = blocking(move || std::fs::remove_file(to)).await;
         }
         let gathered = gathered?;
         let (commands, missing) = (gathered.notes.len() as u64, gathered.missing);
-        let disk_blocks = shown.size_bytes / u64::from(block_bytes.max(1));
+        let (block_bytes, blocks) = (disk.block_bytes, disk.blocks);
         let written = blocking(move || {
-            let bytes = encode(gathered, block_bytes, disk_blocks, began_us);
+            let bytes = encode(gathered, block_bytes, blocks, began_us);
             file.write_all(&bytes).map(|()| bytes.len() as u64)
         });
-        let file_bytes = written.await.map_err(&at)?;
-        Ok(api::RecordedTrace { file: wanted.to, commands, missing, file_bytes })
+        let file_bytes = written.await.map_err(at)?;
+        Ok(api::RecordedTrace { file: wanted.to.clone(), commands, missing, file_bytes })
     }
 
-    async fn gather(&self, name: &str, disk: DiskId, time: Duration) -> Result<Gathered, Refused> {
+    /// Notes of all shards, for some time, or until it was `given_up`.
+    async fn gather(
+        &self,
+        name: &str,
+        disk: DiskId,
+        time: Duration,
+        given_up: impl Fn() -> bool,
+    ) -> Result<Gathered, Refused> {
         let recorder = Uuid::new_v4().as_u128();
         let end = Instant::now() + time;
         let mut gathered = Gathered::default();
         loop {
-            let is_last = Instant::now() >= end;
+            let is_last = Instant::now() >= end || given_up();
             let mut owed = vec![];
             for shard in shards(&*self.plane) {
                 let room = (!is_last).then(|| Box::new(Notes::with_room(recorder, TRACE_ROOM_COMMANDS)));

@@ -1,11 +1,12 @@
 //! Who may log in: CHAP in both directions, access rules, and what each refusal looks like to a real client.
 
 use std::fs;
+use std::time::Duration;
 
 use perf::login::{LoginError, Wishes};
 use perf::pipeline::Pipeline;
 
-use crate::server::{Server, text, tool, tool_ok};
+use crate::server::{Options, Server, both_loopbacks, text, tool, tool_ok};
 
 const SECRET: &str = "correct-horse-battery";
 const MUTUAL: &str = "staple-of-the-target";
@@ -90,4 +91,38 @@ fn nobody_is_allowed_until_someone_is() {
     assert_eq!(refused(me), None);
     let (ok, said) = tool("iscsi-inq", &[&server.url("iqn.2026-11.io.lunaring:nowhere", 0)]);
     assert!(!ok && (said.contains("515") || said.contains("not found")), "an unknown target: {said}");
+}
+
+/// The load generator takes every way in: CHAP, both address families, digests; and drives what it came for.
+#[test]
+fn the_load_generator_comes_in_by_chap_over_both_protocols_with_digests() {
+    let options = Options { addresses: both_loopbacks(), ..Options::default() };
+    let server = Server::start_with(options);
+    let iqn = server.ready_target("locked", &["--size", "64M", "--format", "memory"]);
+    let secret = server.file("secret");
+    fs::write(&secret, format!("{SECRET}\n")).expect("the secret");
+    server.ok(&["target", "auth", "locked", "--chap-user", "alice", "--chap-secret-file", text(&secret)]);
+    assert!(
+        server.portals.iter().any(|portal| portal.is_ipv6()) && server.portals.iter().any(|portal| portal.is_ipv4())
+    );
+    for (number, &portal) in server.portals.iter().enumerate() {
+        for digests in [false, true] {
+            let login = |secret: &str| {
+                let mut wishes = server.wishes(&iqn);
+                wishes.chap = Some(("alice".to_owned(), secret.to_owned()));
+                (wishes.header_digest, wishes.data_digest) = (digests, digests);
+                wishes.isid[5] = number as u8;
+                wishes
+            };
+            let mut plan = perf::load::Plan::new(portal);
+            (plan.wishes, plan.connections, plan.depth) = (Some(login(SECRET)), 2, 8);
+            plan.warm_up = Duration::ZERO;
+            (plan.write_percent, plan.duration) = (50, Duration::from_millis(300));
+            let report = plan.run().unwrap_or_else(|why| panic!("{portal}, digests {digests}: {why}"));
+            assert!(report.ios > 100 && report.errors == 0, "{portal}, digests {digests}: {report}");
+            plan.wishes = Some(login("not-the-secret"));
+            let refused = plan.run().expect_err("a wrong secret does not come in").to_string();
+            assert!(refused.contains("0201") || refused.to_lowercase().contains("auth"), "{refused}");
+        }
+    }
 }

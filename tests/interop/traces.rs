@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use perf::load::{Action, Pace, Plan, Trace};
 
-use crate::server::Server;
+use crate::server::{Server, text};
 
 /// Commands in a known order.
 fn script() -> Trace {
@@ -90,4 +90,29 @@ fn one_recorder_at_a_time() {
         assert!(first.join().expect("the recorder").status.success());
     });
     server.ok(&["trace", "record", "d", "--seconds", "1", "--to", &file("b")]);
+}
+
+/// Somebody who presses Ctrl-C leaves nothing behind: no file, and a disk that can be recorded.
+#[test]
+fn a_recording_ends_with_who_wanted_it() {
+    let server = Server::start();
+    server.ok(&["disk", "create", "d", "--size", "64M", "--format", "memory"]);
+    let (given_up, whole) = (server.folder.path().join("given-up"), server.folder.path().join("whole"));
+    let mut first = std::process::Command::new(crate::server::LUNARING)
+        .args(["trace", "record", "d", "--seconds", "60", "--to", text(&given_up)])
+        .env("LUNARING_SOCKET", server.socket())
+        .spawn()
+        .expect("the recorder");
+    let patience = Instant::now() + Duration::from_secs(10);
+    while !given_up.exists() {
+        assert!(Instant::now() < patience, "the recording has not begun");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    first.kill().expect("it can be ended");
+    first.wait().expect("it has ended");
+    while given_up.exists() {
+        assert!(Instant::now() < patience, "the file of a recording that was given up is still there");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    server.ok(&["trace", "record", "d", "--seconds", "1", "--to", text(&whole)]);
 }
