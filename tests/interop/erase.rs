@@ -87,8 +87,8 @@ fn status(client: &mut Client, lba: u64) -> (u32, u8) {
     (u32::from_be_bytes(answer.data[16..20].try_into().expect("4")), answer.data[20])
 }
 
-/// A raw file tells that it has no space at all, when it is new, after it was emptied, and after a restart; a write ends
-/// that.
+/// A raw file tells that it has no space at all, when it is new, after it was emptied, and after a restart; a write
+/// ends that.
 #[test]
 fn an_empty_raw_disk_says_so() {
     const DEALLOCATED: u8 = 1;

@@ -311,7 +311,7 @@ fn reservations_that_cannot_go_with_the_disk_stay_with_the_server() {
     assert_eq!(keys(&mut node(&server, &iqn, 2)), [0xa2]);
     server.ok(&["target", "delete", "fixed"]);
     server.ok(&["disk", "delete", "fixed"]);
-    assert_eq!(kept_beside(&disks), [PathBuf::new(); 0]);
+    assert!(kept_beside(&disks).is_empty());
     server.stop();
 }
 
