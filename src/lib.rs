@@ -56,6 +56,8 @@
 //!   them, except where a layer above hides every byte that is written (merging).
 //! * **Reading and writing back is one thing.** COMPARE AND WRITE and ORWRITE have their blocks to themselves on all
 //!   shards, by grant of the home shard. Held by the scenario `shared` of `tests/sim_shard.rs` and by `tests/interop`.
+//! * **An atomic write is whole or is not.** WRITE ATOMIC is offered only where that holds for every reader, after a
+//!   kill, and after a power cut, whoever replays the log. Held by the same, and by `tests/vhdx_crash.rs`.
 //! * **A file that hangs is nobody else's trouble.** Its commands end with ABORTED COMMAND, the kernel keeps its
 //!   buffers, and nothing of the disk is read or written until what may still come late has come. Held by the scenario
 //!   `hung`.

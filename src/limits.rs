@@ -60,6 +60,10 @@ pub const WRITE_SAME_BYTES_MAX: u32 = 256 * 1024 * 1024;
 /// many come as Data-Out, 2 MiB of the longest blocks.
 pub const COMPARE_AND_WRITE_BLOCKS_MAX: u8 = u8::MAX;
 
+/// Bytes of one WRITE ATOMIC on a disk whose log carries them (MAXIMUM ATOMIC TRANSFER LENGTH): several pages of every
+/// database that we know, and a tenth of the smallest log.
+pub const ATOMIC_WRITE_BYTES_MAX: u32 = 128 * 1024;
+
 /// CSCD descriptors of one EXTENDED COPY (MAXIMUM CSCD DESCRIPTOR COUNT): no initiator that we know uses more than two.
 pub const COPY_CSCDS_MAX: u16 = 64;
 

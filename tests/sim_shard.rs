@@ -185,6 +185,7 @@ fn blocks_that_many_change_at_once_lose_no_change() {
     let reports = run_all("shared", 12);
     assert!(total(&reports, |r| r.retried) > 300, "they got in each other's way");
     assert!(total(&reports, |r| r.aborted) > 20 && total(&reports, |r| r.lost) > 20);
+    assert!(total(&reports, |r| r.atomic) > 300, "{} atomic writes", total(&reports, |r| r.atomic));
 }
 
 #[test]

@@ -4,10 +4,12 @@
 
 mod vhdx_support;
 
+use std::ops::Range;
+
 use lunaring::blocks::Engine as _;
 use lunaring::vhdx::{Access, CreateOptions, DiskKind, NewParent, ParentLocator, VhdxParent, create, format::Guid};
 use vhdx_support::guest::{Begun, Guest, History, Instants, cut_everywhere, parent_of};
-use vhdx_support::{Host, MIB, Random, RecordedFile, SECTOR, SparseFile, create_options, open_with};
+use vhdx_support::{Host, MIB, PAGE, Random, RecordedFile, SECTOR, SparseFile, create_options, open_with};
 
 /// What happens in a life.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +21,8 @@ struct Script {
     child: bool,
     /// Sessions that are left without closing.
     abandoned: bool,
+    /// Of so many steps one writes atomically; 0: none.
+    atomic_in: u64,
 }
 
 /// A new disk, over a parent or not, as an empty file of its kind; behind its last object lie bytes that an interrupted
@@ -68,7 +72,40 @@ impl Life {
         Self { host, guest: Guest::over(parent.clone()), random, begun: Vec::new(), script, parent }
     }
 
+    /// Write up to three ranges atomically, and perhaps something over one of them right after.
+    fn write_atomics(&mut self) {
+        let host = self.host.as_mut().expect("open");
+        let random = &mut self.random;
+        let pages = (self.script.blocks * self.script.block_mib * MIB - 512) / PAGE;
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for _ in 0..1 + random.below(3) {
+            let count = if random.below(8) == 0 { 32 } else { 1 + random.below(4) };
+            // Often over the border of two blocks.
+            let border = random.below(self.script.blocks) * self.script.block_mib * MIB / PAGE;
+            let place = if random.below(2) == 0 { random.below(pages) } else { border.saturating_sub(random.below(4)) };
+            let start = place.min(pages - count) * (PAGE / SECTOR);
+            let range = start..start + count * (PAGE / SECTOR);
+            let meets = ranges.iter().any(|other| other.start < range.end && range.start < other.end);
+            if !meets && !Guest::meets(&self.begun, &range) {
+                ranges.push(range);
+            }
+        }
+        let Some(first) = ranges.first().cloned() else { return };
+        self.guest.write_atomics(host, &ranges);
+        if random.below(2) == 0 {
+            let count = 1 + random.below(3);
+            let sector = first.start + random.below(first.end - first.start - count);
+            self.guest.write(host, sector, count);
+            if random.below(2) == 0 {
+                self.guest.flush(host);
+            }
+        }
+    }
+
     fn step(&mut self) {
+        if self.script.atomic_in > 0 && self.random.below(self.script.atomic_in) == 0 {
+            return self.write_atomics();
+        }
         let host = self.host.as_mut().expect("open");
         let (sectors, blocks) = (self.script.blocks * self.script.block_mib * MIB / SECTOR - 1, self.script.blocks);
         let random = &mut self.random;
@@ -161,13 +198,29 @@ fn every_instant_of_a_short_life_is_recoverable() {
         steps: 40,
         child: false,
         abandoned: seed % 3 == 1,
+        atomic_in: 0,
+    });
+}
+
+/// Atomic writes are there or not, whole, whoever replays the log; and what is written over them stays written.
+#[test]
+fn atomic_writes_are_never_torn() {
+    run(8, 1, 2, |seed| Script {
+        seed: 7000 + seed,
+        blocks: 6 + seed % 5,
+        block_mib: 1 + seed % 2,
+        steps: 18,
+        child: seed % 4 > 1,
+        abandoned: seed % 3 == 1,
+        atomic_in: 3,
     });
 }
 
 /// Space at the file's end becomes free after the log's first entry has promised it and before the tail is cut.
 #[test]
 fn a_file_is_never_cut_below_what_its_log_promises() {
-    let script = Script { seed: 845, blocks: 11, block_mib: 2, steps: 40, child: false, abandoned: false };
+    let script =
+        Script { seed: 845, blocks: 11, block_mib: 2, steps: 40, child: false, abandoned: false, atomic_in: 0 };
     let cuts = cut_everywhere(&Life::new(script).live(), 1, 3).unwrap_or_else(|what| panic!("{what}"));
     assert!(cuts > 30, "{cuts}");
 }
@@ -181,6 +234,7 @@ fn every_instant_of_a_childs_life_is_recoverable() {
         steps: 40,
         child: true,
         abandoned: seed % 3 == 1,
+        atomic_in: 0,
     });
 }
 
@@ -194,6 +248,7 @@ fn the_turn_of_an_epoch_is_recoverable() {
         steps: 700,
         child: seed % 2 == 0,
         abandoned: true,
+        atomic_in: 0,
     });
 }
 
@@ -203,7 +258,8 @@ fn small_losses_are_tried_in_full() {
     let (mut subsets, mut instants_tried) = (0, 0);
     for seed in 0..seeds(6) {
         let (child, blocks) = (seed % 2 == 0, 4);
-        let script = Script { seed: 3000 + seed, blocks, block_mib: 1, steps: 12, child, abandoned: false };
+        let script =
+            Script { seed: 3000 + seed, blocks, block_mib: 1, steps: 12, child, abandoned: false, atomic_in: 0 };
         let history = Life::new(script).live();
         let mut instants = Instants::of(&history);
         for cut in 0..=history.file.history.len() {
@@ -227,7 +283,7 @@ fn small_losses_are_tried_in_full() {
 #[test]
 fn a_replay_that_is_cut_is_repeated() {
     for child in [false, true] {
-        let script = Script { seed: 3, blocks: 24, block_mib: 1, steps: 60, child, abandoned: true };
+        let script = Script { seed: 3, blocks: 24, block_mib: 1, steps: 60, child, abandoned: true, atomic_in: 0 };
         let History { file, mut guest } = Life::new(script).live();
         // Everything has reached the disk; from here on nothing acknowledged may be lost.
         let length = file.history.len();
@@ -258,6 +314,7 @@ fn lives_end_well() {
             steps: 80,
             child: seed % 2 == 0,
             abandoned: seed % 3 == 1,
+            atomic_in: if seed % 5 == 0 { 6 } else { 0 },
         };
         println!("{script:?}");
         let history = Life::new(script).live();

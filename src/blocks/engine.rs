@@ -11,6 +11,9 @@ use super::map::{BlockMap, Fault, FlushMark};
 /// Longest [`MetadataIoKind::Write`] and [`MetadataIoKind::Read`].
 pub const METADATA_IO_BYTES_MAX: usize = 1024 * 1024;
 
+/// Atomic writes begin and end at multiples of this: the pages that logs hold.
+pub const ATOMIC_WRITE_BYTES: u32 = 4096;
+
 /// The caller's mark of a request that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket(pub u64);
@@ -137,6 +140,12 @@ pub enum Done {
     PlanAgain,
 }
 
+/// Memory in which the data of atomic writes waits until it is in place.
+pub trait Payload: Send + Sync {
+    /// Copy bytes out, from byte `at` on.
+    fn copy_out(&self, at: u64, into: &mut [u8]);
+}
+
 /// What has happened; see [`Engine::poll_event`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -186,6 +195,28 @@ pub trait Engine: Send {
     /// Release the blocks that lie wholly in the range (the disk's last block when its visible part does): they read as
     /// zeros afterwards. What the range covers of other blocks is the caller's, who writes zeros there.
     fn unmap(&mut self, offset_bytes: u64, len_bytes: u64, ticket: Ticket) -> Result<Asked, EngineError>;
+
+    /// The most bytes of one [`Self::write_atomic`], which has to begin and end at multiples of [`ATOMIC_WRITE_BYTES`];
+    /// 0: this layer cannot.
+    fn atomic_write_bytes_max(&self) -> u32 {
+        0
+    }
+
+    /// Write a range so that a loss of power, at any instant and whoever opens the file afterwards, leaves all of it or
+    /// nothing. Its data is in `payload` from byte `payload_at` on, and stays there until the event, which says that it
+    /// is in place and durable. Nobody else may read or write the range meanwhile. [`Done::PlanAgain`] when some of it
+    /// is not in this layer's file: nothing has been written; prepare it, or write there what is read there now. The
+    /// memory is the same each time.
+    fn write_atomic(
+        &mut self,
+        _offset_bytes: u64,
+        _len_bytes: u64,
+        _payload: Arc<dyn Payload>,
+        _payload_at: u64,
+        _ticket: Ticket,
+    ) -> Result<Asked, EngineError> {
+        panic!("only layers that say so write atomically")
+    }
 
     /// One step of compaction. [`Asked::Already`]: nothing is left to be done.
     fn relocate_some(&mut self, ticket: Ticket) -> Result<Asked, EngineError>;

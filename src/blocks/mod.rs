@@ -26,8 +26,8 @@ mod tests;
 
 pub use chain::{Chain, LEVELS_MAX, Level, Status};
 pub use engine::{
-    Asked, Done, Engine, EngineError, Event, IoFailure, IoId, METADATA_IO_BYTES_MAX, MetadataIo, MetadataIoKind,
-    SpaceReport, Ticket,
+    ATOMIC_WRITE_BYTES, Asked, Done, Engine, EngineError, Event, IoFailure, IoId, METADATA_IO_BYTES_MAX, MetadataIo,
+    MetadataIoKind, Payload, SpaceReport, Ticket,
 };
 pub use entry::{Entry, State};
 pub use flat::FlatMap;

@@ -63,6 +63,9 @@ pub fn disk(disk: &Value) -> String {
     optional("size", format!("{} ({} bytes)", bytes(disk, "size_bytes"), text(disk, "size_bytes")));
     optional("sector size", text(disk, "sector_size_bytes"));
     optional("block size", bytes(disk, "block_size_bytes"));
+    if disk["atomic_write_bytes"].as_u64().is_some_and(|bytes| bytes > 0) {
+        optional("atomic writes", format!("up to {}", bytes(disk, "atomic_write_bytes")));
+    }
     if disk["file"].is_string() {
         optional("file", text(disk, "file"));
         optional("on file", bytes(disk, "allocated_bytes"));

@@ -86,6 +86,9 @@ pub struct Disk {
     pub sector_size_bytes: u32,
     /// VHDX or VHD block size in bytes.
     pub block_size_bytes: Option<u64>,
+    /// The most that one WRITE ATOMIC writes, in bytes; 0 where it is not served, or the disk is offline.
+    #[serde(default)]
+    pub atomic_write_bytes: u64,
     /// Its image file.
     pub file: Option<PathBuf>,
     /// The file that its image holds the differences from.

@@ -217,12 +217,11 @@ fn resource_schemas() -> Value {
         ),
         "Disk": object(
             "name string, format vhdx|vhd|raw|memory|null, kind? dynamic|fixed|differencing, size_bytes integer, \
-             allocated_bytes integer, sector_size_bytes integer, block_size_bytes? integer, file? string, \
-             parent? string, chain? Layer[], space? Space, children string[], snapshots integer, job? integer, \
-             uuid string, cache direct|buffered, reservations_file? string, read_only boolean, added boolean, \
-             state online|offline|failed, \
-             reason? string, notes string[], \
-             mapped DiskMapping[]",
+             allocated_bytes integer, sector_size_bytes integer, block_size_bytes? integer, \
+             atomic_write_bytes integer, file? string, parent? string, chain? Layer[], space? Space, \
+             children string[], snapshots integer, job? integer, uuid string, cache direct|buffered, \
+             reservations_file? string, read_only boolean, added boolean, state online|offline|failed, \
+             reason? string, notes string[], mapped DiskMapping[]",
         ),
         "DiskMapping": object("target string, lun integer"),
         "Disks": object("disks Disk[]"),

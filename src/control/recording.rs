@@ -66,7 +66,7 @@ impl Handle {
             return Err(Refused::conflict(format!("disk '{name}' is offline, so nobody asks it for anything")));
         };
         let (id, block_bytes) = (disk.id(), shown.sector_size_bytes);
-        // On its own, so that it also ends well when nobody waits for it any more: shards take notes until they are told.
+        // On its own, so that it also ends well when nobody waits for it any more: shards take notes until told.
         let (mut done, recorded) = oneshot::channel();
         let (of_task, name) = (self.clone(), name.to_owned());
         executor::spawn(async move {

@@ -56,6 +56,7 @@ impl View {
             allocated_bytes: 0,
             sector_size_bytes: config.sector_size_bytes,
             block_size_bytes: None,
+            atomic_write_bytes: 0,
             file: config.file.clone(),
             parent: config.parent.as_deref().map(|file| self.state.join(file)),
             chain: Vec::new(),
@@ -78,6 +79,7 @@ impl View {
                 disk.size_bytes = live.size_bytes();
                 disk.sector_size_bytes = live.block_length();
                 disk.block_size_bytes = live.payload_block_bytes();
+                disk.atomic_write_bytes = live.atomic_write_bytes();
                 disk.allocated_bytes = live.allocated_bytes();
                 disk.uuid = live.uuid();
                 disk.file = live.path().map(Path::to_owned);

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::layer::{FileBacking, LayerFile};
 use super::space::Space;
-use super::{DiskFormat, DiskKind, FileError, Parents, Trouble};
+use super::{DiskFormat, DiskKind, FileError, Parents, Payloads, Trouble};
 use crate::blocks::{BlockMap, Chain, Level, LevelFault, Status};
 use crate::mem::SharedMemory;
 use crate::observe::DiskStats;
@@ -81,6 +81,8 @@ pub struct Disk {
     pub(super) tokens: Arc<TokenTable>,
     /// A raw file without any space of its own, and nothing has been planned to be written since that was seen.
     pub(super) is_hollow: AtomicBool,
+    /// Shared with its later forms.
+    pub(super) payloads: Arc<Payloads>,
 }
 
 impl Disk {
@@ -119,6 +121,11 @@ impl Disk {
         self.unit.block_length().bytes()
     }
 
+    /// The most bytes of one WRITE ATOMIC; 0 where it is not served.
+    pub fn atomic_write_bytes(&self) -> u64 {
+        u64::from(self.unit.atomic_write_blocks_max()) << self.unit.block_length().shift()
+    }
+
     /// Writes are refused.
     pub fn read_only(&self) -> bool {
         self.read_only
@@ -147,6 +154,11 @@ impl Disk {
     /// The valid tokens of copy offload.
     pub fn tokens(&self) -> &TokenTable {
         &self.tokens
+    }
+
+    /// Where the data of atomic writes waits.
+    pub fn payloads(&self) -> &Payloads {
+        &self.payloads
     }
 
     /// Counters of one shard. The first call for a shard allocates; later ones do not.
@@ -350,6 +362,7 @@ impl Disk {
             notes: self.notes.clone(),
             tokens: Arc::clone(&self.tokens),
             is_hollow: AtomicBool::new(false),
+            payloads: Arc::clone(&self.payloads),
         }))
     }
 }

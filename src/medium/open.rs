@@ -11,7 +11,8 @@ use super::disk::{Backing, Disk};
 use super::image::{LayerSpec, OpenLayer, check_raw_size, file_size, format_of, open_file, open_layer};
 use super::layer::{FileBacking, LayerFile};
 use super::{Cache, DiskFormat, DiskKind, FileError, Parents, describe};
-use crate::blocks::{Chain, Engine};
+use crate::blocks::{ATOMIC_WRITE_BYTES, Chain, Engine};
+use crate::limits::{ATOMIC_WRITE_BYTES_MAX, BURST_LENGTH_MAX};
 use crate::mem::{SHARED_PAGE_BYTES, SharedMemory};
 use crate::scsi::{BlockLength, Features, SenseFormat, Unit, UnitConfig};
 use crate::units::{DiskId, ShardId};
@@ -143,6 +144,7 @@ fn finish(spec: OpenSpec, parts: Parts, poisoned: Arc<AtomicBool>) -> Result<Ope
         None => (0..spec.shards).map(|_| OnceLock::new()).collect(),
     };
     let tokens = spec.predecessor.as_ref().map_or_else(Arc::default, |disk| Arc::clone(&disk.tokens));
+    let payloads = spec.predecessor.as_ref().map_or_else(Arc::default, |disk| Arc::clone(&disk.payloads));
     let space = spec.predecessor.as_ref().map(|disk| Arc::clone(&disk.space)).unwrap_or_default();
     let log_base = spec.predecessor.as_ref().map(|disk| Arc::clone(&disk.log_base)).unwrap_or_default();
     let orphans = spec.predecessor.as_ref().map(|disk| Arc::clone(&disk.orphans)).unwrap_or_default();
@@ -171,6 +173,7 @@ fn finish(spec: OpenSpec, parts: Parts, poisoned: Arc<AtomicBool>) -> Result<Ope
         notes: parts.notes,
         tokens,
         is_hollow,
+        payloads,
     };
     disk.look_at_space();
     Ok(Opened { disk: Arc::new(disk), engine: parts.engine })
@@ -235,8 +238,20 @@ fn open_leaf(spec: &OpenSpec, path: &Path) -> Result<(Arc<LayerFile>, Rest), Fil
     Ok((Arc::new(layer), Rest { engine, disk_id, physical_sector_bytes, notes }))
 }
 
-/// What shards carry out for every disk beyond the basic commands. WRITE ATOMIC is not among it: no file system under a
-/// disk promises that a power cut leaves all of several blocks or none, and one block alone is not worth a command.
+/// What one WRITE ATOMIC may write, in bytes, and of which it is a multiple. A leaf's engine says whether it can: a
+/// file that is overwritten in place is not promised to have all of several blocks or none after a power cut. Disks in
+/// memory have nothing that could fail by parts; their writes are as long as one window of a command.
+fn atomic_write_bytes(parts: &Parts) -> (u32, u32) {
+    match (&parts.backing, &parts.engine) {
+        (Backing::Null | Backing::Memory(_), _) => (BURST_LENGTH_MAX, parts.sector_size_bytes),
+        (Backing::Chain { .. }, Some(engine)) => {
+            (engine.atomic_write_bytes_max().min(ATOMIC_WRITE_BYTES_MAX), ATOMIC_WRITE_BYTES)
+        }
+        (Backing::Chain { .. }, None) => (0, ATOMIC_WRITE_BYTES),
+    }
+}
+
+/// What shards carry out for every disk beyond the basic commands.
 const CARRIED_OUT: Features = Features::COMPARE_AND_WRITE
     .and(Features::OR_WRITE)
     .and(Features::RESERVATIONS)
@@ -279,7 +294,9 @@ fn unit_for(spec: &OpenSpec, parts: &Parts, read_only: bool) -> Result<Unit, Fil
     let unit = Unit::new(&config).map_err(|_| size("it cannot be described to an initiator"))?;
     // Where parents hold some of the blocks, they would keep them.
     let is_alone = !matches!(&parts.backing, Backing::Chain { layers, .. } if layers.len() > 1);
-    let unit = unit.with_features(CARRIED_OUT);
+    let (atomic_max, atomic_granularity) = atomic_write_bytes(parts);
+    let blocks = |bytes| bytes / parts.sector_size_bytes;
+    let unit = unit.with_features(CARRIED_OUT).with_atomic_writes(blocks(atomic_max), blocks(atomic_granularity));
     Ok(if is_alone { unit.with_features(Features::SANITIZE) } else { unit })
 }
 

@@ -37,7 +37,7 @@ pub(super) const TARGET: TargetView<'static> = TargetView {
 
 /// A unit whose owner does everything.
 pub(super) fn unit(config: &UnitConfig<'_>) -> Unit {
-    Unit::new(config).expect("a valid description").with_features(Features::ALL).with_atomic_writes(16)
+    Unit::new(config).expect("a valid description").with_features(Features::ALL).with_atomic_writes(16, 1)
 }
 
 /// A CDB with zeros after the bytes given.

@@ -56,8 +56,12 @@ fn check_atomic(cdb: Cdb<'_>, range: Range, unit: &Unit) -> Result<(), Sense> {
     if cdb.be16(10) != 0 {
         return Err(Sense::invalid_field_in_cdb(10, None));
     }
-    if range.blocks > unit.atomic_write_blocks_max() {
+    let granularity = unit.atomic_write_granularity_blocks();
+    if range.blocks > unit.atomic_write_blocks_max() || !range.blocks.is_multiple_of(granularity) {
         return Err(Sense::invalid_field_in_cdb(range.length_byte, None));
+    }
+    if range.blocks > 0 && !range.lba.is_multiple_of(u64::from(granularity)) {
+        return Err(Sense::invalid_field_in_cdb(2, None));
     }
     Ok(())
 }
@@ -105,6 +109,16 @@ mod tests {
     }
 
     #[test]
+    fn an_atomic_write_may_be_bound_to_multiples() {
+        let unit = Unit::new(&DISK).expect("a valid description").with_atomic_writes(256, 8);
+        let run =
+            |lba, blocks| run_on(Some(&unit), &mut NexusUnit::default(), &long(0x9c, 0, lba, [0, 0, 0, blocks])).0;
+        assert_eq!(run(24, 16), Action::WriteAtomic { lba: Lba(24), blocks: 16, dpo: false, fua: false });
+        assert_eq!((run(25, 16), run(24, 15)), (invalid_field(2, None), invalid_field(12, None)));
+        assert_eq!(run(25, 0), GOOD, "nothing is written anywhere");
+    }
+
+    #[test]
     fn addresses_and_protection_hold_for_all() {
         for opcode in [0x89, 0x8b, 0x9c] {
             let beyond = Sense::new(SenseCode::LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE).with_information(0x140_0000);
@@ -119,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_unit_whose_owner_cannot_do_it_does_not_serve_it() {
-        let plain = Unit::new(&DISK).expect("a valid description").with_atomic_writes(0);
+        let plain = Unit::new(&DISK).expect("a valid description").with_atomic_writes(0, 1);
         for opcode in [0x89, 0x8b, 0x9c] {
             let (action, _) = run_on(Some(&plain), &mut NexusUnit::default(), &long(opcode, 0, 0, [0, 0, 0, 1]));
             assert_eq!(action, refused(SenseCode::INVALID_COMMAND_OPERATION_CODE), "{opcode:02x}");

@@ -170,6 +170,7 @@ pub struct Unit {
     thin_provisioned: bool,
     unmap_granularity_blocks: u32,
     atomic_write_blocks_max: u32,
+    atomic_write_granularity_blocks: u32,
     features: Features,
     sense_format: SenseFormat,
     disk_uuid: [u8; 16],
@@ -211,6 +212,7 @@ impl Unit {
             thin_provisioned: config.thin_provisioned,
             unmap_granularity_blocks: if config.thin_provisioned { config.unmap_granularity_blocks } else { 0 },
             atomic_write_blocks_max: 0,
+            atomic_write_granularity_blocks: 1,
             features: if config.thin_provisioned { Features::UNMAP } else { Features::NONE },
             sense_format: config.sense_format,
             disk_uuid: config.disk_uuid,
@@ -224,10 +226,12 @@ impl Unit {
         self
     }
 
-    /// The same unit, where WRITE ATOMIC writes up to `blocks` blocks at any address so that even a power cut leaves
-    /// all of them or none. Zero: nothing of the kind is promised.
-    pub fn with_atomic_writes(mut self, blocks: u32) -> Self {
+    /// The same unit, where WRITE ATOMIC writes up to `blocks` blocks so that even a power cut leaves all of them or
+    /// none; it begins at, and writes, a multiple of `granularity` blocks. Zero blocks: nothing of the kind is
+    /// promised.
+    pub fn with_atomic_writes(mut self, blocks: u32, granularity: u32) -> Self {
         self.atomic_write_blocks_max = blocks.min(self.transfer_blocks_max);
+        self.atomic_write_granularity_blocks = granularity.max(1);
         if self.atomic_write_blocks_max > 0 {
             self.features = self.features.and(Features::WRITE_ATOMIC);
         }
@@ -258,6 +262,11 @@ impl Unit {
     /// The most blocks of one WRITE ATOMIC, zero if it is not served.
     pub fn atomic_write_blocks_max(&self) -> u32 {
         self.atomic_write_blocks_max
+    }
+
+    /// WRITE ATOMIC begins at, and writes, a multiple of this many blocks.
+    pub fn atomic_write_granularity_blocks(&self) -> u32 {
+        self.atomic_write_granularity_blocks
     }
 
     /// Bytes of a logical block.

@@ -150,9 +150,14 @@ fn block_limits(_target: &TargetView<'_>, unit: &Unit, out: &mut ParameterList<'
         out.push_zeros(16);
     }
     out.push_u64(u64::from(unit.write_same_blocks_max()));
-    // At any address and of any length up to the maximum, never with a boundary inside.
+    // Never with a boundary inside: the last two fields are zero.
     out.push_u32(unit.atomic_write_blocks_max());
-    out.push_zeros(60 - 44);
+    let granularity = if unit.atomic_write_blocks_max() > 0 { unit.atomic_write_granularity_blocks() } else { 1 };
+    // ATOMIC ALIGNMENT and ATOMIC TRANSFER LENGTH GRANULARITY; zero: none.
+    let told = if granularity > 1 { granularity } else { 0 };
+    out.push_u32(told);
+    out.push_u32(told);
+    out.push_zeros(60 - 52);
 }
 
 /// Block Device Characteristics: not rotating; what was erased can be read (WABEREQ 01b); and FUA and SYNCHRONIZE CACHE

@@ -227,6 +227,7 @@ impl<R: Ring> Work<'_, R> {
                 self.start_compare_and_write(task, lba, blocks, fua, data)
             }
             Action::OrWrite { lba, blocks, fua, .. } => self.start_or_write(task, lba, blocks, fua, data),
+            Action::WriteAtomic { lba, blocks, fua, .. } => self.start_write_atomic(task, lba, blocks, fua, data),
             Action::ModeSelect { list_bytes, long, save } => {
                 self.start_list(task, List::Mode { long, save }, u32::from(list_bytes), data);
             }
@@ -325,6 +326,7 @@ impl<R: Ring> Work<'_, R> {
                 self.resume(task, resume);
             }
             (Step::Committing, Done::Ok) => self.is_visible(task),
+            (Step::Committing, Done::PlanAgain) if self.task(task).is_through_log() => self.make_present(task),
             (Step::Committing, Done::PlanAgain) => {
                 self.end_work(task);
                 self.write_out(task);
@@ -547,6 +549,8 @@ impl<R: Ring> Work<'_, R> {
         entry.durable = false;
         entry.commits = false;
         entry.error = None;
+        entry.fills = false;
+        entry.torn = None;
         entry.aborted = false;
         entry.unkept = false;
         entry.awaits_data = false;

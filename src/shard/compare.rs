@@ -42,16 +42,21 @@ impl<R: Ring> Work<'_, R> {
         entry.total = data_out;
         entry.data_total = data_out;
         let window = entry.window_bytes_max().min(data_out) as usize;
-        if let Some(small) = entry.buf.take_if(|buf| buf.len() < window) {
-            // Its first data was received into a buffer that cannot take all that is looked at together.
-            let Some(mut buf) = self.core.io.arena.take(window) else {
-                return self.complete(task, MediumError::Busy.outcome());
-            };
-            let len = (data.len() as usize).min(small.len());
-            buf[..len].copy_from_slice(&small[..len]);
-            self.task(task).buf = Some(buf);
+        if !self.widen_buffer(task, window, data.len() as usize) {
+            return self.complete(task, MediumError::Busy.outcome());
         }
         self.receive_data(task, data_out, data);
+    }
+
+    /// Where a command's first data was received into a buffer that cannot take all that is looked at together, have a
+    /// larger one. False: there is none.
+    pub(crate) fn widen_buffer(&mut self, task: TaskId, window: usize, received: usize) -> bool {
+        let Some(small) = self.task(task).buf.take_if(|buf| buf.len() < window) else { return true };
+        let Some(mut buf) = self.core.io.arena.take(window) else { return false };
+        let len = received.min(small.len());
+        buf[..len].copy_from_slice(&small[..len]);
+        self.task(task).buf = Some(buf);
+        true
     }
 
     /// ORWRITE.
@@ -125,14 +130,19 @@ impl<R: Ring> Work<'_, R> {
         }
     }
 
-    /// Blocks of ORWRITE's window have been read.
+    /// Blocks of ORWRITE's window have been read; or blocks that WRITE ATOMIC writes where they are read from a parent,
+    /// whose own data is elsewhere by now.
     pub(crate) fn merge(&mut self, task: TaskId, bytes: &[u8]) {
         let entry = self.task(task);
         let data = entry.data.take().expect("a window that is merged has its data");
         let mut data = data.try_thaw().expect("nobody else holds a window's data");
         let place = &mut data[entry.through as usize..][..bytes.len()];
-        for (byte, read) in place.iter_mut().zip(bytes) {
-            *byte |= read;
+        if entry.kind == Kind::WriteAtomic {
+            place.copy_from_slice(bytes);
+        } else {
+            for (byte, read) in place.iter_mut().zip(bytes) {
+                *byte |= read;
+            }
         }
         entry.data = Some(data.freeze());
     }

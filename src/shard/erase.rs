@@ -259,7 +259,7 @@ impl<R: Ring> Shard<R> {
             erasure.stage = Stage::Excluding;
         }
         self.core.home_requests += 1;
-        self.range_wanted(disk, asker, ByteRange { from: 0, to: u64::MAX });
+        self.range_wanted(disk, asker, ByteRange { from: 0, to: u64::MAX }, false);
     }
 
     /// The work has the disk to itself.

@@ -1,4 +1,4 @@
-//! Ranges of a disk that one command has to itself, on all shards: for COMPARE AND WRITE and ORWRITE.
+//! Ranges of a disk that one command has to itself, on all shards: for COMPARE AND WRITE, ORWRITE and WRITE ATOMIC.
 //!
 //! The disk's home shard grants them in the order in which they are asked for: it tells every shard of the range, each
 //! answers when no command of its own is at work there, and then whoever asked goes on. From the moment a shard has
@@ -16,6 +16,7 @@ use super::peer::{Asker, HomeRequest, LinkKey, PeerMessage};
 use super::run::Shard;
 use super::session::{Kind, Resume, Session, Step, Work};
 use crate::iscsi::transfer::TaskId;
+use crate::medium::PAYLOAD_SLOTS;
 use crate::ring::Ring;
 use crate::scsi::MediumError;
 use crate::units::{DiskId, ShardId};
@@ -26,6 +27,9 @@ pub(crate) const RANGES_MAX: usize = 256;
 /// Of those, ranges of one disk: their numbers are bits of [`Task::impedes`](super::session::Task).
 const RANGES_PER_DISK_MAX: u8 = 8;
 
+/// Each has memory of its own where the data of an atomic write waits.
+const _: () = assert!(RANGES_PER_DISK_MAX <= PAYLOAD_SLOTS);
+
 /// Bytes of a disk, the end excluded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ByteRange {
@@ -34,7 +38,7 @@ pub(crate) struct ByteRange {
 }
 
 impl ByteRange {
-    fn meets(self, other: Self) -> bool {
+    pub(super) fn meets(self, other: Self) -> bool {
         self.from < other.to && other.from < self.to
     }
 }
@@ -47,6 +51,7 @@ struct Granted {
     /// Below [`RANGES_PER_DISK_MAX`], unique among the disk's ranges.
     number: u8,
     range: ByteRange,
+    is_atomic: bool,
     asker: Asker,
     /// Shards that have not answered.
     shards: u16,
@@ -56,6 +61,7 @@ struct Granted {
 struct Wanted {
     disk: DiskId,
     range: ByteRange,
+    is_atomic: bool,
     asker: Asker,
 }
 
@@ -79,8 +85,8 @@ impl Arbiter {
             return None;
         }
         let (index, number) = (0..self.wanted.len()).find_map(|index| Some((index, self.number_for(index)?)))?;
-        let Wanted { disk, range, asker } = self.wanted.remove(index)?;
-        self.granted.push(Granted { disk, number, range, asker, shards: self.shards });
+        let Wanted { disk, range, is_atomic, asker } = self.wanted.remove(index)?;
+        self.granted.push(Granted { disk, number, range, is_atomic, asker, shards: self.shards });
         self.granted.last()
     }
 
@@ -191,13 +197,13 @@ impl super::session::Task {
 }
 
 impl<R: Ring> Shard<R> {
-    /// A command wants a range of a disk whose home this shard is.
-    pub(super) fn range_wanted(&mut self, disk: DiskId, asker: Asker, range: ByteRange) {
+    /// A command wants a range of a disk whose home this shard is, to write it atomically or for something else.
+    pub(super) fn range_wanted(&mut self, disk: DiskId, asker: Asker, range: ByteRange, is_atomic: bool) {
         if self.core.disks.find(disk).is_none() {
             let result = Err(MediumError::Removed);
             return self.core.mail.post_owed(asker.shard, PeerMessage::HomeDone { asker, result });
         }
-        self.core.home.ranges.wanted.push_back(Wanted { disk, range, asker });
+        self.core.home.ranges.wanted.push_back(Wanted { disk, range, is_atomic, asker });
         self.grant_ranges();
     }
 
@@ -205,15 +211,22 @@ impl<R: Ring> Shard<R> {
     fn grant_ranges(&mut self) {
         let Core { home, mail, id, shards, .. } = &mut self.core;
         while let Some(granted) = home.ranges.grant_next() {
-            let Granted { disk, number, range, asker, .. } = *granted;
+            let Granted { disk, number, range, is_atomic, asker, .. } = *granted;
             for shard in (0..*shards).map(ShardId) {
-                mail.post_owed(shard, PeerMessage::HoldRange { disk, number, range, asker, home: *id });
+                mail.post_owed(shard, PeerMessage::HoldRange { disk, number, range, is_atomic, asker, home: *id });
             }
         }
     }
 
     /// A disk's home shard has granted a range: keep others away from it, and say when nobody is at work there.
-    pub(super) fn hold_range(&mut self, disk: DiskId, number: u8, range: ByteRange, asker: Asker, home: ShardId) {
+    pub(super) fn hold_range(
+        &mut self,
+        (disk, number): (DiskId, u8),
+        range: ByteRange,
+        is_atomic: bool,
+        asker: Asker,
+        home: ShardId,
+    ) {
         let Self { core, links, .. } = self;
         let holder = (asker.shard == core.id).then_some((asker.link, asker.task));
         let mut impeding = 0;
@@ -228,6 +241,13 @@ impl<R: Ring> Shard<R> {
                         && session.at_work > 0
                     {
                         impeding += session.mark_impeding(slot, range, number);
+                    }
+                }
+            }
+            if is_atomic && entry.tasks > 0 {
+                for link in links.iter_mut().flatten() {
+                    if let Phase::Session(session) = &mut link.phase {
+                        session.mark_torn(slot, range);
                     }
                 }
             }
@@ -309,12 +329,14 @@ impl<R: Ring> Work<'_, R> {
         self.core.impeding_ended(slot, by);
     }
 
-    /// Ask for the bytes of the present window. The task goes on as [`Resume::ReadIn`] when it has them to itself.
+    /// Ask for the bytes of the present window. The task goes on when it has them to itself: it reads them, or writes
+    /// them atomically.
     pub(crate) fn ask_range(&mut self, task: TaskId) {
         let entry = self.task(task);
         let (range, slot) = (entry.window_range(), entry.disk.expect("a range is of a unit"));
+        let is_atomic = entry.kind == Kind::WriteAtomic;
         let name = self.tagged(task);
-        if !self.core.ask_home(slot, self.key, name, HomeRequest::HoldRange(range)) {
+        if !self.core.ask_home(slot, self.key, name, HomeRequest::HoldRange { range, is_atomic }) {
             return self.starve(task, Resume::AskRange);
         }
         self.set_step(task, Step::Asking(Resume::AskRange));
@@ -325,8 +347,12 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn range_granted(&mut self, task: TaskId, number: u8) {
         self.end_operation(task);
         self.task(task).range = Some(number);
-        if !self.release_if_aborted(task) {
-            self.read_in(task);
+        if self.release_if_aborted(task) {
+            return;
+        }
+        match self.task(task).kind {
+            Kind::WriteAtomic => self.write_out(task),
+            _ => self.read_in(task),
         }
     }
 
@@ -352,7 +378,7 @@ mod tests {
 
     fn want(arbiter: &mut Arbiter, disk: DiskId, from: u64, to: u64, task: u16) {
         let asker = Asker { shard: ShardId(0), link: LinkKey::NOBODY, task };
-        arbiter.wanted.push_back(Wanted { disk, range: ByteRange { from, to }, asker });
+        arbiter.wanted.push_back(Wanted { disk, range: ByteRange { from, to }, is_atomic: false, asker });
     }
 
     /// Tasks whose ranges are granted now, in this order.

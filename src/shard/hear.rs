@@ -65,8 +65,8 @@ impl<R: Ring> Shard<R> {
             PeerMessage::Erase { disk, asker, order } => self.erase_wanted(disk, asker, *order),
             PeerMessage::Set { disk, setting, asker, home, change } => self.set(disk, setting, asker, home, change),
             PeerMessage::HasSet { change } => self.has_set(change),
-            PeerMessage::HoldRange { disk, number, range, asker, home } => {
-                self.hold_range(disk, number, range, asker, home);
+            PeerMessage::HoldRange { disk, number, range, is_atomic, asker, home } => {
+                self.hold_range((disk, number), range, is_atomic, asker, home);
             }
             PeerMessage::RangeHeld { disk, number } => self.range_held(disk, number),
             PeerMessage::RangeGranted { asker, number } => {
@@ -138,7 +138,7 @@ impl<R: Ring> Shard<R> {
 
     pub(super) fn home_request(&mut self, disk: DiskId, swaps: u32, asker: Asker, request: HomeRequest) {
         match request {
-            HomeRequest::HoldRange(range) => return self.range_wanted(disk, asker, range),
+            HomeRequest::HoldRange { range, is_atomic } => return self.range_wanted(disk, asker, range, is_atomic),
             HomeRequest::Set(setting) => return self.setting_wanted(disk, asker, setting),
             _ => {}
         }

@@ -176,6 +176,10 @@ impl HomeDisk {
         if self.disk().health() == Health::Poisoned {
             return answer(mail, pending.asker, Err(MediumError::Poisoned));
         }
+        let payload = match pending.request {
+            HomeRequest::WriteAtomic { number, .. } => self.disk().payloads().of_slot(number),
+            _ => None,
+        };
         let Some(engine) = self.driver.engine() else {
             return answer(mail, pending.asker, Err(MediumError::Offline));
         };
@@ -191,8 +195,12 @@ impl HomeDisk {
                 engine.commit(offset_bytes, len_bytes, epoch, ticket)
             }
             HomeRequest::Unmap { offset_bytes, len_bytes } => engine.unmap(offset_bytes, len_bytes, ticket),
+            HomeRequest::WriteAtomic { offset_bytes, len_bytes, .. } => {
+                let (payload, at) = payload.expect("its data was put there before");
+                engine.write_atomic(offset_bytes, len_bytes, payload, at, ticket)
+            }
             HomeRequest::Load(fault) => engine.load(fault.fault, ticket),
-            HomeRequest::Flush | HomeRequest::HoldRange(_) | HomeRequest::Set(_) => {
+            HomeRequest::Flush | HomeRequest::HoldRange { .. } | HomeRequest::Set(_) => {
                 unreachable!("the engine has no part in it")
             }
         };

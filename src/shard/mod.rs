@@ -22,6 +22,7 @@
 //! | `agreement` | what all shards must agree on about a disk beside its blocks |
 //! | `order` | which command may begin, by its task attribute |
 //! | `compare` | COMPARE AND WRITE and ORWRITE |
+//! | `atomic` | WRITE ATOMIC |
 //! | `log` | LOG SENSE |
 //! | `parameters` | commands whose data is a parameter list |
 //! | `copy` | copies between disks, and tokens |
@@ -48,6 +49,7 @@
 
 mod agreement;
 mod at_once;
+mod atomic;
 mod change;
 mod command;
 mod compare;

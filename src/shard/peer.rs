@@ -51,7 +51,7 @@ pub(crate) struct Asker {
 impl HomeRequest {
     /// The leaf's map may become another.
     pub(crate) fn changes_map(self) -> bool {
-        matches!(self, Self::Prepare { .. } | Self::Commit { .. } | Self::Unmap { .. })
+        matches!(self, Self::Prepare { .. } | Self::Commit { .. } | Self::Unmap { .. } | Self::WriteAtomic { .. })
     }
 }
 
@@ -82,12 +82,26 @@ pub(crate) enum HomeRequest {
         /// Length in bytes.
         len_bytes: u64,
     },
+    /// Write the range atomically through the leaf's log. What is not in the leaf's file is to be had there first.
+    WriteAtomic {
+        /// First byte of the disk.
+        offset_bytes: u64,
+        /// Length in bytes.
+        len_bytes: u64,
+        /// The number of the range: its data waits in that slot.
+        number: u8,
+    },
     /// Load a page of a map. Then plan again.
     Load(LevelFault),
     /// Make everything that completed before durable.
     Flush,
     /// Have these bytes of the disk to oneself, on all shards. Answered by [`PeerMessage::RangeGranted`].
-    HoldRange(ByteRange),
+    HoldRange {
+        /// These.
+        range: ByteRange,
+        /// They are going to be written atomically.
+        is_atomic: bool,
+    },
     /// Change a setting of the unit, on all shards.
     Set(Setting),
 }
@@ -161,6 +175,8 @@ pub(crate) enum PeerMessage {
         number: u8,
         /// The range.
         range: ByteRange,
+        /// It is going to be written atomically.
+        is_atomic: bool,
         /// The command.
         asker: Asker,
         /// The disk's home.

@@ -38,6 +38,9 @@ impl<R: Ring> Work<'_, R> {
     /// Read the next window, or what of it can be planned at once. A window that is compared with data is as long as
     /// that data.
     pub(crate) fn read_in(&mut self, task: TaskId) {
+        if self.is_torn(task) {
+            return self.fail(task, MediumError::Aborted);
+        }
         let entry = self.task(task);
         if !entry.compares_data() {
             entry.window = (entry.total - entry.done).min(BURST_LENGTH_MAX);
@@ -228,7 +231,7 @@ impl<R: Ring> Work<'_, R> {
         let entry = self.task(task);
         let len = bytes.len() as u32;
         if entry.compares_data() {
-            if entry.kind == Kind::OrWrite {
+            if matches!(entry.kind, Kind::OrWrite | Kind::WriteAtomic) {
                 self.merge(task, &bytes);
             }
             let entry = self.task(task);
@@ -258,7 +261,7 @@ impl<R: Ring> Work<'_, R> {
         match self.task(task).kind {
             Kind::Read => self.send(task),
             Kind::Copy => self.copy_read(task),
-            Kind::CompareAndWrite | Kind::OrWrite => self.write_exclusively(task),
+            Kind::CompareAndWrite | Kind::OrWrite | Kind::WriteAtomic => self.write_exclusively(task),
             _ => self.window_done(task),
         }
     }
@@ -323,14 +326,14 @@ impl<R: Ring> Work<'_, R> {
 impl Task {
     /// The window is compared (or merged) with data of its own length.
     fn compares_data(&self) -> bool {
-        let exclusive = matches!(self.kind, Kind::CompareAndWrite | Kind::OrWrite);
+        let exclusive = matches!(self.kind, Kind::CompareAndWrite | Kind::OrWrite | Kind::WriteAtomic);
         exclusive || matches!(self.kind, Kind::Verify(ByteCheck::DataOut) | Kind::WriteAndVerify { .. })
     }
 
     /// Where bytes of the window, read from `through` on, differ from the initiator's data, counted from the start of
     /// that data.
     fn first_difference(&self, bytes: &[u8]) -> Option<u64> {
-        if matches!(self.kind, Kind::WriteAndVerify { compare: false } | Kind::OrWrite) {
+        if matches!(self.kind, Kind::WriteAndVerify { compare: false } | Kind::OrWrite | Kind::WriteAtomic) {
             return None;
         }
         let data = self.data.as_ref()?;

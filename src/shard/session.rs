@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::copy::{Copies, SESSION_TASKS};
 use super::core::{Core, DiskTable};
+use super::exclusive::ByteRange;
 use super::fence::Fence;
 use super::link::LinkState;
 use super::message::Configuration;
@@ -223,6 +224,7 @@ pub(crate) enum Kind {
     /// One half of the data is compared, the other written.
     CompareAndWrite,
     OrWrite,
+    WriteAtomic,
     Flush,
     /// Ranges of a list are to read as zeros.
     Unmap,
@@ -289,6 +291,10 @@ pub(crate) struct Task {
     pub(crate) second: Option<Slice>,
     /// The range of the disk that the command has to itself.
     pub(crate) range: Option<u8>,
+    /// What is written is what was there: WRITE ATOMIC has it in the leaf's file first.
+    pub(crate) fills: bool,
+    /// Bytes of the disk that were written atomically since this READ began, where it had begun with them.
+    pub(crate) torn: Option<ByteRange>,
     /// Ranges, by the bits of their numbers, that are granted when this command's window has ended.
     pub(crate) impedes: u8,
     /// Bytes of the window that the medium has, or that have been compared with it.
@@ -373,6 +379,8 @@ impl Task {
             data: None,
             second: None,
             range: None,
+            fills: false,
+            torn: None,
             impedes: 0,
             through: 0,
             planned: 0,

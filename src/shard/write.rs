@@ -215,6 +215,7 @@ impl<R: Ring> Work<'_, R> {
             Kind::WriteSame { .. } => self.same_received(task),
             Kind::CompareAndWrite => self.compare_data_received(task),
             Kind::OrWrite => self.exclude(task),
+            Kind::WriteAtomic => self.atomic_data_received(task),
             Kind::List(_) => self.list_is_here(task),
             Kind::CopyCommand { .. } => self.copy_list_received(task),
             kind if kind.is_agreed_on() => self.agreement_list_received(task),
@@ -237,8 +238,10 @@ impl<R: Ring> Work<'_, R> {
         entry.planned = len_bytes;
         let slot = entry.disk.expect("a write has a unit");
         self.core.revoke_tokens(slot, offset_bytes, u64::from(len_bytes));
+        let by_log = self.task(task).is_through_log();
         let disk = self.core.disks.of_task(slot);
         match disk.plan_write(offset_bytes, len_bytes) {
+            WritePlan::Ready { .. } | WritePlan::Prepare | WritePlan::Fault(_) if by_log => self.write_by_log(task),
             WritePlan::Discard => self.part_written(task),
             WritePlan::Memory => {
                 let entry = &self.session.tasks[usize::from(task.0)];
@@ -363,6 +366,9 @@ impl<R: Ring> Work<'_, R> {
     /// What has been written is not visible yet: have the home shard see to that. The plan is not carried out before it
     /// has.
     pub(crate) fn ask_commit(&mut self, task: TaskId) {
+        if self.task(task).is_through_log() {
+            return self.ask_atomic(task);
+        }
         let entry = self.task(task);
         let request = HomeRequest::Commit {
             offset_bytes: entry.offset_bytes + u64::from(entry.done + entry.through),
@@ -406,6 +412,7 @@ impl<R: Ring> Work<'_, R> {
             Kind::WriteAndVerify { .. } => self.read_in(task),
             Kind::Unmap | Kind::Zero => self.zeros_written(task),
             Kind::CompareAndWrite | Kind::OrWrite => self.written_exclusively(task),
+            Kind::WriteAtomic => self.atomic_written(task),
             _ => self.window_done(task),
         }
     }

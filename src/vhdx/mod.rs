@@ -3,7 +3,7 @@
 //! **Two ways in.** Control-plane work (create, open with replay, check, repair, resize) is blocking over the
 //! [`Storage`] trait. At run time nothing here touches storage: every shard plans with the lock-free map of the chain
 //! ([`blocks`](crate::blocks)), and the disk's home shard, or a job, owns the [`Engine`], which hands out metadata
-//! operations and is told how they ended. Payload never passes through this module.
+//! operations and is told how they ended. Payload never passes through this module, but for that of atomic writes.
 //!
 //! **May know:** the leaf modules (`blocks`, `crc32c`). Nothing of files, rings, shards, clocks or SCSI. Randomness is
 //! injected.
@@ -34,6 +34,15 @@
 //! completed makes file size, entry and payload durable together. A file shorter than its entry promises is extended
 //! by replay (LastFileOffset, section 2.3.1.1), again with zeros. Nothing is ever exposed that belonged to another
 //! block.
+//!
+//! # Atomic writes
+//!
+//! The log may carry any page of the file, and so it carries the data of a write that must be whole or not be at all:
+//! one entry for all of it, and the next epoch begins before anything else may be written to the same place
+//! (`engine::atomic` has the reasons). A file that a loss of power left with such an entry is not opened read-only,
+//! since a replay in memory shows the tables only.
+//!
+//! # Parents
 //!
 //! Where the absence of a block or sector shows a parent, the payload is written and flushed first, and one entry with
 //! the sector bits and the block's word makes it visible.

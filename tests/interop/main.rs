@@ -4,6 +4,7 @@
 //! test takes come from the environment (`LUNARING_KILLS`, `LUNARING_STORM_PDUS`); `tests/run` raises them.
 
 mod aborts;
+mod atomic;
 mod bad_input;
 mod chap;
 mod clients;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use lunaring::blocks::Event;
-use lunaring::vhdx::{Access, check};
+use lunaring::vhdx::{Access, OpenError, check};
 
 use super::naive::NaiveDisk;
 use super::{Change, Host, Random, RecordedFile, SECTOR, SparseFile, open_with, read_disk};
@@ -16,6 +16,8 @@ struct Given {
     issued: usize,
     acknowledged: usize,
     value: u64,
+    /// It is not only acknowledged then, but survives everything.
+    durable: bool,
 }
 
 /// A write whose data is on its way.
@@ -29,6 +31,8 @@ pub struct Begun {
 #[derive(Clone, Default)]
 pub struct Guest {
     sectors: BTreeMap<u64, Vec<Given>>,
+    /// Ranges that were written atomically.
+    atomics: Vec<(Range<u64>, Given)>,
     /// Everything that was done: to these sectors, the first of which was given this value and the others the next
     /// ones, or zeros all of them.
     done: Vec<(Range<u64>, Given)>,
@@ -103,7 +107,7 @@ impl Guest {
         host.end_write(begun.held).expect("the write succeeds");
         let acknowledged = host.file.history.len();
         let count = begun.values.end - begun.values.start;
-        let given = Given { issued: begun.issued, acknowledged, value: begun.values.start };
+        let given = Given { issued: begun.issued, acknowledged, value: begun.values.start, durable: false };
         self.record(begun.sector..begun.sector + count, given);
         // Of a long write only some sectors are watched.
         for at in (0..count).filter(|at| *at < 3 || at + 3 >= count || at % 97 == 0) {
@@ -120,13 +124,47 @@ impl Guest {
         self.end(host, begun);
     }
 
+    /// Write these ranges atomically, all at the same time.
+    pub fn write_atomics(&mut self, host: &mut Host, ranges: &[Range<u64>]) {
+        let issued = host.file.history.len();
+        let first = |next: &mut u64, range: &Range<u64>| {
+            *next += range.end - range.start;
+            *next + 1 - (range.end - range.start)
+        };
+        let values: Vec<u64> = ranges.iter().map(|range| first(&mut self.next_value, range)).collect();
+        let bytes = |range: &Range<u64>, value: u64| (value..value + range.end - range.start).flat_map(sector_bytes);
+        let writes: Vec<_> = ranges
+            .iter()
+            .zip(&values)
+            .map(|(range, value)| (range.start * SECTOR, bytes(range, *value).collect()))
+            .collect();
+        host.write_atomics(&writes).expect("the writes succeed");
+        let acknowledged = host.file.history.len();
+        for (range, value) in ranges.iter().zip(values) {
+            let given = Given { issued, acknowledged, value, durable: true };
+            self.record(range.clone(), given);
+            range.clone().for_each(|sector| self.watch(sector));
+            self.watch(range.start.saturating_sub(1));
+            self.watch(range.end);
+            self.atomics.push((range.clone(), given));
+        }
+    }
+
+    /// Whether a write of this range would meet one that is under way.
+    pub fn meets(begun: &[Begun], range: &Range<u64>) -> bool {
+        begun.iter().any(|other| {
+            let end = other.sector + other.values.end - other.values.start;
+            other.sector < range.end && range.start < end
+        })
+    }
+
     /// Unmap whole blocks.
     pub fn unmap(&mut self, host: &mut Host, block: u64, count: u64) {
         let size = u64::from(host.geometry.block_size_bytes);
         let end = ((block + count) * size).min(host.geometry.disk_size_bytes);
         let issued = host.file.history.len();
         host.unmap(block * size, end - block * size).expect("unmaps");
-        let given = Given { issued, acknowledged: host.file.history.len(), value: 0 };
+        let given = Given { issued, acknowledged: host.file.history.len(), value: 0, durable: false };
         let sectors = block * size / SECTOR..end / SECTOR;
         self.watch(sectors.start + 5);
         self.record(sectors, given);
@@ -155,13 +193,14 @@ impl Guest {
         } else {
             self.flushes.iter().filter(|(_, end)| *end <= cut).map(|(start, _)| *start).max().unwrap_or(0)
         };
+        let is_safe = |given: &Given| given.acknowledged <= if given.durable { cut } else { safe };
         // Two that overlapped in time may have happened in either order; a history is in the order of their ends.
         let hidden = |at: usize| {
-            let behind = |later: &Given| later.issued >= history[at].acknowledged && later.acknowledged <= safe;
+            let behind = |later: &Given| later.issued >= history[at].acknowledged && is_safe(later);
             history[at + 1..].iter().any(behind)
         };
         let given = history.iter().enumerate().filter(|(at, given)| given.issued <= cut && !hidden(*at));
-        let initial = Some(self.initial(sector)).filter(|_| !history.iter().any(|given| given.acknowledged <= safe));
+        let initial = Some(self.initial(sector)).filter(|_| !history.iter().any(is_safe));
         initial.into_iter().chain(given.map(|(_, given)| given.value)).collect()
     }
 
@@ -169,8 +208,12 @@ impl Guest {
     pub fn check(&self, mut file: SparseFile, cut: usize, killed: bool) -> Result<(), String> {
         let mut before = file.clone();
         let parent = self.parent.as_ref();
-        let readable =
-            open_with(&mut before, Access::ReadOnly, 5).map_err(|error| format!("read-only open: {error}"))?;
+        let readable = match open_with(&mut before, Access::ReadOnly, 5) {
+            Ok(disk) => Some(disk),
+            // A replay that stays in memory shows tables only; here the log holds data.
+            Err(OpenError::ReadOnlyReplay { .. }) if !self.atomics.is_empty() => None,
+            Err(error) => return Err(format!("read-only open: {error}")),
+        };
         let naive = NaiveDisk::open(&file).map_err(|what| format!("the naive reader: {what}"))?;
         let disk = open_with(&mut file, Access::ReadWrite, 6).map_err(|error| format!("open: {error}"))?;
         let again = open_with(&mut file, Access::ReadOnly, 7).map_err(|error| format!("second open: {error}"))?;
@@ -184,8 +227,11 @@ impl Guest {
         for (sector, history) in &self.sectors {
             let mut values = [[0; SECTOR as usize]; 3];
             read_disk(&mut file, parent, &disk.map, sector * SECTOR, &mut values[0]);
-            read_disk(&mut before, parent, &readable.map, sector * SECTOR, &mut values[1]);
             naive.read(parent, *sector, &mut values[2]);
+            match &readable {
+                Some(disk) => read_disk(&mut before, parent, &disk.map, sector * SECTOR, &mut values[1]),
+                None => values[1] = values[2],
+            }
             if values[0] != values[2] || values[1] != values[2] {
                 return Err(format!("sector {sector}: readers disagree: {:02x?}", values.map(|value| value[0])));
             }
@@ -198,8 +244,41 @@ impl Guest {
                 ));
             }
         }
+        for atomic in self.atomics.iter().filter(|(_, given)| given.issued <= cut) {
+            self.check_atomic(atomic, cut, |sector| naive_value(&naive, parent, sector))?;
+        }
         Ok(())
     }
+
+    /// All of an atomic write is there or nothing of it; what was written over it later says nothing.
+    fn check_atomic(
+        &self,
+        (range, given): &(Range<u64>, Given),
+        cut: usize,
+        read: impl Fn(u64) -> Vec<u8>,
+    ) -> Result<(), String> {
+        let (mut new, mut old) = (Vec::new(), Vec::new());
+        for sector in range.clone() {
+            let bytes = read(sector);
+            let later = |later: &Given| later.issued >= given.acknowledged && later.issued <= cut;
+            let mut over = self.sectors[&sector].iter().filter(|given| later(given));
+            if bytes == sector_bytes(given.value + sector - range.start) {
+                new.push(sector);
+            } else if !over.any(|given| bytes == sector_bytes(given.value)) {
+                old.push(sector);
+            }
+        }
+        match (new.first(), old.first()) {
+            (Some(new), Some(old)) => Err(format!("an atomic write of {range:?} is torn: {new} is new, {old} is old")),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn naive_value(naive: &NaiveDisk, parent: Option<&SparseFile>, sector: u64) -> Vec<u8> {
+    let mut bytes = [0; SECTOR as usize];
+    naive.read(parent, sector, &mut bytes);
+    bytes.to_vec()
 }
 
 /// A history: a disk's life from an empty file on.

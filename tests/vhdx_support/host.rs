@@ -1,11 +1,11 @@
 //! A host of an engine: it carries out the engine's operations on a recorded file the way a shard does, one after
 //! another, and guests' writes through plans. Tasks can be held between plan and landing, as other shards' tasks are.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use lunaring::blocks::{
     Asked, BlockMap, Chain, Done, Engine as _, Event, Extent, Fault, IoFailure, IoId, Level, METADATA_IO_BYTES_MAX,
-    MetadataIoKind, ReadPlan, Ticket, WritePlan, load_blocking,
+    MetadataIoKind, Payload, ReadPlan, Ticket, WritePlan, load_blocking,
 };
 use lunaring::vhdx::{Access, Engine, Geometry, OpenDisk, Storage};
 
@@ -107,6 +107,17 @@ pub struct Host {
     plans: u64,
     barriers: Vec<(IoId, u64)>,
     late: Option<Change>,
+    payload: Arc<Waiting>,
+}
+
+/// Where the data of atomic writes waits.
+#[derive(Default)]
+struct Waiting(Mutex<Vec<u8>>);
+
+impl Payload for Waiting {
+    fn copy_out(&self, at: u64, into: &mut [u8]) {
+        into.copy_from_slice(&self.0.lock().expect("nobody panics")[at as usize..][..into.len()]);
+    }
 }
 
 enum OwnedIo {
@@ -186,6 +197,7 @@ impl Host {
             plans: 0,
             barriers: Vec::new(),
             late: None,
+            payload: Arc::default(),
         }
     }
 
@@ -413,6 +425,52 @@ impl Host {
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Option<Event>> {
         let held = self.begin_write(offset, bytes)?;
         self.end_write(held)
+    }
+
+    /// Write these ranges, each of them atomically, as shards do that have them to themselves.
+    pub fn write_atomics(&mut self, writes: &[(u64, Vec<u8>)]) -> Result<(), Option<Event>> {
+        let mut places = Vec::new();
+        {
+            let mut waiting = self.payload.0.lock().expect("nobody panics");
+            waiting.clear();
+            for (_, bytes) in writes {
+                places.push(waiting.len() as u64);
+                waiting.extend_from_slice(bytes);
+            }
+        }
+        let mut left: Vec<usize> = (0..writes.len()).collect();
+        while !left.is_empty() {
+            let mut asked = Vec::new();
+            for at in std::mem::take(&mut left) {
+                let (offset, len) = (writes[at].0, writes[at].1.len() as u64);
+                let payload: Arc<dyn Payload> = Arc::clone(&self.payload) as _;
+                let ticket = self.ticket();
+                let result = self.engine.write_atomic(offset, len, payload, places[at], ticket).map_err(|_| None)?;
+                assert_eq!(result, Asked::Queued, "it takes a while");
+                asked.push((at, ticket));
+            }
+            for (at, ticket) in asked {
+                if self.wait(ticket)? == Done::PlanAgain {
+                    self.make_present(writes[at].0, writes[at].1.len() as u64)?;
+                    left.push(at);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Have a range in the file without changing what is read there.
+    fn make_present(&mut self, offset: u64, len: u64) -> Result<(), Option<Event>> {
+        if self.parent.is_some() {
+            let mut bytes = vec![0; len as usize];
+            self.read(offset, &mut bytes);
+            return self.write(offset, &bytes);
+        }
+        let ticket = self.ticket();
+        if self.engine.prepare(offset, len, ticket).map_err(|_| None)? == Asked::Queued {
+            self.wait(ticket)?;
+        }
+        Ok(())
     }
 
     /// Release the whole blocks of a range.

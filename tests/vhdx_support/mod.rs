@@ -20,7 +20,7 @@ use lunaring::vhdx::{
 pub use host::{Host, read_disk};
 
 pub const MIB: u64 = 1 << 20;
-const PAGE: u64 = 4096;
+pub const PAGE: u64 = 4096;
 pub const SECTOR: u64 = 512;
 
 /// A small generator, so that a failure is a seed.

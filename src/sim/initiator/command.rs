@@ -5,7 +5,7 @@
 use std::fmt;
 
 use super::contents::{UNIT_BYTES, Version, fill};
-use super::shared::{AREA_SECTORS, SHARED_SECTORS, Tally, bits_data, note_data, tally_data};
+use super::shared::{AREA_SECTORS, CHOIR_SECTORS, SHARED_SECTORS, Tally, bits_data, choir_data, note_data, tally_data};
 use crate::sim::Random;
 
 /// SCSI statuses (SAM-5 clause 5.3.1).
@@ -21,6 +21,7 @@ pub(super) mod status {
 pub(super) mod sense_key {
     pub const MEDIUM_ERROR: u8 = 0x3;
     pub const HARDWARE_ERROR: u8 = 0x4;
+    pub const ILLEGAL_REQUEST: u8 = 0x5;
     pub const UNIT_ATTENTION: u8 = 0x6;
     pub const DATA_PROTECT: u8 = 0x7;
     pub const ABORTED_COMMAND: u8 = 0xb;
@@ -84,6 +85,11 @@ pub(super) enum Work {
         unit: u64,
         bits: u64,
     },
+    /// Write the last of what is shared atomically.
+    Sing {
+        unit: u64,
+        value: u32,
+    },
     /// Read what is shared.
     Look {
         unit: u64,
@@ -100,6 +106,7 @@ impl Work {
             }
             Work::CountUp { unit, .. } => Some((unit, 2 * AREA_SECTORS)),
             Work::SetBits { unit, .. } | Work::Note { unit, .. } => Some((unit, AREA_SECTORS)),
+            Work::Sing { unit, .. } => Some((unit, CHOIR_SECTORS)),
             Work::Look { unit } => Some((unit, SHARED_SECTORS)),
             // What is mapped may change while anything is written.
             Work::LbaStatus { .. } => Some((0, u64::MAX / 2)),
@@ -109,7 +116,8 @@ impl Work {
 
     /// It is about what is shared.
     pub fn is_shared(self) -> bool {
-        matches!(self, Work::CountUp { .. } | Work::Note { .. } | Work::SetBits { .. } | Work::Look { .. })
+        let is_change = matches!(self, Work::CountUp { .. } | Work::Note { .. } | Work::SetBits { .. });
+        is_change || matches!(self, Work::Sing { .. } | Work::Look { .. })
     }
 
     /// The sectors that it changes, and what they hold afterwards.
@@ -161,6 +169,7 @@ impl Work {
             Work::CountUp { me, from, note, .. } => data = tally_data(me, from, note),
             Work::Note { note, .. } => data = note_data(note),
             Work::SetBits { bits, .. } => data = bits_data(bits),
+            Work::Sing { value, .. } => data = choir_data(value),
             _ => {}
         }
         data
@@ -169,7 +178,7 @@ impl Work {
     pub fn is_write(self) -> bool {
         match self {
             Work::Write { .. } | Work::Unmap { .. } | Work::CountUp { .. } => true,
-            Work::SetBits { .. } | Work::Note { .. } => true,
+            Work::SetBits { .. } | Work::Note { .. } | Work::Sing { .. } => true,
             Work::WriteSame { no_data, .. } => !no_data,
             _ => false,
         }
@@ -221,9 +230,8 @@ impl Work {
                 cdb[1] = u8::from(unmap) << 3 | u8::from(no_data);
                 cdb
             }
-            Work::CountUp { .. } | Work::Note { .. } | Work::SetBits { .. } | Work::Look { .. } => {
-                self.shared_cdb(blocks, random)
-            }
+            Work::CountUp { .. } | Work::Note { .. } | Work::SetBits { .. } => self.shared_cdb(blocks, random),
+            Work::Sing { .. } | Work::Look { .. } => self.shared_cdb(blocks, random),
             Work::LbaStatus { unit } => {
                 let (lba, _) = blocks(unit, 0);
                 let mut cdb = sixteen(0x9e, lba, LBA_STATUS_BYTES as u32);
@@ -245,6 +253,11 @@ impl Work {
         match self {
             Work::CountUp { .. } => sixteen(0x89, lba, len),
             Work::SetBits { .. } => sixteen(0x8b, lba, len),
+            Work::Sing { .. } => {
+                let mut cdb = sixteen(0x9c, lba, 0);
+                cdb[12..14].copy_from_slice(&(len as u16).to_be_bytes());
+                cdb
+            }
             Work::Note { .. } => any_form([0x2a, 0xaa, 0x8a], lba, len, random),
             _ => any_form([0x28, 0xa8, 0x88], lba, len, random),
         }

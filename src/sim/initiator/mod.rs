@@ -132,6 +132,8 @@ pub struct InitiatorReport {
     pub failed: u32,
     /// Commands answered BUSY, TASK SET FULL or with a unit attention.
     pub retried: u32,
+    /// Atomic writes that ended well.
+    pub atomic: u32,
     /// Commands ended by task management, of this initiator or another.
     pub aborted: u32,
     /// Connections lost.
@@ -468,6 +470,7 @@ impl Initiator {
         let unit = &mut self.units[task.unit];
         if status == status::GOOD {
             self.report.good += 1;
+            self.report.atomic += u32::from(matches!(task.work, Work::Sing { .. }));
             return on_good(unit, task.work, &task.data_in);
         }
         let retry = match status {
@@ -500,6 +503,11 @@ impl Initiator {
                 return Ok(());
             }
             shared.on_doubt(task.work);
+            // A file without a log does not serve atomic writes; and a READ that one came between is sent again.
+            let is_refused = matches!(task.work, Work::Sing { .. }) && key == Some(sense_key::ILLEGAL_REQUEST);
+            if is_refused || matches!(task.work, Work::Look { .. }) && key == Some(sense_key::ABORTED_COMMAND) {
+                return Ok(());
+            }
         }
         self.report.failed += 1;
         let is_expected = match key {
@@ -630,7 +638,7 @@ fn on_good(unit: &mut Unit, work: Work, data_in: &[u8]) -> Result<(), String> {
             on_lba_status(unit, first, data_in).map_err(|why| format!("LUN {}: {why}", unit.plan.lun))?;
         }
         Work::SynchronizeCache { order } => unit.contents.synchronized(order),
-        Work::CountUp { .. } | Work::Note { .. } | Work::SetBits { .. } | Work::Look { .. } => {
+        Work::CountUp { .. } | Work::Note { .. } | Work::SetBits { .. } | Work::Sing { .. } | Work::Look { .. } => {
             if let Some(shared) = unit.shared.as_mut() {
                 shared.on_good(work, data_in).map_err(|why| format!("LUN {}: {why}", unit.plan.lun))?;
             }

@@ -1,9 +1,10 @@
-//! Blocks that all initiators change at once, with COMPARE AND WRITE and ORWRITE: no change of one may be lost to
-//! another's, and nobody may see half of one.
+//! Blocks that all initiators change at once, with COMPARE AND WRITE, ORWRITE and WRITE ATOMIC: no change of one may be
+//! lost to another's, and nobody may see half of one.
 //!
 //! One area holds a tally, to whose own place each initiator adds one at a time; the next area holds a note, which the
-//! first initiator writes as it likes, and which all others compare and write back with the tally; the last area holds
-//! bits, which are only ever set. All hold their content over and over, so that a torn one shows.
+//! first initiator writes as it likes, and which all others compare and write back with the tally; the third area holds
+//! bits, which are only ever set; the last and longest one is written atomically, by everybody. All hold their content
+//! over and over, so that a torn one shows.
 //!
 //! **May know:** the sibling modules.
 
@@ -20,8 +21,11 @@ pub type Tally = [u32; SHARERS_MAX];
 /// Sectors of one area: one block of 4096 bytes, or eight of 512.
 pub(super) const AREA_SECTORS: u64 = 8;
 
+/// Sectors of the area that is written atomically: several pages.
+pub(super) const CHOIR_SECTORS: u64 = 8 * AREA_SECTORS;
+
 /// Sectors of all areas.
-pub const SHARED_SECTORS: u64 = 3 * AREA_SECTORS;
+pub const SHARED_SECTORS: u64 = 3 * AREA_SECTORS + CHOIR_SECTORS;
 
 const AREA_BYTES: usize = AREA_SECTORS as usize * UNIT_BYTES;
 
@@ -62,8 +66,9 @@ impl Shared {
     }
 
     pub fn draw_work(&self, random: &mut Random) -> Work {
-        match random.below(8) {
+        match random.below(10) {
             _ if !self.is_known => self.look(),
+            8.. => Work::Sing { unit: self.first + 3 * AREA_SECTORS, value: random.below(1 << 30) as u32 },
             0 => self.look(),
             1 => Work::SetBits { unit: self.first + 2 * AREA_SECTORS, bits: 1 << random.below(64) },
             2..=6 if self.me == 0 => Work::Note { unit: self.first + AREA_SECTORS, note: self.noted + 1 },
@@ -88,11 +93,15 @@ impl Shared {
     }
 
     fn on_look(&mut self, data_in: &[u8]) -> Result<(), String> {
-        if data_in.len() != 3 * AREA_BYTES {
+        if data_in.len() != SHARED_SECTORS as usize * UNIT_BYTES {
             return Err("not what was asked for".to_owned());
         }
         let (tally, rest) = data_in.split_at(AREA_BYTES);
-        let (note, bits) = rest.split_at(AREA_BYTES);
+        let (note, rest) = rest.split_at(AREA_BYTES);
+        let (bits, choir) = rest.split_at(AREA_BYTES);
+        if choir.chunks(4).any(|copy| copy != &choir[..4]) {
+            return Err("an atomic write that is torn".to_owned());
+        }
         let first: [u8; 4 * SHARERS_MAX] = std::array::from_fn(|i| tally[i]);
         if tally.chunks(first.len()).any(|copy| copy != first) {
             return Err("a tally that is torn".to_owned());
@@ -153,4 +162,8 @@ pub(super) fn note_data(note: u32) -> Vec<u8> {
 
 pub(super) fn bits_data(bits: u64) -> Vec<u8> {
     bits.to_be_bytes().repeat(AREA_BYTES / 8)
+}
+
+pub(super) fn choir_data(value: u32) -> Vec<u8> {
+    value.to_be_bytes().repeat(CHOIR_SECTORS as usize * UNIT_BYTES / 4)
 }

@@ -43,7 +43,7 @@ impl Engine {
         if self.committing.is_empty() {
             return None;
         }
-        let entry_len = (1 + self.committing.pages.len() as u64) * PAGE_LEN;
+        let entry_len = (1 + self.committing.entry_pages() as u64) * PAGE_LEN;
         if self.log.head + entry_len + PAGE_LEN + RING_RESERVE > self.log.len_bytes {
             self.script.push_front(Step::WriteGroup);
             for step in TURN.into_iter().rev() {
@@ -56,11 +56,16 @@ impl Engine {
             self.committing.changes[at].word = self.word_after(&change);
         }
         let pages = self.encode_pages();
-        if pages == 0 {
+        let all = self.committing.entry_pages();
+        if all == 0 {
             self.publish();
             return None;
         }
-        Some(self.write_entry(pages, |engine, at| engine.page_offset(engine.committing.pages[at])))
+        self.stage_atomics(pages);
+        Some(self.write_entry(all, |engine, at| match engine.committing.pages.get(at) {
+            Some(page) => engine.page_offset(*page),
+            None => engine.atomic_offset(at - pages),
+        }))
     }
 
     /// What a change makes of its block's word.
@@ -75,7 +80,7 @@ impl Engine {
                 old.with_state(State::Full).0
             }
             Kind::Commit => old.with_state(State::Partial).0,
-            Kind::ZeroInPlace | Kind::Void => old.0,
+            Kind::ZeroInPlace | Kind::Keep | Kind::Void => old.0,
         }
     }
 
@@ -105,7 +110,7 @@ impl Engine {
         let new = Entry(change.word);
         match change.kind {
             Kind::Allocate | Kind::Zero | Kind::Move { .. } => (None, true),
-            Kind::Stage | Kind::ZeroInPlace | Kind::Void => (None, false),
+            Kind::Stage | Kind::ZeroInPlace | Kind::Keep | Kind::Void => (None, false),
             Kind::Commit if new.state() == State::Full => (None, old.state() != State::Full),
             Kind::Commit if old.state() == State::Absent => (Some(self.sectors_of(change.block)), true),
             Kind::Commit => {
@@ -255,6 +260,7 @@ impl Engine {
                 self.unpin(page);
             }
         }
+        self.seal_atomics();
         let mut group = std::mem::take(&mut self.committing);
         for (_, key) in group.members() {
             self.requests.unlink(key, Ok(()));
@@ -276,7 +282,7 @@ impl Engine {
         let new = Entry(change.word);
         let was_staged = old.state() == State::Absent && old.has_space();
         match change.kind {
-            Kind::Void | Kind::ZeroInPlace => return false,
+            Kind::Void | Kind::Keep | Kind::ZeroInPlace => return false,
             Kind::Stage => self.pages.staged.push_back((change.block, change.offset_bytes)),
             Kind::Commit if new.state() == State::Partial => {
                 let all = self.sectors_of(change.block);

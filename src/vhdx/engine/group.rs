@@ -1,5 +1,6 @@
 //! A group: changes of the map that share one log entry.
 
+use super::atomic::{ATOMICS_MAX, Atomic};
 use super::requests::Key;
 
 /// Changes of a group: as many commands as a busy disk has in flight.
@@ -29,6 +30,8 @@ pub(super) enum Kind {
     ZeroInPlace,
     /// Its content has been copied to this place.
     Move { to_bytes: u64 },
+    /// Its place stays what it is: an atomic write goes there.
+    Keep,
     /// Given up.
     Void,
 }
@@ -73,16 +76,20 @@ pub(super) struct Group {
     pub pages: Vec<LogPage>,
     /// Sector bitmap blocks that this group gives chunks: chunk and place.
     pub bitmaps: Vec<(u32, u64)>,
+    /// Writes whose data the entry carries behind its pages.
+    pub atomics: Vec<Atomic>,
     members: Vec<Member>,
 }
 
 impl Group {
     pub fn with_capacity() -> Self {
         Self {
-            changes: Vec::with_capacity(CHANGES_MAX),
+            // An atomic write may add two at once.
+            changes: Vec::with_capacity(CHANGES_MAX + 1),
             ranges: Vec::with_capacity(RANGES_MAX),
             pages: Vec::with_capacity(PAGES_MAX),
             bitmaps: Vec::with_capacity(CHANGES_MAX),
+            atomics: Vec::with_capacity(ATOMICS_MAX),
             members: Vec::with_capacity(MEMBERS_MAX),
         }
     }
@@ -107,6 +114,11 @@ impl Group {
 
     pub fn has_room(&self) -> bool {
         self.changes.len() < CHANGES_MAX && self.ranges.len() < RANGES_MAX && self.members.len() < MEMBERS_MAX
+    }
+
+    /// Pages that the entry has at most, data included.
+    pub fn entry_pages(&self) -> usize {
+        self.pages.len() + self.atomics.iter().map(Atomic::pages).sum::<usize>()
     }
 
     /// Whether a page is among the group's already.
@@ -172,6 +184,7 @@ impl Group {
         self.ranges.clear();
         self.pages.clear();
         self.bitmaps.clear();
+        self.atomics.clear();
         self.members.clear();
     }
 }

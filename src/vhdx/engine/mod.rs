@@ -37,11 +37,14 @@
 //!   before the copy has begun cancels the move; later ones wait for its end.
 //! * A read that planned before a block was unmapped or moved finds the old bytes: they are zeroed behind a barrier.
 //!
+//! *Atomic writes* go through the log themselves (`atomic`).
+//!
 //! *Freed space.* Entry written → [`Barrier`](crate::blocks::MetadataIoKind::Barrier) → sync → punched (else zeroed) →
 //! sync → free. The first sync keeps the punch from reaching a block that is still mapped after a power cut, the second
 //! keeps old bytes from showing up in the block that is next. Sector bitmap blocks are never moved or freed, because
 //! entries of the epoch that a replay applies again name their place.
 
+mod atomic;
 mod entry;
 mod group;
 mod pages;
@@ -55,6 +58,7 @@ mod steps;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use atomic::{ATOMIC_PAGES_MAX, ATOMICS_MAX, Atomic};
 use group::{Group, PAGES_MAX};
 use pages::Pages;
 use reclaim::Reclaim;
@@ -69,7 +73,7 @@ use super::header::CurrentHeader;
 use super::region::TableRepair;
 use super::space::Space;
 use crate::blocks::{
-    self, Asked, BlockMap, EngineError, Event, Fault, FlushMark, IoFailure, IoId, MetadataIo, MetadataIoKind,
+    self, Asked, BlockMap, EngineError, Event, Fault, FlushMark, IoFailure, IoId, MetadataIo, MetadataIoKind, Payload,
     SpaceReport, Ticket,
 };
 
@@ -232,6 +236,10 @@ pub struct Engine {
     retry: bool,
     collecting: Group,
     committing: Group,
+    /// Atomic writes whose entry is in the log.
+    sealed: Vec<Atomic>,
+    /// Where the data of atomic writes waits.
+    payload: Option<Arc<dyn Payload>>,
     pages: Pages,
     reclaim: Reclaim,
     relocation: Relocation,
@@ -288,6 +296,8 @@ impl Engine {
             retry: false,
             collecting: Group::default(),
             committing: Group::default(),
+            sealed: Vec::new(),
+            payload: None,
             pages: Pages::default(),
             reclaim: Reclaim::default(),
             relocation: Relocation::default(),
@@ -323,6 +333,7 @@ impl Engine {
             self.requests = Requests::with_capacity();
             self.collecting = Group::with_capacity();
             self.committing = Group::with_capacity();
+            self.sealed.reserve_exact(ATOMICS_MAX);
             self.pages.reserve();
             self.reclaim.reserve();
             self.script.reserve_exact(steps::SCRIPT_MAX);
@@ -415,6 +426,7 @@ impl Engine {
         self.fail_requests(EngineError::Poisoned);
         self.collecting.clear();
         self.committing.clear();
+        self.sealed.clear();
         if self.close_wanted {
             self.push_event(Event::Closed(Err(EngineError::Poisoned)));
         }
@@ -462,6 +474,25 @@ impl blocks::Engine for Engine {
 
     fn unmap(&mut self, offset_bytes: u64, len_bytes: u64, ticket: Ticket) -> Result<Asked, EngineError> {
         self.ask(requests::Wish::Unmap, offset_bytes, len_bytes, ticket)
+    }
+
+    fn atomic_write_bytes_max(&self) -> u32 {
+        (ATOMIC_PAGES_MAX * PAGE) as u32
+    }
+
+    fn write_atomic(
+        &mut self,
+        offset_bytes: u64,
+        len_bytes: u64,
+        payload: Arc<dyn Payload>,
+        payload_at: u64,
+        ticket: Ticket,
+    ) -> Result<Asked, EngineError> {
+        let page = PAGE as u64;
+        assert!(len_bytes > 0 && len_bytes <= u64::from(self.atomic_write_bytes_max()), "the unit says how much");
+        assert!(offset_bytes.is_multiple_of(page) && len_bytes.is_multiple_of(page), "the log holds whole pages");
+        self.payload = Some(payload);
+        self.ask(requests::Wish::Atomic { payload_at }, offset_bytes, len_bytes, ticket)
     }
 
     fn relocate_some(&mut self, ticket: Ticket) -> Result<Asked, EngineError> {
@@ -546,6 +577,7 @@ impl blocks::Engine for Engine {
             && self.requests.open() == 0
             && self.collecting.is_empty()
             && self.committing.is_empty()
+            && self.sealed.is_empty()
             && self.relocation.ticket.is_none()
             && self.events.is_empty()
     }

@@ -135,7 +135,7 @@ impl Engine {
     /// Have these pages pinned for the group that collects, or none.
     pub(super) fn claim(&mut self, wanted: &[LogPage]) -> Result<(), Blocked> {
         let missing = wanted.iter().filter(|page| !self.collecting.holds(**page)).count();
-        if self.collecting.pages.len() + missing > super::group::PAGES_MAX {
+        if self.collecting.entry_pages() + missing > super::group::PAGES_MAX {
             return Err(Blocked::Full);
         }
         for page in wanted {

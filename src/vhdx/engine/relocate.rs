@@ -139,7 +139,7 @@ impl Engine {
     }
 
     fn is_in_a_group(&self, block: u32) -> bool {
-        self.collecting.find(block).is_some() || self.committing.find(block).is_some()
+        self.collecting.find(block).is_some() || self.committing.find(block).is_some() || self.is_being_applied(block)
     }
 
     fn look_for_zeros(&mut self, from: u32) -> Result<(), Blocked> {

@@ -14,8 +14,14 @@ pub(super) type Key = u16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wish {
     Prepare,
-    Commit { epoch: u32 },
+    Commit {
+        epoch: u32,
+    },
     Unmap,
+    /// Its data waits there.
+    Atomic {
+        payload_at: u64,
+    },
     Load(Fault),
 }
 

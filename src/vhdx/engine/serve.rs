@@ -43,8 +43,10 @@ impl Engine {
                 (offset_bytes.div_ceil(size) as u32, self.geometry.block_count)
             }
             Wish::Unmap => (offset_bytes.div_ceil(size) as u32, (end_bytes / size) as u32),
-            Wish::Prepare | Wish::Commit { .. } if len_bytes == 0 => (0, 0),
-            Wish::Prepare | Wish::Commit { .. } => ((offset_bytes / size) as u32, end_bytes.div_ceil(size) as u32),
+            _ if len_bytes == 0 => (0, 0),
+            Wish::Prepare | Wish::Commit { .. } | Wish::Atomic { .. } => {
+                ((offset_bytes / size) as u32, end_bytes.div_ceil(size) as u32)
+            }
         };
         let request = Request {
             ticket,
@@ -125,6 +127,7 @@ impl Engine {
                     return Ok(());
                 }
                 Wish::Unmap => self.admit_unmap(key, request.block)?,
+                Wish::Atomic { payload_at } => self.admit_atomic(key, payload_at)?,
             };
             self.requests.at_mut(key).block = next;
         }
@@ -148,7 +151,7 @@ impl Engine {
     }
 
     /// The word of a block that no relocation holds; one that has not begun to copy gives way.
-    fn entry_to_change(&mut self, block: u32) -> Result<Entry, Blocked> {
+    pub(super) fn entry_to_change(&mut self, block: u32) -> Result<Entry, Blocked> {
         let entry = self.entry(block)?;
         if !entry.is_busy() {
             return Ok(entry);
@@ -224,7 +227,10 @@ impl Engine {
         };
         self.claim_for_commit(block, bits)?;
         let change = match self.collecting.find(block) {
-            Some(change) => change,
+            Some(change) => {
+                self.collecting.changes[change].kind = Kind::Commit;
+                change
+            }
             None => self.collecting.add(block, Kind::Commit),
         };
         self.collecting.ranges.push(Sectors { start, end });
@@ -233,7 +239,7 @@ impl Engine {
     }
 
     /// Whether the bits of all these sectors are set.
-    fn are_set(&mut self, start: u64, end: u64) -> Result<bool, Blocked> {
+    pub(super) fn are_set(&mut self, start: u64, end: u64) -> Result<bool, Blocked> {
         let mut at = start;
         while at < end {
             match self.map.run(at, end - at) {

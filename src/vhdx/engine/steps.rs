@@ -54,6 +54,10 @@ pub(super) enum Step {
     WriteGroup,
     /// Write dirty pages in place, until none is left.
     ApplyPages,
+    /// Write the data of atomic writes in place, from this piece of this one on.
+    ApplyAtomics { atomic: usize, piece: usize },
+    /// The entries of atomic writes cannot be replayed any more.
+    AtomicsDone,
     /// Write an empty entry whose Tail is itself: it makes every entry before it superfluous.
     EndEpoch,
     /// Cut the file there.
@@ -254,6 +258,11 @@ impl Engine {
             Step::ZeroInPlace { change, done, zeroing } => self.zero_in_place(change, done, zeroing),
             Step::WriteGroup => self.write_group(),
             Step::ApplyPages => self.apply_pages(),
+            Step::ApplyAtomics { atomic, piece } => self.apply_atomic(atomic, piece),
+            Step::AtomicsDone => {
+                self.atomics_done();
+                None
+            }
             Step::EndEpoch => Some(self.end_epoch()),
             Step::CutTail => self.cut_tail(),
             Step::TailCut => {
@@ -313,6 +322,7 @@ impl Engine {
                 self.script.push_front(Step::ZeroInPlace { change, done, zeroing });
             }
             Step::WriteGroup => self.publish(),
+            Step::ApplyAtomics { atomic, piece } => self.atomic_applied(atomic, piece),
             Step::ApplyPages => {
                 self.applied();
                 self.script.push_front(step);
