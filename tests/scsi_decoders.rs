@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 use lunaring::scsi::command_table::COMMANDS;
 use lunaring::scsi::{
     Action, BlockLength, CommandRequest, Condition, Features, LbaStatusReply, LogData, LogicalUnit, NexusUnit,
-    ParameterList, Provisioning, Sense, SenseCode, SenseFormat, TargetView, Unit, UnitConfig, execute, log, lun,
+    ParameterList, Provisioning, ReportType, Sense, SenseCode, SenseFormat, TargetView, Unit, UnitConfig, execute, log,
+    lun,
 };
 use lunaring::units::{Lba, Lun};
 
@@ -299,7 +300,7 @@ fn log_pages() {
 fn states_of_blocks() {
     let unit = Unit::new(&thin()).expect("a valid description");
     let mut buffer = [0xee; LbaStatusReply::BYTES_MAX];
-    let mut reply = LbaStatusReply::new(&unit, Lba(0x123), 4096);
+    let mut reply = LbaStatusReply::new(&unit, Lba(0x123), 4096, ReportType::All);
     for (blocks, state) in [(0xedd, Provisioning::Mapped), (0x2000, Provisioning::Deallocated)] {
         assert!(reply.wants().is_some());
         reply.push(&mut buffer, blocks, state);
@@ -309,10 +310,23 @@ fn states_of_blocks() {
     assert_lines(
         &text,
         &[
+            "No indication of the completion condition",
+            "RTP=0",
             "[1] LBA: 0x0000000000000123  blocks:       3805  mapped (or unknown)",
             "[2] LBA: 0x0000000000001000  blocks:       8192  deallocated",
         ],
     );
+    let mut reply = LbaStatusReply::new(&unit, Lba(0x123), 24, ReportType::Deallocated);
+    for (blocks, state) in
+        [(0xedd, Provisioning::Mapped), (0x2000, Provisioning::Deallocated), (0x1000, Provisioning::Mapped)]
+    {
+        reply.push(&mut buffer, blocks, state);
+    }
+    reply.push(&mut buffer, 1, Provisioning::Deallocated);
+    let len = reply.finish(&mut buffer);
+    let text = decoded("sg_get_lba_status", &["--inhex=-", "--maxlen=24"], &buffer[..len]);
+    assert!(text.contains("Command completed due to meeting allocation length"), "{text}");
+    assert_lines(&text, &["RTP=1", "[1] LBA: 0x0000000000001000  blocks:       8192  deallocated"]);
 }
 
 #[test]

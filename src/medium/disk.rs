@@ -79,6 +79,8 @@ pub struct Disk {
     pub(super) notes: Vec<String>,
     /// Tokens that stand for some of what it holds. Shared with its later forms.
     pub(super) tokens: Arc<TokenTable>,
+    /// A raw file without any space of its own, and nothing has been planned to be written since that was seen.
+    pub(super) is_hollow: AtomicBool,
     /// Shared with its later forms.
     pub(super) payloads: Arc<Payloads>,
 }
@@ -202,10 +204,29 @@ impl Disk {
                 let (mapped, len_bytes) = memory.status(offset_bytes, len_bytes);
                 Some(Ok(Status { mapped, len_bytes }))
             }
+            Backing::Chain { .. } if self.is_hollow.load(Ordering::Acquire) => {
+                Some(Ok(Status { mapped: false, len_bytes }))
+            }
             Backing::Chain { chain, .. } => {
                 let is_inside = offset_bytes + len_bytes <= chain.size_bytes();
                 is_inside.then(|| chain.status(offset_bytes, len_bytes))
             }
+        }
+    }
+
+    /// All space of the disk has been given back while nobody could write to it. A raw file has no map that tells of
+    /// its space; what is known of it is all or nothing, until the next write.
+    pub fn was_emptied(&self) {
+        if self.format == DiskFormat::Raw {
+            self.is_hollow.store(true, Ordering::Release);
+        }
+    }
+
+    /// A write is planned.
+    #[inline]
+    pub(super) fn fills(&self) {
+        if self.is_hollow.load(Ordering::Relaxed) {
+            self.is_hollow.store(false, Ordering::Release);
         }
     }
 
@@ -340,6 +361,7 @@ impl Disk {
             stats: Arc::clone(&self.stats),
             notes: self.notes.clone(),
             tokens: Arc::clone(&self.tokens),
+            is_hollow: AtomicBool::new(false),
             payloads: Arc::clone(&self.payloads),
         }))
     }

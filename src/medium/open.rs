@@ -148,6 +148,7 @@ fn finish(spec: OpenSpec, parts: Parts, poisoned: Arc<AtomicBool>) -> Result<Ope
     let space = spec.predecessor.as_ref().map(|disk| Arc::clone(&disk.space)).unwrap_or_default();
     let log_base = spec.predecessor.as_ref().map(|disk| Arc::clone(&disk.log_base)).unwrap_or_default();
     let orphans = spec.predecessor.as_ref().map(|disk| Arc::clone(&disk.orphans)).unwrap_or_default();
+    let is_hollow = AtomicBool::new(is_hollow(&parts.backing));
     let disk = Disk {
         id: spec.id,
         name: spec.name,
@@ -171,10 +172,19 @@ fn finish(spec: OpenSpec, parts: Parts, poisoned: Arc<AtomicBool>) -> Result<Ope
         stats,
         notes: parts.notes,
         tokens,
+        is_hollow,
         payloads,
     };
     disk.look_at_space();
     Ok(Opened { disk: Arc::new(disk), engine: parts.engine })
+}
+
+/// Whether it is a raw file without any space. A file system that cannot tell says that all of it is data.
+fn is_hollow(backing: &Backing) -> bool {
+    let Backing::Chain { layers, .. } = backing else { return false };
+    let [leaf] = &layers[..] else { return false };
+    leaf.format() == DiskFormat::Raw
+        && rustix::fs::seek(leaf.file().file(), rustix::fs::SeekFrom::Data(0)) == Err(rustix::io::Errno::NXIO)
 }
 
 /// What opening a leaf tells beside the layer.

@@ -83,7 +83,10 @@ impl Disk {
             Backing::Memory(_) => WritePlan::Memory,
             Backing::Chain { .. } if self.health() == Health::Poisoned => WritePlan::Poisoned,
             Backing::Chain { chain, .. } => match chain.plan_write(offset_bytes, len_bytes) {
-                blocks::WritePlan::Ready { extents, commit, epoch } => WritePlan::Ready { extents, commit, epoch },
+                blocks::WritePlan::Ready { extents, commit, epoch } => {
+                    self.fills();
+                    WritePlan::Ready { extents, commit, epoch }
+                }
                 blocks::WritePlan::Prepare => WritePlan::Prepare,
                 blocks::WritePlan::Fault(fault) => WritePlan::Fault(fault),
                 blocks::WritePlan::Poisoned => WritePlan::Poisoned,

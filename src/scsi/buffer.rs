@@ -27,8 +27,16 @@ pub(super) fn write_buffer(cdb: Cdb<'_>, _unit: &Unit) -> Action {
     }
 }
 
-pub(super) fn read_buffer(cdb: Cdb<'_>, _unit: &Unit, out: &mut ParameterList<'_>) -> Action {
-    let allocation_length = cdb.be32(5) & 0x00ff_ffff;
+pub(super) fn read_buffer_10(cdb: Cdb<'_>, _unit: &Unit, out: &mut ParameterList<'_>) -> Action {
+    read_buffer(cdb, cdb.be32(5) & 0x00ff_ffff, out)
+}
+
+/// SPC-5 clause 6.19: the same with longer fields.
+pub(super) fn read_buffer_16(cdb: Cdb<'_>, _unit: &Unit, out: &mut ParameterList<'_>) -> Action {
+    read_buffer(cdb, cdb.be32(10), out)
+}
+
+fn read_buffer(cdb: Cdb<'_>, allocation_length: u32, out: &mut ParameterList<'_>) -> Action {
     match cdb.byte(1) {
         ECHO => Action::ReadEcho { allocation_length },
         ECHO_DESCRIPTOR => {
@@ -65,12 +73,15 @@ mod tests {
         assert_eq!(write(0x2a, [0, 0, 16]), invalid_field(1, Some(5)));
         let read = [0x3c, 0x0a, 0, 0, 0, 0, 1, 2, 3, 0];
         assert_eq!(run(&DISK, &read), Action::ReadEcho { allocation_length: 0x01_0203 });
+        let read_16 = [0x9b, 0x0a, 0, 0, 0, 0, 0, 0, 0, 9, 1, 2, 3, 4, 7, 0];
+        assert_eq!(run(&DISK, &read_16), Action::ReadEcho { allocation_length: 0x0102_0304 });
     }
 
     #[test]
     fn descriptors_tell_what_there_is() {
         assert_eq!(reply(&DISK, &[0x3c, 0x0b, 0, 0, 0, 0, 0, 0, 255, 0]), [1, 0, 0x10, 0]);
         assert_eq!(reply(&DISK, &[0x3c, 0x0b, 0, 0, 0, 0, 0, 0, 3, 0]), [1, 0, 0x10]);
+        assert_eq!(reply(&DISK, &[0x9b, 0x0b, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0]), [1, 0, 0x10, 0]);
         assert_eq!(reply(&DISK, &[0x3c, 0x03, 7, 0, 0, 0, 0, 0, 255, 0]), [0; 4]);
     }
 
@@ -82,6 +93,8 @@ mod tests {
             }
             if ![0x03, 0x0a, 0x0b].contains(&mode) {
                 assert_eq!(run(&DISK, &[0x3c, mode, 0, 0, 0, 0, 0, 0, 16, 0]), invalid_field(1, Some(4)), "{mode:02x}");
+                let read_16 = [0x9b, mode, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0];
+                assert_eq!(run(&DISK, &read_16), invalid_field(1, Some(4)), "{mode:02x}");
             }
         }
     }

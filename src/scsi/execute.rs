@@ -5,6 +5,7 @@ use super::cdb::Cdb;
 use super::command_table::{self, Command, Handler};
 use super::condition::Condition;
 use super::copy::{CopyIn, CopyOut};
+use super::lba_status::ReportType;
 use super::parameter_list::ParameterList;
 use super::reservations::{ReserveIn, ReserveOut};
 use super::sanitize::SanitizeMethod;
@@ -309,6 +310,8 @@ pub enum Action {
         lba: Lba,
         /// ALLOCATION LENGTH: the most bytes of Data-In.
         allocation_length: u32,
+        /// REPORT TYPE: which blocks it is about.
+        report_type: ReportType,
     },
 }
 

@@ -1,11 +1,14 @@
 //! GET LBA STATUS (SBC-4 clause 5.6): the command, and its reply made of what the medium says, run by run.
 //!
-//! On a unit that is not thin provisioned every block is mapped, and the medium is not asked.
+//! On a unit that is not thin provisioned every block is mapped, and the medium is not asked. A REPORT TYPE that asks
+//! for some blocks only is followed where the search for them ends in bounded work; otherwise the reply tells of all
+//! blocks, and says by RTP that it does.
 
 use super::cdb::Cdb;
 use super::execute::Action;
 use super::parameter_list::ParameterList;
 use super::read_write::Range;
+use super::sense::Sense;
 use super::unit::Unit;
 use crate::units::Lba;
 
@@ -28,15 +31,63 @@ pub enum Provisioning {
     Deallocated = 1,
 }
 
+/// REPORT TYPE: which blocks the reply is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReportType {
+    /// 0: all.
+    All,
+    /// 1 and 3: those that are not mapped; none is anchored here.
+    Deallocated,
+    /// 2: those that are mapped.
+    Mapped,
+    /// 4 and 10h: those that are anchored, or may have an unrecovered error. There are none.
+    None,
+}
+
+impl ReportType {
+    /// The one of a CDB; `None`: reserved.
+    pub fn of(report_type: u8) -> Option<Self> {
+        match report_type {
+            0 => Some(Self::All),
+            1 | 3 => Some(Self::Deallocated),
+            2 => Some(Self::Mapped),
+            4 | 0x10 => Some(Self::None),
+            _ => None,
+        }
+    }
+
+    /// The field, as it would be in a CDB.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::All => 0,
+            Self::Mapped => 2,
+            Self::Deallocated => 3,
+            Self::None => 4,
+        }
+    }
+
+    fn includes(self, state: Provisioning) -> bool {
+        match self {
+            Self::All => true,
+            Self::Deallocated => state == Provisioning::Deallocated,
+            Self::Mapped => state == Provisioning::Mapped,
+            Self::None => false,
+        }
+    }
+}
+
 pub(super) fn get_lba_status_16(cdb: Cdb<'_>, unit: &Unit, out: &mut ParameterList<'_>) -> Action {
     let (lba, allocation_length) = (Lba(cdb.be64(2)), cdb.be32(10));
+    let Some(report_type) = ReportType::of(cdb.byte(14)) else {
+        return Sense::invalid_field_in_cdb(14, None).into();
+    };
     if let Err(sense) = (Range { lba: lba.0, blocks: 0, length_byte: 10 }).check_addresses(unit) {
         return sense.into();
     }
     if unit.thin_provisioned() {
-        return Action::GetLbaStatus { lba, allocation_length };
+        return Action::GetLbaStatus { lba, allocation_length, report_type };
     }
-    let mut reply = LbaStatusReply::new(unit, lba, allocation_length);
+    let mut reply = LbaStatusReply::new(unit, lba, allocation_length, report_type);
     let mut buffer = [0; LbaStatusReply::BYTES_MAX];
     while let Some(next) = reply.wants() {
         reply.push(&mut buffer, unit.capacity_blocks() - next.0, Provisioning::Mapped);
@@ -57,6 +108,7 @@ pub struct LbaStatusReply {
     next: u64,
     capacity_blocks: u64,
     allocation_length: u32,
+    report_type: ReportType,
     runs_left: u32,
     /// A run had no place.
     full: bool,
@@ -69,13 +121,14 @@ impl LbaStatusReply {
     /// Bytes of the caller's buffer.
     pub const BYTES_MAX: usize = 4096;
 
-    /// Nothing is known yet. `lba` and `allocation_length` are those of [`Action::GetLbaStatus`].
-    pub fn new(unit: &Unit, lba: Lba, allocation_length: u32) -> Self {
+    /// Nothing is known yet. `lba`, `allocation_length` and `report_type` are those of [`Action::GetLbaStatus`].
+    pub fn new(unit: &Unit, lba: Lba, allocation_length: u32, report_type: ReportType) -> Self {
         let capacity_blocks = unit.capacity_blocks();
         Self {
             next: lba.0,
             capacity_blocks,
             allocation_length,
+            report_type,
             runs_left: RUNS_MAX,
             full: false,
             descriptors: 0,
@@ -99,6 +152,11 @@ impl LbaStatusReply {
         assert!(blocks > 0, "a run of no blocks");
         self.runs_left = self.runs_left.saturating_sub(1);
         let mut blocks = blocks.min(self.capacity_blocks - self.next);
+        if !self.report_type.includes(state) {
+            self.next += blocks;
+            self.last = None;
+            return;
+        }
         while blocks > 0 {
             let (at, had) = match self.last {
                 Some((last, had)) if last == state && had < u32::MAX => (self.descriptors - 1, had),
@@ -125,12 +183,25 @@ impl LbaStatusReply {
         }
     }
 
+    /// The search for blocks of the REPORT TYPE has not come to an end: what there is would not tell where to go on.
+    /// Begin again with all blocks.
+    pub fn is_cut_short(&self) -> bool {
+        self.report_type != ReportType::All && !self.full && self.next < self.capacity_blocks
+    }
+
     /// Complete the reply; the number of bytes of the buffer that are Data-In.
     pub fn finish(&self, buffer: &mut [u8]) -> usize {
         let bytes = HEADER_BYTES + self.descriptors * DESCRIPTOR_BYTES;
         let data_length = u32::try_from(bytes - 4).expect("at most a page");
         buffer[..4].copy_from_slice(&data_length.to_be_bytes());
-        buffer[4..HEADER_BYTES].fill(0);
+        // COMPLETION CONDITION: the allocation length is met, the capacity is met, or nothing of that.
+        let condition = match (self.full, self.next < self.capacity_blocks) {
+            (true, _) => 1,
+            (false, false) => 3,
+            (false, true) => 0,
+        };
+        let follows_type = u8::from(self.report_type != ReportType::All);
+        buffer[4..HEADER_BYTES].copy_from_slice(&[0, 0, 0, condition << 1 | follows_type]);
         bytes.min(self.allocation_length as usize)
     }
 }
@@ -157,7 +228,17 @@ mod tests {
         allocation_length: u32,
         run: fn(u64) -> (u64, Provisioning),
     ) -> (Vec<u8>, u32) {
-        let mut reply = LbaStatusReply::new(&unit(config), Lba(lba), allocation_length);
+        made_of(config, lba, allocation_length, ReportType::All, run)
+    }
+
+    fn made_of(
+        config: &UnitConfig<'_>,
+        lba: u64,
+        allocation_length: u32,
+        report_type: ReportType,
+        run: fn(u64) -> (u64, Provisioning),
+    ) -> (Vec<u8>, u32) {
+        let mut reply = LbaStatusReply::new(&unit(config), Lba(lba), allocation_length, report_type);
         let mut buffer = vec![0xee; LbaStatusReply::BYTES_MAX];
         let mut asked = 0;
         while let Some(lba) = reply.wants() {
@@ -171,7 +252,10 @@ mod tests {
 
     #[test]
     fn a_thin_unit_asks_its_medium() {
-        assert_eq!(run(&THIN, &cdb(7, 64)), Action::GetLbaStatus { lba: Lba(7), allocation_length: 64 });
+        assert_eq!(
+            run(&THIN, &cdb(7, 64)),
+            Action::GetLbaStatus { lba: Lba(7), allocation_length: 64, report_type: ReportType::All }
+        );
         let beyond = Sense::new(SenseCode::LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE).with_information(0x140_0000);
         assert_eq!(run(&THIN, &cdb(0x140_0000, 64)), beyond.into());
         assert_eq!(run(&DISK, &cdb(0x140_0000, 64)), beyond.into());
@@ -179,13 +263,13 @@ mod tests {
 
     #[test]
     fn on_another_unit_every_block_is_mapped() {
-        let expected = [vec![0, 0, 0, 20, 0, 0, 0, 0], descriptor(0x100, 0x13f_ff00, 0)].concat();
+        let expected = [vec![0, 0, 0, 20, 0, 0, 0, 3 << 1], descriptor(0x100, 0x13f_ff00, 0)].concat();
         assert_eq!(reply(&DISK, &cdb(0x100, 512)), expected);
         assert_eq!(reply(&DISK, &cdb(0x100, 10)), expected[..10], "cut at ALLOCATION LENGTH");
         let large = UnitConfig { capacity_blocks: (1 << 33) + 5, ..DISK };
         let data = reply(&large, &cdb(1, 512));
         let expected = [
-            vec![0, 0, 0, 52, 0, 0, 0, 0],
+            vec![0, 0, 0, 52, 0, 0, 0, 3 << 1],
             descriptor(1, u32::MAX, 0),
             descriptor(1 << 32, u32::MAX, 0),
             descriptor((1 << 33) - 1, 6, 0),
@@ -200,7 +284,7 @@ mod tests {
             |lba: u64| (4096 - lba % 4096, if (lba / 16_384).is_multiple_of(2) { Mapped } else { Deallocated });
         let (data, _) = made(&THIN, 100, 56, medium);
         let expected = [
-            vec![0, 0, 0, 52, 0, 0, 0, 0],
+            vec![0, 0, 0, 52, 0, 0, 0, 1 << 1],
             descriptor(100, 16_284, 0),
             descriptor(16_384, 16_384, 1),
             descriptor(32_768, 16_384, 0),
@@ -209,9 +293,39 @@ mod tests {
         // The room for one descriptor still tells of the whole run.
         assert_eq!(
             made(&THIN, 100, 24, medium).0,
-            [vec![0, 0, 0, 20, 0, 0, 0, 0], descriptor(100, 16_284, 0)].concat()
+            [vec![0, 0, 0, 20, 0, 0, 0, 1 << 1], descriptor(100, 16_284, 0)].concat()
         );
         assert_eq!(made(&THIN, 100, 0, medium).0, [0u8; 0]);
+    }
+
+    #[test]
+    fn a_report_type_asks_for_some_blocks_only() {
+        let with_type = |report_type: u8| [&cdb(7, 64)[..], &[report_type, 0]].concat();
+        for (report_type, expected) in
+            [(1, ReportType::Deallocated), (2, ReportType::Mapped), (3, ReportType::Deallocated), (4, ReportType::None)]
+        {
+            let action = Action::GetLbaStatus { lba: Lba(7), allocation_length: 64, report_type: expected };
+            assert_eq!(run(&THIN, &with_type(report_type)), action);
+        }
+        assert_eq!(run(&THIN, &with_type(5)), Sense::invalid_field_in_cdb(14, None).into());
+        assert_eq!(reply(&DISK, &with_type(3)), [0, 0, 0, 4, 0, 0, 0, 3 << 1 | 1], "all are mapped");
+
+        // Four pieces mapped, then four not, up to the end at 1400000h.
+        let medium =
+            |lba: u64| (4096 - lba % 4096, if (lba / 16_384).is_multiple_of(2) { Mapped } else { Deallocated });
+        let (from, first) = (0x140_0000 - 32_768, 0x140_0000 - 16_384);
+        let (data, _) = made_of(&THIN, from, 4096, ReportType::Deallocated, medium);
+        assert_eq!(data, [vec![0, 0, 0, 20, 0, 0, 0, 3 << 1 | 1], descriptor(first, 16_384, 1)].concat());
+        let (data, _) = made_of(&THIN, from - 32_768, 4096, ReportType::Mapped, medium);
+        let two = [descriptor(from - 32_768, 16_384, 0), descriptor(from, 16_384, 0)].concat();
+        assert_eq!(data, [vec![0, 0, 0, 36, 0, 0, 0, 3 << 1 | 1], two].concat());
+
+        let mut reply = LbaStatusReply::new(&unit(&THIN), Lba(0), 4096, ReportType::Deallocated);
+        let mut buffer = [0; LbaStatusReply::BYTES_MAX];
+        while reply.wants().is_some() {
+            reply.push(&mut buffer, 1, Mapped);
+        }
+        assert!(reply.is_cut_short(), "nothing was found in bounded work");
     }
 
     #[test]

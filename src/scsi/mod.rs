@@ -46,7 +46,7 @@ pub use attention::{Attention, Attentions};
 pub use condition::Condition;
 pub use copy::{CopyIn, CopyOut, CopyState, CopyStatus, TokenTable};
 pub use execute::{Action, ByteCheck, CommandRequest, LogicalUnit, TargetView, execute};
-pub use lba_status::{LbaStatusReply, Provisioning};
+pub use lba_status::{LbaStatusReply, Provisioning, ReportType};
 pub use log::LogData;
 pub use medium_error::MediumError;
 pub use parameter_list::ParameterList;

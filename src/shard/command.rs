@@ -163,8 +163,8 @@ impl<R: Ring> Work<'_, R> {
             (Action::NeedsBuffer { .. }, _) | (_, None) => {
                 return self.complete(task, MediumError::Removed.outcome());
             }
-            (Action::GetLbaStatus { lba, allocation_length }, _) => {
-                return self.lba_status(task, lba, allocation_length);
+            (Action::GetLbaStatus { lba, allocation_length, report_type }, _) => {
+                return self.lba_status(task, lba, allocation_length, report_type);
             }
             (Action::Unmap { list_bytes }, _) => (0, 0, u64::from(list_bytes)),
             (Action::Flush { immed, .. }, _) => {

@@ -548,6 +548,11 @@ impl<R: Ring> Shard<R> {
         self.revoke_all_tokens(slot);
         let Some(erasure) = self.core.erasure(slot) else { return };
         erasure.stage = Stage::Concluding;
+        let is_emptied = erasure.failed.is_none() && erasure.order.overwrite.is_none() && !erasure.writes_zeros;
+        if let Some(entry) = self.core.disks.at(slot).filter(|_| is_emptied) {
+            entry.disk.was_emptied();
+        }
+        let Some(erasure) = self.core.erasure(slot) else { return };
         let condition = erasure.conclusion();
         let unfinished = erasure.failed.map(|_| erasure.unfinished());
         let range = erasure.range.take();

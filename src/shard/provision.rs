@@ -12,7 +12,7 @@ use crate::iscsi::transfer::TaskId;
 use crate::limits::BURST_LENGTH_MAX;
 use crate::medium::Backing;
 use crate::ring::{AllocateMode, Errno, Op, Ring};
-use crate::scsi::{LbaStatusReply, MediumError, Outcome, Provisioning, unmap};
+use crate::scsi::{LbaStatusReply, MediumError, Outcome, Provisioning, ReportType, unmap};
 use crate::units::Lba;
 
 /// Blocks that one question to a chain covers, and questions that one reply to GET LBA STATUS takes: bounds the time
@@ -384,7 +384,7 @@ impl<R: Ring> Work<'_, R> {
     // ---- where there is space --------------------------------------------------------------------------------------
 
     /// GET LBA STATUS.
-    pub(crate) fn lba_status(&mut self, task: TaskId, lba: Lba, allocation_length: u32) {
+    pub(crate) fn lba_status(&mut self, task: TaskId, lba: Lba, allocation_length: u32, report_type: ReportType) {
         let Some(mut buf) = self.core.io.arena.take(LbaStatusReply::BYTES_MAX) else {
             return self.complete(task, MediumError::Busy.outcome());
         };
@@ -392,7 +392,7 @@ impl<R: Ring> Work<'_, R> {
         let disk = self.core.disks.of_task(slot);
         let shift = disk.unit(false).block_length().shift();
         let step = STATUS_BLOCKS_MAX * disk.payload_block_bytes().unwrap_or(u64::from(BURST_LENGTH_MAX));
-        let mut reply = LbaStatusReply::new(disk.unit(false), lba, allocation_length);
+        let mut reply = LbaStatusReply::new(disk.unit(false), lba, allocation_length, report_type);
         let mut runs = 0;
         while let Some(Lba(next)) = reply.wants().filter(|_| runs < STATUS_RUNS_MAX) {
             let offset_bytes = next << shift;
@@ -409,10 +409,15 @@ impl<R: Ring> Work<'_, R> {
                     // Kept for when the page is there.
                     self.task(task).offset_bytes = lba.0;
                     self.task(task).planned = allocation_length;
+                    self.task(task).window = u32::from(report_type.code());
                     return self.ask(task, HomeRequest::Load(fault), Resume::LbaStatus);
                 }
             }
             runs += 1;
+        }
+        if reply.is_cut_short() {
+            drop(buf);
+            return self.lba_status(task, lba, allocation_length, ReportType::All);
         }
         let len = reply.finish(&mut buf);
         buf.truncate(len);
@@ -429,7 +434,8 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn lba_status_again(&mut self, task: TaskId) {
         let entry = self.task(task);
         let (lba, allocation_length) = (Lba(entry.offset_bytes), entry.planned);
-        self.lba_status(task, lba, allocation_length);
+        let report_type = ReportType::of(std::mem::take(&mut entry.window) as u8).unwrap_or(ReportType::All);
+        self.lba_status(task, lba, allocation_length, report_type);
     }
 }
 

@@ -78,6 +78,46 @@ fn blocks_are_emptied_or_overwritten() {
     }
 }
 
+/// GET LBA STATUS from a block on: blocks and provisioning status of the first descriptor.
+fn status(client: &mut Client, lba: u64) -> (u32, u8) {
+    let mut get = cdb(0x9e, lba, 24);
+    get[1] = 0x12;
+    let answer = client.read(0, &get, 24).expect("an answer");
+    assert_eq!((answer.status, &answer.data[8..16]), (0, &lba.to_be_bytes()[..]), "{answer:?}");
+    (u32::from_be_bytes(answer.data[16..20].try_into().expect("4")), answer.data[20])
+}
+
+/// A raw file tells that it has no space at all, when it is new, after it was emptied, and after a restart; a write
+/// ends that.
+#[test]
+fn an_empty_raw_disk_says_so() {
+    const DEALLOCATED: u8 = 1;
+    let mut server = Server::start_with(Options { cores: Some("0,1"), ..Options::default() });
+    let iqn = server.ready_target("hollow", &["--size", "8M", "--format", "raw"]);
+    let blocks = 8 << 11;
+    for (emptied, restart) in [(None, false), (Some(BLOCK_ERASE), false), (Some(BLOCK_ERASE), true)] {
+        let wishes = Wishes::to_target(&iqn);
+        let ready = |server: &Server| Client::ready(server.portals[0], &wishes, 0).expect("a session");
+        let mut client = ready(&server);
+        if let Some(emptied) = emptied {
+            assert_eq!(client.bare(0, &emptied).expect("an answer").status, 0);
+        }
+        if restart {
+            server.kill_9();
+            server.start_again();
+            client = ready(&server);
+        }
+        assert_eq!(status(&mut client, 0), (blocks, DEALLOCATED));
+        assert_eq!(status(&mut client, 100), (blocks - 100, DEALLOCATED));
+        assert_eq!(client.write(0, &cdb(0x8a, 77, 1), &[0x5a; 512]).expect("an answer").status, 0);
+        assert_eq!(status(&mut client, 0), (blocks, 0));
+        server.kill_9();
+        server.start_again();
+        assert_eq!(status(&mut ready(&server), 0), (blocks, 0), "there is data");
+    }
+    server.stop();
+}
+
 #[test]
 fn a_unit_says_how_far_it_is_and_others_work_on() {
     let server = Server::start_with(Options { cores: Some("0,1"), ..Options::default() });

@@ -31,6 +31,7 @@ mod replace;
 mod reservations;
 mod server;
 mod session_copies;
+mod session_io;
 mod sessions;
 mod settings;
 mod sharing;

@@ -1,9 +1,10 @@
 //! What a session knows of its copies, whichever of its connections has begun them and whichever asks.
 //!
 //! A copy runs on one connection, the one that began it: the mover is a task there. What may be asked about it, and
-//! what is kept of it when it has ended, belongs to the I_T nexus, as list identifiers do in SPC-4: it is in one ledger that the
-//! session's connections share, as they share their LUNs ([`Session::swap_shared`](crate::shard::session::Session)).
-//! The ledger ends with the session; a LUN reset takes out what was sent to that unit.
+//! what is kept of it when it has ended, belongs to the I_T nexus, as list identifiers do in SPC-4: it is in one ledger
+//! that the session's connections share, as they share their LUNs
+//! ([`Session::swap_shared`](crate::shard::session::Session)). The ledger ends with the session; a LUN reset takes out
+//! what was sent to that unit.
 //!
 //! A copy whose command has been answered (IMMED) does not end with its connection either: when nothing of it is
 //! underway, the mover is left in the ledger, and the next connection that has its turn goes on with it.

@@ -31,6 +31,7 @@ const TABLE: &[(&str, &str)] = &[
     ("READ DEFECT DATA(10)", "ACAACC"),
     ("WRITE BUFFER", "CCACCC"),
     ("READ BUFFER(10)", "ACAACC"),
+    ("READ BUFFER(16)", "ACAACC"),
     ("WRITE SAME(10)", "CCACCC"),
     ("UNMAP", "CCACCC"),
     ("SANITIZE", "CCACCC"),
