@@ -27,7 +27,7 @@ pub struct Pipeline {
 enum Line {
     Plain(Plain),
     /// The only socket of this ring.
-    Ring(Sockets),
+    Ring(Box<Sockets>),
 }
 
 /// A socket that does not block.
@@ -60,7 +60,7 @@ impl Pipeline {
         let (socket, exchange) = self.into_parts().ok_or_else(|| io::Error::other("the session is not idle"))?;
         let mut sockets = Sockets::of_one()?;
         sockets.add(socket)?;
-        Ok(Pipeline { line: Line::Ring(sockets), exchange, async_event })
+        Ok(Pipeline { line: Line::Ring(Box::new(sockets)), exchange, async_event })
     }
 
     /// The socket and the session's state, for another driver; none when something is in flight, or not yet sent or

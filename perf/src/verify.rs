@@ -47,8 +47,8 @@ pub struct Plan {
     pub writer: u32,
     /// Seed of all choices.
     pub seed: u64,
-    /// Over an io_uring of its own, as the load generator does; else on a plain socket. What is in flight on a ring ends
-    /// with the thread that started it.
+    /// Over an io_uring of its own, as the load generator does; else on a plain socket. What is in flight on a ring
+    /// ends with the thread that started it.
     pub over_ring: bool,
 }
 
