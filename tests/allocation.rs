@@ -93,6 +93,7 @@ fn initiator(world: &World, number: u64) -> Initiator {
         thin: lun >= 2,
         layered: lun == 5,
         shared: None,
+        copies: false,
         uncached: false,
     };
     let keep = Keeping::Always;

@@ -170,6 +170,44 @@ fn a_power_cut_leaves_what_was_synchronized_or_written_through() {
     assert!(total(&reports, |r| r.logins) > total(&reports, |_| 1), "some sessions came back");
 }
 
+/// Bytes that were copied, and of those, bytes that files shared.
+fn copied(reports: &[Report]) -> (u64, u64) {
+    let sum = |of: fn(&Report) -> u64| reports.iter().map(of).sum();
+    (sum(|report| report.copied_bytes.0), sum(|report| report.copied_bytes.1))
+}
+
+#[test]
+fn copies_whose_blocks_are_shared_are_like_copies_that_are_moved() {
+    let reports = run_all("copies", 3);
+    let (all, shared) = copied(&reports);
+    assert!(shared > 24 << 20 && all - shared > 4 << 20, "{all} bytes copied, {shared} of them shared");
+    assert_eq!(total(&reports, |r| r.failed + r.lost), 0);
+    assert_prompt(&reports, Nanos(3_000_000_000));
+}
+
+#[test]
+fn copies_under_pauses_snapshots_and_compaction_copy_what_they_should() {
+    let reports = run_all("copies-changes", 3);
+    let (_, shared) = copied(&reports);
+    assert!(shared > 16 << 20, "{shared} bytes shared");
+    assert_eq!(total(&reports, |r| r.failed + r.lost), 0);
+    assert_prompt(&reports, Nanos(3_000_000_000));
+}
+
+#[test]
+fn shared_blocks_are_lost_by_a_power_cut_only_where_they_were_not_synchronized() {
+    let (_, shared) = copied(&run_all("copies-power", 4));
+    assert!(shared > 16 << 20, "{shared} bytes shared");
+}
+
+#[test]
+fn a_share_that_hangs_ends_its_copy_and_concerns_no_other_disk() {
+    let reports = run_all("copies-hung", 3);
+    let failed = total(&reports, |r| r.failed);
+    assert!(failed > 8, "{failed} commands were ended");
+    assert_eq!(total(&reports, |r| r.lost), 0);
+}
+
 #[test]
 fn one_seed_is_one_run() {
     for name in ["lossy", "bad-disks"] {

@@ -2,9 +2,10 @@
 //!
 //! All connections of a session are on one shard: one that logs in elsewhere to a session is moved to the session's
 //! shard as soon as its first header has come, before anything is answered. What a session's connections share (command
-//! window, LUNs with their unit attentions, commands that wait for others) is at any time in one of them, the *holder*;
-//! [`Shard::take_turn`] moves it to the one that is about to work. A session of one connection has no group, and its
-//! one connection holds everything: nothing on its way asks more than whether the shard has any group at all.
+//! window, LUNs with their unit attentions, commands that wait for others, what is known of copies) is at any time in
+//! one of them, the *holder*; [`Shard::take_turn`] moves it to the one that is about to work. A session of one
+//! connection has no group, and its one connection holds everything: nothing on its way asks more than whether the
+//! shard has any group at all.
 //!
 //! A connection's tasks and buffers are its own (connection allegiance, section 4.2.2.3): they end with it. The session
 //! ends with its last connection.
@@ -399,6 +400,15 @@ impl<R: Ring> Shard<R> {
                     let Some(link) = links[sibling.index as usize].as_deref_mut() else { continue };
                     if let Some((mut work, _, _)) = link.work(core) {
                         work.abort_affected(&function, job);
+                    }
+                    link.queue(core);
+                }
+                SiblingOrder::AbortCopy(list_identifier) => {
+                    self.take_turn(sibling.index);
+                    let Self { core, links, .. } = self;
+                    let Some(link) = links[sibling.index as usize].as_deref_mut() else { continue };
+                    if let Some((mut work, _, _)) = link.work(core) {
+                        work.abort_copy_for(list_identifier, job);
                     }
                     link.queue(core);
                 }

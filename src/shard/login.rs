@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::copy::{Copies, SESSION_TASKS};
+use super::copy::{Copies, CopyLedger, SESSION_TASKS};
 use super::core::Core;
 use super::fence::FENCES_MAX;
 use super::link::{Link, LinkState, Phase};
@@ -252,6 +252,7 @@ fn session<R: Ring>(link: &Link, core: &Core<R>, established: Established, id: u
         scratch: None,
         stats,
         copies: Copies::default(),
+        ledger: CopyLedger::default(),
         echo: None,
         counted: Counters::default(),
         since_ms,

@@ -201,7 +201,7 @@ impl<R: Ring> Work<'_, R> {
     }
 
     /// The session's other connections, if it has any, are to do something, which the task waits for.
-    fn order_siblings(&mut self, task: TaskId, order: SiblingOrder) {
+    pub(crate) fn order_siblings(&mut self, task: TaskId, order: SiblingOrder) {
         if self.session.group.is_none() {
             return;
         }
@@ -271,6 +271,9 @@ impl<R: Ring> Work<'_, R> {
         entry.total -= 1;
         if entry.total > 0 || self.release_if_aborted(task) {
             return;
+        }
+        if self.task(task).step == Step::Copying {
+            return self.copy_abort_answered(task, done);
         }
         self.send(task);
     }
@@ -475,6 +478,9 @@ impl<R: Ring> Work<'_, R> {
             let task = TaskId(index);
             self.task(task).queued = false;
             self.task(task).awaits_data = false;
+            if self.leave_copy(task) {
+                continue;
+            }
             let entry = self.task(task);
             // What was aborted before anything of it was begun may still wait for its initiator's data.
             if entry.step != Step::Idle || entry.operations > 0 || entry.aborted {

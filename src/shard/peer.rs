@@ -323,6 +323,8 @@ pub(crate) enum PeerMessage {
 pub(crate) enum SiblingOrder {
     /// Abort what this function of the session covers.
     Abort(TaskManagement),
+    /// Abort the copy of this list identifier.
+    AbortCopy(u32),
     /// End: a logout has closed the session.
     EndAll,
     /// End the one of this CID: a logout has closed it.

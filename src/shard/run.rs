@@ -285,6 +285,7 @@ impl<R: Ring> Shard<R> {
         } else {
             link.abort_all(core);
             if let Some((mut work, _, _)) = link.work(core) {
+                work.wind_up_copies();
                 work.send_ready();
             }
         }

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::copy::{Copies, SESSION_TASKS};
+use super::copy::{Copies, CopyLedger, SESSION_TASKS};
 use super::core::{Core, DiskTable};
 use super::exclusive::ByteRange;
 use super::fence::Fence;
@@ -94,6 +94,7 @@ pub(crate) struct Session {
     pub(crate) scratch: Option<Buf>,
     pub(crate) stats: Arc<SessionStats>,
     pub(crate) copies: Copies,
+    pub(crate) ledger: CopyLedger,
     /// What was last written to the echo buffer, and the unit that it was written to.
     pub(crate) echo: Option<(Lun, Slice)>,
     /// What of the engine's counters the shard's have taken over.
@@ -595,6 +596,7 @@ impl Session {
         std::mem::swap(&mut self.seen_from, &mut other.seen_from);
         std::mem::swap(&mut self.dormant, &mut other.dormant);
         std::mem::swap(&mut self.dormancies, &mut other.dormancies);
+        std::mem::swap(&mut self.ledger, &mut other.ledger);
     }
 
     /// Take the LUNs of a new configuration. True when they differ from what the initiator knows.

@@ -20,7 +20,7 @@ const REMOVE_FOR_RECOVERY: u8 = 2;
 const SILENCE: Duration = Duration::from_millis(250);
 
 /// A server on two shards whose sessions may have so many connections.
-fn server(connections_max: u16) -> (Server, String) {
+pub fn server(connections_max: u16) -> (Server, String) {
     let server = Server::start_with(Options { cores: Some("0,1"), ..Options::default() });
     let iqn = server.ready_target("several", &["--size", "64M"]);
     server.ok(&["target", "set", "several", "--max-connections", &connections_max.to_string()]);
@@ -28,16 +28,16 @@ fn server(connections_max: u16) -> (Server, String) {
 }
 
 /// Nothing unasked: every write waits for its R2T.
-fn wishes(iqn: &str) -> Wishes {
+pub fn wishes(iqn: &str) -> Wishes {
     Wishes { connections_max: 8, initial_r2t: true, immediate_data: false, ..Wishes::to_target(iqn) }
 }
 
-fn leading(server: &Server, iqn: &str) -> Client {
+pub fn leading(server: &Server, iqn: &str) -> Client {
     Client::ready(server.portals[0], &wishes(iqn), 0).expect("a session")
 }
 
 /// One more connection of a session, or one in another's place.
-fn joined(server: &Server, iqn: &str, of: &Client, connection_id: u16) -> Result<Client, LoginError> {
+pub fn joined(server: &Server, iqn: &str, of: &Client, connection_id: u16) -> Result<Client, LoginError> {
     let wishes = Wishes { tsih: of.parameters.tsih, connection_id, ..wishes(iqn) };
     let mut client = Client::open(server.portals[0], &wishes)?;
     client.parameters = of.parameters.clone();

@@ -96,7 +96,7 @@ pub fn lid1(identifier: u8, cscds: &[Vec<u8>], segments: &[Vec<u8>]) -> ([u8; 16
 }
 
 /// EXTENDED COPY(LID4): CDB and parameter list.
-fn lid4(identifier: u32, immed: bool, cscds: &[Vec<u8>], segments: &[Vec<u8>]) -> ([u8; 16], Vec<u8>) {
+pub fn lid4(identifier: u32, immed: bool, cscds: &[Vec<u8>], segments: &[Vec<u8>]) -> ([u8; 16], Vec<u8>) {
     let (cscds, segments) = (cscds.concat(), segments.concat());
     let mut list = vec![1, 0, 0, 0x20];
     list.resize(48, 0);
@@ -323,6 +323,9 @@ fn a_long_copy_holds_up_nobody_and_can_be_aborted() {
             good(&write(&mut other, 2, 9, 0, &[0x5a; 4096]));
         }
         assert!(began.elapsed() < Duration::from_secs(2), "{:?} for 50 writes beside a copy", began.elapsed());
+        while status_of(&mut client, 5).1 == 0 {
+            assert!(began.elapsed() < Duration::from_secs(20), "nothing is copied");
+        }
         match how {
             "abort" => good(&abort(&mut client, 0, 5)),
             "reset" => assert_eq!(client.task_management(5, 0, None).expect("an answer"), 0),

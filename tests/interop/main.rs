@@ -30,6 +30,7 @@ mod recovery;
 mod replace;
 mod reservations;
 mod server;
+mod session_copies;
 mod sessions;
 mod settings;
 mod sharing;

@@ -12,25 +12,28 @@
 //!
 //! | file | subject |
 //! |---|---|
+//! | `ledger` | what all connections of a session know of its copies |
 //! | `setup` | from a parameter list to what there is to copy |
 //! | `mover` | chunk by chunk |
 //! | `sharing` | chunks that the file system shares instead |
 
+mod ledger;
 mod mover;
 mod setup;
 mod sharing;
 
-use std::collections::VecDeque;
-
 use sha2::{Digest, Sha256};
 
+pub(crate) use self::ledger::CopyLedger;
+use self::ledger::{CopyRecord, Runs};
 use self::mover::Mover;
 pub(crate) use self::sharing::{LeftSource, was_refused};
 use super::core::Core;
+use super::peer::SiblingOrder;
 use super::session::{Answer, Immediate, Kind, Step, Work};
 use crate::bounded::Key;
 use crate::iscsi::transfer::{TASKS_MAX, TaskId};
-use crate::limits::{COPIES_PER_SESSION_MAX, COPY_RESULTS_MAX};
+use crate::limits::COPIES_PER_SESSION_MAX;
 use crate::medium::Disk;
 use crate::ring::Ring;
 use crate::scsi::copy::{TOKEN_BYTES, TokenTable};
@@ -44,23 +47,10 @@ const SHARES: u16 = COPIES_PER_SESSION_MAX as u16;
 /// Tasks of a session: those of its requests, behind them those of its copies, and places for what those share.
 pub(crate) const SESSION_TASKS: usize = TASKS_MAX + 2 * COPIES_PER_SESSION_MAX;
 
-/// What is left of a copy for whoever asks.
-struct CopyResult {
-    list_identifier: u32,
-    status: CopyStatus,
-    /// Of POPULATE TOKEN, until it has been told.
-    token: Option<Box<[u8; TOKEN_BYTES]>>,
-    /// RECEIVE COPY STATUS(LID1) has told of it.
-    told: bool,
-    /// The unit that the command was sent to.
-    disk: u32,
-}
-
-/// The copies of one session. Takes memory when the first one begins.
+/// The copies that one connection runs. Takes memory when the first one begins.
 #[derive(Default)]
 pub(crate) struct Copies {
     movers: [Option<Box<Mover>>; COPIES_PER_SESSION_MAX],
-    results: VecDeque<CopyResult>,
     /// Movers that go on in the connection's next turn, by the bits of their places.
     runnable: u8,
 }
@@ -108,13 +98,6 @@ impl Copies {
             mover.as_ref().is_some_and(|mover| mover.list_identifier == Some(list_identifier))
         };
         self.movers.iter().position(is_it).map(Self::task_at)
-    }
-
-    fn keep(&mut self, result: CopyResult) {
-        if self.results.len() == COPY_RESULTS_MAX {
-            self.results.pop_front();
-        }
-        self.results.push_back(result);
     }
 
     /// Some mover wants to go on in the next turn.
@@ -181,11 +164,11 @@ impl<R: Ring> Work<'_, R> {
 
     /// Nothing that runs has this list identifier; what is known of an earlier copy with it is forgotten.
     fn take_list_identifier(&mut self, list_identifier: u32) -> Result<(), Outcome> {
-        let copies = &mut self.session.copies;
-        if copies.running(list_identifier).is_some() {
+        let ledger = &mut self.session.ledger;
+        if ledger.record(list_identifier).is_some_and(|record| record.runs != Runs::Ended) {
             return Err(Sense::new(SenseCode::OPERATION_IN_PROGRESS).into());
         }
-        copies.results.retain(|result| result.list_identifier != list_identifier);
+        ledger.forget(list_identifier);
         Ok(())
     }
 
@@ -197,14 +180,13 @@ impl<R: Ring> Work<'_, R> {
         };
         let slot = self.task(task).disk.expect("a command on blocks has a unit");
         let format = self.core.disks.of_task(slot).unit(false).sense_format();
-        let copies = &mut self.session.copies;
-        let running = copies.running(list_identifier).map(|mover| copies.mover(mover).status);
-        let kept = copies.results.iter_mut().find(|result| result.list_identifier == list_identifier);
-        let len = match (running, kept) {
-            (Some(status), _) => reply(&status, what, None, allocation_length, format, &mut buf),
+        let len = match self.session.ledger.record(list_identifier) {
+            Some(record) if record.runs != Runs::Ended => {
+                reply(&record.status, what, None, allocation_length, format, &mut buf)
+            }
             // It is told once, and then forgotten (SPC-4 clause 6.25).
-            (None, Some(result)) if what == CopyIn::StatusLid1 && result.told => return self.complete(task, unknown()),
-            (None, Some(result)) => {
+            Some(result) if what == CopyIn::StatusLid1 && result.told => return self.complete(task, unknown()),
+            Some(result) => {
                 result.told |= what == CopyIn::StatusLid1;
                 let token = result.token.take();
                 let len = reply(&result.status, what, token.as_deref(), allocation_length, format, &mut buf);
@@ -213,7 +195,7 @@ impl<R: Ring> Work<'_, R> {
                 result.token = token.filter(|_| !is_told);
                 len
             }
-            (None, None) => return self.complete(task, unknown()),
+            None => return self.complete(task, unknown()),
         };
         let len = match len {
             Ok(len) => len,
@@ -231,13 +213,38 @@ impl<R: Ring> Work<'_, R> {
 
     /// COPY OPERATION ABORT: answered when nothing of the copy is underway any more.
     pub(crate) fn abort_copy_operation(&mut self, task: TaskId, list_identifier: u32) {
-        let Some(mover) = self.session.copies.running(list_identifier) else {
-            return self.complete(task, Sense::invalid_field_in_cdb(2, None).into());
-        };
-        self.session.copies.mover(mover).aborters.push(task);
-        self.begin_operation(task);
-        self.set_step(task, Step::Copying);
-        self.cancel_copy(mover, CopyState::Terminated);
+        let own = self.session.connection.slot();
+        match self.session.ledger.record(list_identifier).map(|record| record.runs) {
+            Some(Runs::As(slot, mover)) if slot == own => {
+                self.session.copies.mover(mover).aborters.push(task);
+                self.begin_operation(task);
+                self.set_step(task, Step::Copying);
+                self.cancel_copy(mover, CopyState::Terminated);
+            }
+            Some(Runs::As(..)) => {
+                self.task(task).total = 0;
+                self.set_step(task, Step::Copying);
+                self.order_siblings(task, SiblingOrder::AbortCopy(list_identifier));
+            }
+            Some(Runs::Left) => {
+                self.end_left_copies(|copy| copy.is(list_identifier));
+                self.complete(task, Outcome::GOOD);
+            }
+            Some(Runs::Ended) | None => self.complete(task, Sense::invalid_field_in_cdb(2, None).into()),
+        }
+    }
+
+    /// Another connection of the session aborts a copy, which may be this one's; the job waits for its end.
+    pub(crate) fn abort_copy_for(&mut self, list_identifier: u32, job: Key) {
+        if let Some(mover) = self.session.copies.running(list_identifier) {
+            self.join(mover, job);
+            self.cancel_copy(mover, CopyState::Terminated);
+        }
+    }
+
+    /// What another connection was asked to abort has ended.
+    pub(crate) fn copy_abort_answered(&mut self, task: TaskId, done: bool) {
+        self.complete(task, if done { Outcome::GOOD } else { MediumError::Busy.outcome() });
     }
 
     /// A command is aborted: so is the copy that it waits for.
@@ -272,11 +279,13 @@ impl<R: Ring> Work<'_, R> {
             self.join(task, job);
             self.cancel_copy(task, CopyState::Done(fault.into()));
         }
-        self.session.copies.results.retain(|result| disk.is_some_and(|disk| disk != result.disk));
+        self.end_left_copies(|copy| disk.is_none_or(|disk| copy.uses(disk)));
+        self.session.ledger.forget_disk(disk);
     }
 
     /// Let movers make a step that wait for the connection's turn.
     pub(crate) fn run_copies(&mut self) {
+        self.take_left_copies();
         let mut runnable = std::mem::take(&mut self.session.copies.runnable);
         while runnable != 0 {
             let place = runnable.trailing_zeros() as usize;

@@ -5,7 +5,7 @@
 //! (sectors of another size, a token of odd ranges), the chunk is one block, gathered from several reads.
 
 use super::sharing::{Shares, Way};
-use super::{Copies, CopyResult};
+use super::{Copies, Runs};
 use crate::iscsi::transfer::TaskId;
 use crate::limits::{BURST_LENGTH_MAX, WRITE_SAME_BYTES_MAX};
 use crate::mem::{Buf, Slice};
@@ -181,6 +181,11 @@ impl Mover {
         }
     }
 
+    /// No command waits for it, and nobody ends it: it could go on as another connection's.
+    pub(super) fn is_alone(&self) -> bool {
+        self.owner.is_none() && self.aborters.is_empty() && self.cancelled.is_none()
+    }
+
     /// Whether its token stands for any of these bytes of the token's disk.
     pub(super) fn token_meets(&self, at: u64, len: u64) -> bool {
         let View::Token { ranges, .. } = &self.view else { return false };
@@ -201,6 +206,8 @@ impl Mover {
     /// Nothing of the present chunk has been written.
     pub(super) fn forget_chunk(&mut self) {
         (self.chunk, self.stage) = (0, Stage::Reading);
+        (self.gathered, self.have) = (None, 0);
+        self.shares.end_chunk();
     }
 
     /// Where the next bytes are written, in a copy that goes forward.
@@ -242,6 +249,10 @@ impl<R: Ring> Work<'_, R> {
     pub(super) fn wait_for_turn(&mut self, task: TaskId) {
         self.set_step(task, Step::Copying);
         self.session.copies.runnable |= 1 << Copies::place_of(task);
+        let runs = self.runs_as(task);
+        let mover = self.session.copies.mover(task);
+        let (list_identifier, status) = (mover.list_identifier, mover.status);
+        self.session.ledger.tell(list_identifier, status, runs);
     }
 
     /// Go on with a copy that waits for nothing.
@@ -515,15 +526,8 @@ impl<R: Ring> Work<'_, R> {
         if let View::Token { slot, key, delete: true, .. } = &mover.view {
             self.tokens_of(*slot).delete(*key);
         }
-        for slot in mover.disks() {
-            if let Some(entry) = self.core.disks.at_mut(slot) {
-                entry.tasks -= 1;
-            }
-        }
-        if let Some(list_identifier) = mover.list_identifier {
-            let (status, disk) = (mover.status, mover.addressed);
-            self.session.copies.keep(CopyResult { list_identifier, status, token: None, told: false, disk });
-        }
+        self.let_go_of_disks(&mover);
+        self.session.ledger.tell(mover.list_identifier, mover.status, Runs::Ended);
         // The disk is not this task's own.
         self.task(task).disk = None;
         self.free(task);

@@ -2,9 +2,8 @@
 //! are meant, whether this session may use them so, and whether every range lies on its unit.
 
 use super::mover::{Leg, Mover, Side, View};
-use super::{Copies, CopyResult};
+use super::{Copies, CopyRecord, Runs};
 use crate::iscsi::transfer::TaskId;
-use crate::limits::COPIES_PER_SESSION_MAX;
 use crate::ring::Ring;
 use crate::scsi::copy::extended::CopyFault;
 use crate::scsi::copy::{
@@ -50,7 +49,8 @@ impl<R: Ring> Work<'_, R> {
         status.state = CopyState::Done(sense.into());
         status.segments = segment + 1;
         let disk = self.addressed(task);
-        self.session.copies.keep(CopyResult { list_identifier, status, token: None, told: false, disk });
+        let runs = Runs::Ended;
+        self.session.ledger.keep(CopyRecord { list_identifier, status, token: None, told: false, disk, runs });
     }
 
     fn addressed(&self, task: TaskId) -> u32 {
@@ -150,7 +150,8 @@ impl<R: Ring> Work<'_, R> {
             let made = disk.tokens().create(&new, asked.ranges.in_bytes(), self.core.now_ms());
             token = Some(Box::new(made.ok_or(MediumError::Busy)?));
         }
-        self.session.copies.keep(CopyResult { list_identifier, status, token, told: false, disk: slot });
+        let runs = Runs::Ended;
+        self.session.ledger.keep(CopyRecord { list_identifier, status, token, told: false, disk: slot, runs });
         Ok(Outcome::GOOD)
     }
 
@@ -202,17 +203,18 @@ impl<R: Ring> Work<'_, R> {
 
     /// Give a copy a task, and have it begin in the connection's next turn.
     fn begin_copy(&mut self, task: TaskId, mut mover: Mover, immed: bool) -> Begun {
-        let copies = &self.session.copies;
-        let free = (0..COPIES_PER_SESSION_MAX).find(|&place| {
-            copies.movers[place].is_none() && self.session.tasks[Copies::task_at(place).0 as usize].step == Step::Idle
-        });
-        let place = free.ok_or(MediumError::Busy)?;
+        let place = self.free_copy_place().ok_or(MediumError::Busy)?;
+        let runs = self.runs_as(Copies::task_at(place));
         mover.status.background = immed;
         mover.owner = (!immed).then_some(task);
         for slot in mover.disks() {
             if let Some(entry) = self.core.disks.at_mut(slot) {
                 entry.tasks += 1;
             }
+        }
+        if let Some(list_identifier) = mover.list_identifier {
+            let (status, disk) = (mover.status, mover.addressed);
+            self.session.ledger.keep(CopyRecord { list_identifier, status, token: None, told: false, disk, runs });
         }
         self.session.copies.movers[place] = Some(Box::new(mover));
         self.wait_for_turn(Copies::task_at(place));

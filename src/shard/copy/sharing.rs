@@ -58,6 +58,11 @@ impl Shares {
         self.from.is_some()
     }
 
+    /// The present chunk is no longer.
+    pub(super) fn end_chunk(&mut self) {
+        self.from = None;
+    }
+
     fn refuses(&self, from: Fd, into: Fd) -> bool {
         self.refused.len() >= REFUSED_MAX || self.refused.contains(&(from, into))
     }
@@ -279,7 +284,6 @@ impl<R: Ring> Work<'_, R> {
             mover.shorten_to(through);
             return self.copy_step_ended(task, Outcome::GOOD);
         }
-        mover.shares.from = None;
         mover.forget_chunk();
         self.wait_for_turn(task);
     }

@@ -24,6 +24,7 @@ pub(super) mod sense_key {
     pub const ILLEGAL_REQUEST: u8 = 0x5;
     pub const UNIT_ATTENTION: u8 = 0x6;
     pub const DATA_PROTECT: u8 = 0x7;
+    pub const COPY_ABORTED: u8 = 0xa;
     pub const ABORTED_COMMAND: u8 = 0xb;
     pub const MISCOMPARE: u8 = 0xe;
 }
@@ -68,6 +69,13 @@ pub(super) enum Work {
     LbaStatus {
         unit: u64,
     },
+    /// EXTENDED COPY within the unit, of sectors that all hold this version, to a place that they do not reach.
+    Copy {
+        from: u64,
+        unit: u64,
+        count: u64,
+        version: Version,
+    },
     /// Add one to the shared tally.
     CountUp {
         unit: u64,
@@ -104,6 +112,8 @@ impl Work {
             Work::Write { unit, count, .. } | Work::Unmap { unit, count } | Work::WriteSame { unit, count, .. } => {
                 Some((unit, count))
             }
+            // And what lies between.
+            Work::Copy { from, unit, count, .. } => Some((from.min(unit), from.abs_diff(unit) + count)),
             Work::CountUp { unit, .. } => Some((unit, 2 * AREA_SECTORS)),
             Work::SetBits { unit, .. } | Work::Note { unit, .. } => Some((unit, AREA_SECTORS)),
             Work::Sing { unit, .. } => Some((unit, CHOIR_SECTORS)),
@@ -123,9 +133,9 @@ impl Work {
     /// The sectors that it changes, and what they hold afterwards.
     pub fn change(self) -> Option<(u64, u64, Version)> {
         match self {
-            Work::Write { unit, count, version, .. } | Work::WriteSame { unit, count, version, .. } => {
-                Some((unit, count, version))
-            }
+            Work::Write { unit, count, version, .. }
+            | Work::WriteSame { unit, count, version, .. }
+            | Work::Copy { unit, count, version, .. } => Some((unit, count, version)),
             Work::Unmap { unit, count } => Some((unit, count, 0)),
             _ => None,
         }
@@ -166,6 +176,7 @@ impl Work {
                 fill(0, (block_bytes / UNIT_BYTES) as u64, version, &mut data);
             }
             Work::Unmap { unit, count } => data = unmap_list(unit, count, block_bytes, random),
+            Work::Copy { from, unit, count, .. } => data = copy_list(from, unit, count, block_bytes),
             Work::CountUp { me, from, note, .. } => data = tally_data(me, from, note),
             Work::Note { note, .. } => data = note_data(note),
             Work::SetBits { bits, .. } => data = bits_data(bits),
@@ -178,7 +189,7 @@ impl Work {
     pub fn is_write(self) -> bool {
         match self {
             Work::Write { .. } | Work::Unmap { .. } | Work::CountUp { .. } => true,
-            Work::SetBits { .. } | Work::Note { .. } | Work::Sing { .. } => true,
+            Work::SetBits { .. } | Work::Note { .. } | Work::Sing { .. } | Work::Copy { .. } => true,
             Work::WriteSame { no_data, .. } => !no_data,
             _ => false,
         }
@@ -216,6 +227,12 @@ impl Work {
                 let mut cdb = [0; 16];
                 cdb[0] = 0x42;
                 cdb[7..9].copy_from_slice(&(data_out.len() as u16).to_be_bytes());
+                cdb
+            }
+            Work::Copy { .. } => {
+                let mut cdb = [0; 16];
+                cdb[0] = 0x83;
+                cdb[10..14].copy_from_slice(&(data_out.len() as u32).to_be_bytes());
                 cdb
             }
             Work::WriteSame { unit, count, unmap, no_data, .. } => {
@@ -291,6 +308,27 @@ fn unmap_list(unit: u64, count: u64, block_bytes: usize, random: &mut Random) ->
     list.extend_from_slice(&(descriptors.len() as u16).to_be_bytes());
     list.extend_from_slice(&[0; 4]);
     list.extend(descriptors);
+    list
+}
+
+/// EXTENDED COPY(LID1)'s parameter list (SPC-4 clauses 6.4.3 and 6.4.6.5) without a list identifier: block to block
+/// segments within the addressed unit, which needs no CSCD descriptor.
+fn copy_list(from: u64, unit: u64, count: u64, block_bytes: usize) -> Vec<u8> {
+    let units_per_block = (block_bytes / UNIT_BYTES) as u64;
+    let (mut from, mut to, mut left) = (from / units_per_block, unit / units_per_block, count / units_per_block);
+    let mut segments = Vec::new();
+    while left > 0 {
+        let blocks = left.min(0xffff);
+        segments.extend_from_slice(&[0x02, 0, 0, 0x18, 0xff, 0xff, 0xff, 0xff, 0, 0]);
+        segments.extend_from_slice(&(blocks as u16).to_be_bytes());
+        segments.extend_from_slice(&from.to_be_bytes());
+        segments.extend_from_slice(&to.to_be_bytes());
+        (from, to, left) = (from + blocks, to + blocks, left - blocks);
+    }
+    let mut list = vec![0, 0x18, 0, 0, 0, 0, 0, 0];
+    list.extend_from_slice(&(segments.len() as u32).to_be_bytes());
+    list.extend_from_slice(&[0; 4]);
+    list.extend(segments);
     list
 }
 

@@ -104,6 +104,15 @@ impl Contents {
         self.units.len() as u64
     }
 
+    /// The one version that all these units certainly hold, if it looks the same everywhere.
+    pub fn uniform(&self, unit: u64, count: u64) -> Option<Version> {
+        let start = (unit - self.first) as usize;
+        let units = &self.units[start..start + count as usize];
+        let version = *units.first()?.possible().first()?;
+        let is_same = version == 0 || version & SAME != 0;
+        (is_same && units.iter().all(|unit| unit.possible() == [version])).then_some(version)
+    }
+
     /// A version that was never written.
     pub fn new_version(&mut self) -> Version {
         self.version_next += 1;

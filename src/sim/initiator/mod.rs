@@ -82,6 +82,8 @@ pub struct LunPlan {
     pub uncached: bool,
     /// Whether it has two parents, and holds at first what [`layered_version`] says.
     pub layered: bool,
+    /// Whether blocks are copied within it, much of the time.
+    pub copies: bool,
     /// Where [`SHARED_SECTORS`] sectors begin that initiators change together, a multiple of 8; and which of at most
     /// [`SHARERS_MAX`] this one is. They hold zeros at first.
     pub shared: Option<(u64, usize)>,
@@ -512,6 +514,7 @@ impl Initiator {
         self.report.failed += 1;
         let is_expected = match key {
             Some(sense_key::MEDIUM_ERROR | sense_key::HARDWARE_ERROR | sense_key::DATA_PROTECT) => unit.plan.may_fail,
+            Some(sense_key::COPY_ABORTED) => unit.plan.may_fail && matches!(task.work, Work::Copy { .. }),
             Some(sense_key::ABORTED_COMMAND) => unit.plan.may_fail || !self.config.is_strict,
             _ => status == status::TASK_ABORTED,
         };
@@ -629,7 +632,7 @@ fn on_good(unit: &mut Unit, work: Work, data_in: &[u8]) -> Result<(), String> {
         Work::Write { unit: first, count, version, through } => {
             unit.contents.written(first, count, version, through || unit.plan.uncached);
         }
-        Work::Unmap { .. } | Work::WriteSame { .. } => {
+        Work::Unmap { .. } | Work::WriteSame { .. } | Work::Copy { .. } => {
             if let Some((first, count, version)) = work.change() {
                 unit.contents.written(first, count, version, unit.plan.uncached);
             }
@@ -725,6 +728,9 @@ fn draw_work(unit: &mut Unit, transfer_bytes_max: usize, random: &mut Random) ->
     if let Some(shared) = unit.shared.as_ref().filter(|_| random.below(8) > 0) {
         return shared.draw_work(random);
     }
+    if unit.plan.copies && random.below(2) == 0 {
+        return draw_copy(unit, random);
+    }
     let groups = unit.contents.count() / 8;
     let first = random.below(groups);
     let groups_max = (transfer_bytes_max / (8 * UNIT_BYTES)).max(1) as u64;
@@ -744,6 +750,24 @@ fn draw_work(unit: &mut Unit, transfer_bytes_max: usize, random: &mut Random) ->
         }
     }
 }
+
+/// A copy of what lies at the beginning of the region, or what makes that a source: all its sectors alike.
+fn draw_copy(unit: &mut Unit, random: &mut Random) -> Work {
+    let source_groups = (unit.contents.count() / 4 / 8).min(COPY_GROUPS_MAX);
+    let first = unit.contents.first();
+    let Some(version) = unit.contents.uniform(first, 8 * source_groups) else {
+        let version = unit.contents.new_version() | SAME;
+        return Work::WriteSame { unit: first, count: 8 * source_groups, version, unmap: false, no_data: false };
+    };
+    let skipped = random.below(source_groups / 4);
+    let groups = source_groups - skipped - random.below(source_groups / 4);
+    let places = unit.contents.count() / 8 - source_groups - groups;
+    let to = first + 8 * (source_groups + random.below(places));
+    Work::Copy { from: first + 8 * skipped, unit: to, count: 8 * groups, version }
+}
+
+/// The longest source of copies, in units of 8 sectors: 1 MiB.
+const COPY_GROUPS_MAX: u64 = 256;
 
 /// What only units do whose space can be given back.
 fn draw_thin_work(unit: &mut Unit, at: u64, random: &mut Random) -> Work {

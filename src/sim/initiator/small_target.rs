@@ -308,6 +308,7 @@ fn meet(seed: u64, bug: Bug) -> Result<super::InitiatorReport, String> {
         thin: false,
         layered: false,
         shared: None,
+        copies: false,
         uncached: false,
     };
     let config = InitiatorConfig {

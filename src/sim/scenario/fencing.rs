@@ -80,6 +80,7 @@ fn fence(run: Run, end: Option<End>) -> Result<Report, String> {
         events: world.history_count(),
         hash: world.history_hash(),
         initiators: fencers.iter().map(Fencer::result).collect::<Result<_, _>>()?,
+        copied_bytes: (0, 0),
     })
 }
 

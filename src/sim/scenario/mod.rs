@@ -30,6 +30,8 @@ pub struct Report {
     pub hash: u64,
     /// What each initiator met.
     pub initiators: Vec<InitiatorReport>,
+    /// Bytes that the server copied, and of those, bytes that files shared.
+    pub copied_bytes: (u64, u64),
 }
 
 /// A way to try a whole server.

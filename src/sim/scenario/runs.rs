@@ -58,6 +58,14 @@ pub const SCENARIOS: &[Scenario] = &[
         about: "random events of sessions and connections against a reference model",
         run: sessions::sessions,
     },
+    Scenario { name: "copies", about: "copies within disks, whose file system shares some blocks", run: copies },
+    Scenario {
+        name: "copies-hung",
+        about: "the same, and some operations of two files take minutes",
+        run: copies_hung,
+    },
+    Scenario { name: "copies-changes", about: "the same, under pauses, snapshots and compaction", run: copies_changes },
+    Scenario { name: "copies-power", about: "the same, and the power is cut in between", run: copies_power },
     Scenario { name: "power-cut", about: "the power is cut and comes back, several times", run: power_cut },
 ];
 
@@ -117,6 +125,8 @@ struct Setting {
     transfer_bytes_max: usize,
     /// Initiators also change some blocks together.
     shares: bool,
+    /// Initiators copy blocks.
+    copies: bool,
     /// Write caches are off.
     uncached: bool,
     /// Only units that may fail abort commands.
@@ -138,6 +148,7 @@ impl Default for Setting {
             pipe_capacity_bytes: 256 * 1024,
             transfer_bytes_max: 256 * 1024,
             shares: false,
+            copies: false,
             uncached: false,
             is_strict: false,
             history_events_max: 0,
@@ -226,6 +237,7 @@ impl Scene {
             events: self.world.history_count(),
             hash: self.world.history_hash(),
             initiators: self.initiators.iter().map(Initiator::result).collect::<Result<_, _>>()?,
+            copied_bytes: self.server.copied_bytes(),
         })
     }
 }
@@ -248,6 +260,7 @@ fn initiator_config(number: u64, setting: &Setting, plans: &[DiskPlan], random: 
             && plan.kind != DiskKind::Fixed,
         uncached: setting.uncached,
         layered: plan.kind == DiskKind::Differencing,
+        copies: setting.copies && !matches!(plan.format, DiskFormat::Null | DiskFormat::Memory),
         shared: (setting.shares && plan.kind != DiskKind::Differencing && plan.format != DiskFormat::Null)
             .then_some((SHARED_FIRST, number as usize)),
     };
@@ -496,21 +509,57 @@ fn layers(run: Run) -> Result<Report, String> {
 }
 
 fn changes(run: Run) -> Result<Report, String> {
-    with_changes(run, None)
+    with_changes(run, None, false)
 }
 
 fn changes_killed(run: Run) -> Result<Report, String> {
-    with_changes(run, Some(End::Killed))
+    with_changes(run, Some(End::Killed), false)
 }
 
 fn changes_power(run: Run) -> Result<Report, String> {
-    with_changes(run, Some(End::PowerCut))
+    with_changes(run, Some(End::PowerCut), false)
 }
 
-fn with_changes(run: Run, end: Option<End>) -> Result<Report, String> {
+/// Copies, of which the file system shares some and some not, with aborts and late completions.
+fn copies(run: Run) -> Result<Report, String> {
+    let aborts = if run.seed % 2 == 1 { Chance::percent(1) } else { Chance::NEVER };
+    let network = if run.seed % 4 >= 2 { NetworkFaults::rough() } else { NetworkFaults::default() };
+    let setting = Setting { network, aborts, copies: true, commands: 200, ..Setting::default() };
+    let scene = thin_scene(run, setting)?;
+    scene.world.set_file_faults(sharing_faults());
+    scene.finish()
+}
+
+fn sharing_faults() -> FileFaults {
+    let (delay, delay_max) = (Chance::percent(20), Nanos(1_000_000));
+    FileFaults { share_unsupported: Chance::percent(10), delay, delay_max, ..FileFaults::default() }
+}
+
+fn copies_hung(run: Run) -> Result<Report, String> {
+    let setting = Setting { is_strict: true, copies: true, ..Setting::default() };
+    let mut scene = thin_scene(run, setting)?;
+    for lun in 0..2 {
+        let name = scene.server.file_name(lun).ok_or("the disk has no file")?;
+        let hanging =
+            FileFaults { delay: Chance::percent(2), delay_max: Nanos(100_000_000_000), ..FileFaults::default() };
+        scene.world.set_faults_of(&name, Some(hanging));
+        scene.initiators.iter_mut().for_each(|initiator| initiator.expect_failures(lun));
+    }
+    scene.finish()
+}
+
+fn copies_changes(run: Run) -> Result<Report, String> {
+    with_changes(run, None, true)
+}
+
+fn copies_power(run: Run) -> Result<Report, String> {
+    with_changes(run, Some(End::PowerCut), true)
+}
+
+fn with_changes(run: Run, end: Option<End>, copies: bool) -> Result<Report, String> {
     // Every other run also aborts commands, those that a pause holds among them.
     let aborts = if run.seed % 2 == 1 { Chance::percent(1) } else { Chance::NEVER };
-    let setting = Setting { may_lose_connection: end.is_some(), commands: 300, aborts, ..Setting::default() };
+    let setting = Setting { may_lose_connection: end.is_some(), commands: 300, aborts, copies, ..Setting::default() };
     let mut scene = thin_scene(run, setting)?;
     let delay_max = Nanos(400_000);
     scene.world.set_file_faults(FileFaults { delay: Chance::percent(10), delay_max, ..FileFaults::default() });

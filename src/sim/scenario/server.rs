@@ -108,6 +108,8 @@ pub struct Server {
     /// What was stored of the disks' reservations when the last process ended.
     reservations: Vec<u8>,
     pub(super) process: Option<Process>,
+    /// Of all shards that there have been.
+    stats: Vec<Arc<ShardStats>>,
     pub(super) random: Random,
     /// When all commands of a disk were told to wait, last.
     pub(super) held_since: Nanos,
@@ -145,6 +147,7 @@ impl Server {
             starts: 0,
             reservations: Vec::new(),
             process: None,
+            stats: Vec::new(),
             random,
             held_since: Nanos(0),
             held_for: Nanos(0),
@@ -254,6 +257,7 @@ impl Server {
             let arena = Arena::new(config).expect("a simulation has address space");
             let zero_copy = self.random.below(2) == 0;
             let stats = Arc::new(ShardStats::new());
+            self.stats.push(Arc::clone(&stats));
             let parts =
                 Parts { id: ShardId(index), shards: count, senders: senders.clone(), mailbox, stats, zero_copy };
             let mut shard = Shard::new(ring, arena, parts);
@@ -261,6 +265,12 @@ impl Server {
             shards.push(Turns(shard));
         }
         (shards, senders)
+    }
+
+    /// Bytes that all its shards have copied, and of those, bytes that files shared.
+    pub(super) fn copied_bytes(&self) -> (u64, u64) {
+        let sum = |of: fn(&ShardStats) -> u64| self.stats.iter().map(|stats| of(stats)).sum();
+        (sum(|stats| stats.copied_bytes.value()), sum(|stats| stats.copy_shared_bytes.value()))
     }
 
     /// The file of reservations, with what is left of it.

@@ -58,5 +58,6 @@ pub(super) fn sessions(run: Run) -> Result<Report, String> {
         events: world.history_count(),
         hash: world.history_hash(),
         initiators: vec![InitiatorReport { logins, good, received_hash, ..InitiatorReport::default() }],
+        copied_bytes: (0, 0),
     })
 }
