@@ -2,10 +2,10 @@
 //!
 //! FICLONERANGE waits until nobody reads or writes either file directly, and then for the file system's journal, so it
 //! runs on a thread of its own; what comes of it goes through a bounded queue, and the ring is woken. A thread is made
-//! for each operation: that costs some 30 µs, which the megabytes that are not moved are worth. There are at most
-//! [`THREADS_MAX`] at once in the process. When all are taken, perhaps by a file system that does not answer, an
-//! operation is refused at once (EAGAIN), and its caller moves the bytes itself: nobody waits for another's file
-//! system.
+//! for all operations between two files that are submitted together: that costs some 30 µs, which the megabytes that
+//! are not moved are worth. There are at most [`THREADS_MAX`] at once in the process. When all are taken, perhaps by a
+//! file system that does not answer, an operation is refused at once (EAGAIN), and its caller moves the bytes itself:
+//! nobody waits for another's file system.
 //!
 //! A thread owns duplicates of both descriptors, and no memory of the ring's. So a ring can go while the kernel still
 //! has such an operation, a descriptor that is closed meanwhile never means another file to it, and the lock of a file
@@ -23,8 +23,12 @@ use super::slots::Entry;
 use super::waker::UringWaker;
 use super::{Fd, Token, Wake, file};
 
-/// Such operations of this process at once.
+/// Threads of this process that carry them out, at once.
 pub(super) const THREADS_MAX: usize = 8;
+
+/// Operations of one ring that have been begun and whose end was not taken: several times what the most fragmented
+/// chunk of a copy is shared in.
+const IN_FLIGHT_MAX: usize = 256;
 
 /// Their threads need little more than a system call does.
 const STACK_BYTES: usize = 128 * 1024;
@@ -34,8 +38,11 @@ static THREADS: AtomicUsize = AtomicUsize::new(0);
 /// What one ring has asked for.
 #[derive(Debug)]
 pub(super) struct Sharing {
+    /// A place for each that is in flight.
     done: Arc<ArrayQueue<(u64, i32)>>,
     in_flight: usize,
+    /// Submitted together, and not begun.
+    gathered: Vec<(Token, SharedRange)>,
 }
 
 /// A range of bytes of one file, and where they are to be in another.
@@ -50,11 +57,11 @@ pub(super) struct SharedRange {
 
 impl Sharing {
     pub(super) fn new() -> Self {
-        // Every thread of the process may be this ring's.
-        Self { done: Arc::new(ArrayQueue::new(THREADS_MAX)), in_flight: 0 }
+        let gathered = Vec::with_capacity(IN_FLIGHT_MAX);
+        Self { done: Arc::new(ArrayQueue::new(IN_FLIGHT_MAX)), in_flight: 0, gathered }
     }
 
-    /// Operations whose threads have not been heard of.
+    /// Operations that were begun and whose end was not taken.
     #[inline]
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight
@@ -66,27 +73,60 @@ impl Sharing {
         self.in_flight > 0 && !self.done.is_empty()
     }
 
-    /// Begin. `Err`: an errno value negated, as completions have it.
-    pub(super) fn begin(&mut self, token: Token, range: SharedRange, waker: &UringWaker) -> Result<(), i32> {
+    /// One more, for the next [`Self::begin`]. `Err`: an errno value negated, as completions have it.
+    pub(super) fn gather(&mut self, token: Token, range: SharedRange) -> Result<(), i32> {
+        if self.in_flight + self.gathered.len() == IN_FLIGHT_MAX {
+            return Err(-libc::EAGAIN);
+        }
+        self.gathered.push((token, range));
+        Ok(())
+    }
+
+    /// Begin with what was gathered; those for which that fails are `refused`, with a negated errno value.
+    pub(super) fn begin(&mut self, waker: &UringWaker, mut refused: impl FnMut(Token, i32)) {
+        let mut gathered = std::mem::take(&mut self.gathered);
+        let of_same_files =
+            |a: &(Token, SharedRange), b: &(Token, SharedRange)| (a.1.from, a.1.file) == (b.1.from, b.1.file);
+        for together in gathered.chunk_by(of_same_files) {
+            match self.begin_together(together, waker) {
+                Ok(()) => self.in_flight += together.len(),
+                Err(errno) => together.iter().for_each(|&(token, _)| refused(token, errno)),
+            }
+        }
+        gathered.clear();
+        self.gathered = gathered;
+    }
+
+    /// Begin operations between the same two files.
+    fn begin_together(&mut self, together: &[(Token, SharedRange)], waker: &UringWaker) -> Result<(), i32> {
+        let Some(&(_, SharedRange { from, file, .. })) = together.first() else { return Ok(()) };
         let place = Place::take().ok_or(-libc::EAGAIN)?;
-        let files = duplicate(range.from).and_then(|from| Ok((from, duplicate(range.file)?)));
-        let (from, into) = files.map_err(|error| negated(&error))?;
+        let files = duplicate(from).and_then(|from| Ok((from, duplicate(file)?)));
+        let (from_file, into) = files.map_err(|error| negated(&error))?;
         // Another machine may be able to copy what it cannot share. A kernel that copies is no better than we are.
-        let may_copy = file::is_remote(range.from) && file::is_remote(range.file);
-        let (done, waker) = (Arc::clone(&self.done), waker.clone());
+        let may_copy = file::is_remote(from) && file::is_remote(file);
+        let (done, waker, together) = (Arc::clone(&self.done), waker.clone(), together.to_vec());
         let run = move || {
             run_where_the_process_does();
-            let result = share(&from, &into, &range, may_copy);
-            drop((from, into));
+            let mut results = Vec::with_capacity(together.len());
+            let mut result = 0;
+            for (token, range) in &together {
+                // What one was refused for, the next would be refused for too.
+                if result == 0 {
+                    result = share(&from_file, &into, range, may_copy);
+                }
+                results.push((token.0, result));
+            }
+            drop((from_file, into));
             // Before it is told, so that whoever hears of it finds the place free.
             drop(place);
-            done.push((token.0, result)).expect("there are no more threads than places");
+            for ended in results {
+                done.push(ended).expect("each that is in flight has a place");
+            }
             waker.wake();
         };
         let thread = std::thread::Builder::new().name("share".into()).stack_size(STACK_BYTES).spawn(run);
-        thread.map_err(|error| negated(&error))?;
-        self.in_flight += 1;
-        Ok(())
+        thread.map(drop).map_err(|error| negated(&error))
     }
 
     /// The end of an operation.
@@ -186,6 +226,7 @@ fn copy(from: &File, into: &File, range: &SharedRange) -> i32 {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
     use std::os::unix::fs::FileExt;
 
     fn two_files() -> (tempfile::TempDir, File, File) {
@@ -229,18 +270,58 @@ mod tests {
         let (_dir, from, into) = two_files();
         let (mut sharing, waker) = (Sharing::new(), UringWaker::new().unwrap());
         let nobody = SharedRange { from: Fd(-1), ..range(&from, &into) };
-        assert_eq!(sharing.begin(Token(1), nobody, &waker), Err(-libc::EBADF));
-        assert_eq!(sharing.in_flight(), 0);
-        sharing.begin(Token(1), range(&from, &into), &waker).unwrap();
+        let mut refused = Vec::new();
+        sharing.gather(Token(1), nobody).unwrap();
+        sharing.begin(&waker, |token, errno| refused.push((token, errno)));
+        assert_eq!((sharing.in_flight(), refused), (0, vec![(Token(1), -libc::EBADF)]));
+        sharing.gather(Token(1), range(&from, &into)).unwrap();
+        sharing.begin(&waker, |token, errno| panic!("{token:?} was refused: {errno}"));
         drop((from, into));
-        let entry = loop {
+        let entry = await_one(&mut sharing);
+        // Whether it can be done is the file system's to say; 300,000 bytes are no whole blocks of any.
+        assert_eq!((entry.user_data, sharing.in_flight()), (1, 0));
+        assert!([-libc::EOPNOTSUPP, -libc::ENOTTY, -libc::EINVAL].contains(&entry.result), "{entry:?}");
+    }
+
+    fn await_one(sharing: &mut Sharing) -> Entry {
+        loop {
             match sharing.take() {
                 Some(entry) => break entry,
                 None => std::thread::yield_now(),
             }
-        };
-        // Whether it can be done is the file system's to say; 300,000 bytes are no whole blocks of any.
-        assert_eq!((entry.user_data, sharing.in_flight()), (1, 0));
-        assert!([-libc::EOPNOTSUPP, -libc::ENOTTY, -libc::EINVAL].contains(&entry.result), "{entry:?}");
+        }
+    }
+
+    #[test]
+    fn as_many_as_there_is_room_for_end_though_nobody_takes_them_meanwhile() {
+        let (_dir, from, into) = two_files();
+        let (mut sharing, waker) = (Sharing::new(), UringWaker::new().unwrap());
+        let mut begun = BTreeSet::new();
+        // Pairs of files take turns, so that each is a thread of its own.
+        let pairs = [range(&from, &into), range(&into, &from)];
+        let mut number = 0;
+        while begun.len() < IN_FLIGHT_MAX {
+            sharing.gather(Token(number), pairs[number as usize % 2]).unwrap();
+            let mut refused = None;
+            sharing.begin(&waker, |_, errno| refused = Some(errno));
+            match refused {
+                None => assert!(begun.insert(number)),
+                // Every thread is taken: that passes.
+                Some(errno) => {
+                    assert_eq!(errno, -libc::EAGAIN);
+                    std::thread::yield_now();
+                }
+            }
+            number += 1;
+        }
+        assert_eq!(sharing.gather(Token(number), pairs[0]), Err(-libc::EAGAIN), "no more than there are places");
+        let ended: BTreeSet<u64> = (0..IN_FLIGHT_MAX).map(|_| await_one(&mut sharing).user_data).collect();
+        assert_eq!((ended, sharing.in_flight()), (begun, 0));
+        // Together they take one thread.
+        for number in 0..31 {
+            sharing.gather(Token(number), pairs[0]).unwrap();
+        }
+        sharing.begin(&waker, |_, errno| assert_eq!(errno, -libc::EAGAIN));
+        (0..sharing.in_flight()).for_each(|_| assert!(await_one(&mut sharing).result < 0));
     }
 }

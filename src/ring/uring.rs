@@ -157,7 +157,7 @@ impl UringRing {
                 Op::Truncate { file, len_bytes } => file::truncate(*file, *len_bytes),
                 &Op::Share { from, from_bytes, file, offset_bytes, len_bytes } => {
                     let range = SharedRange { from, from_bytes, file, offset_bytes, len_bytes };
-                    match self.sharing.begin(token, range, &self.waker) {
+                    match self.sharing.gather(token, range) {
                         Ok(()) => continue,
                         Err(errno) => errno,
                     }
@@ -167,6 +167,11 @@ impl UringRing {
             let entry = Entry { user_data: token.0, result, flags: 0 };
             self.own_done.push(entry).expect("there are as many places as slots");
         }
+        let Self { sharing, own_done, waker, .. } = self;
+        sharing.begin(waker, |token, result| {
+            let entry = Entry { user_data: token.0, result, flags: 0 };
+            own_done.push(entry).expect("there are as many places as slots");
+        });
     }
 
     fn is_ready(&mut self) -> bool {

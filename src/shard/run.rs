@@ -200,8 +200,9 @@ impl<R: Ring> Shard<R> {
         if commands > 0 {
             let is_small = commands <= SPIN_COMMANDS_MAX;
             self.small_turns = if is_small { self.small_turns.saturating_add(1) } else { 0 };
-            let spin_ns = if self.small_turns >= SPIN_TURNS_MIN { self.spin_ns } else { 0 };
-            self.spin_until = Nanos(self.core.now.0 + spin_ns);
+            // Without a spin there is none that could be for nothing.
+            let spins = self.small_turns >= SPIN_TURNS_MIN;
+            self.spin_until = if spins { Nanos(self.core.now.0 + self.spin_ns) } else { Nanos(0) };
         }
         if self.core.now < self.spin_until {
             return Wait::Poll;
