@@ -229,7 +229,7 @@ fn blocks_that_many_change_at_once_lose_no_change() {
 
 #[test]
 fn a_file_that_hangs_ends_its_commands_and_concerns_no_other_disk() {
-    let reports = run_all("hung", 8);
+    let reports = run_all("hung", 12);
     let failed = total(&reports, |r| r.failed);
     assert!(failed > 50, "{failed} commands were ended");
     assert_eq!(total(&reports, |r| r.lost), 0);

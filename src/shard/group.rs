@@ -431,6 +431,22 @@ impl<R: Ring> Shard<R> {
             // Section 11.15.1: there is no such connection.
             session.tasks[usize::from(TaskId(asker.task).0)].answer = Answer::Logout(LogoutResponseCode::CID_NOT_FOUND);
         }
+        if let SiblingOrder::AbortCopy(list_identifier) = order {
+            self.abort_stray_copy(asker, list_identifier, job);
+        }
         self.core.job_collected(job);
+    }
+
+    /// A copy may have been left since a connection asked its siblings to end it, or been taken by the asker itself.
+    fn abort_stray_copy(&mut self, asker: Asker, list_identifier: u32, job: Key) {
+        self.take_turn(asker.link.index);
+        let Self { core, links, .. } = self;
+        let link = links.get_mut(asker.link.index as usize).and_then(Option::as_deref_mut);
+        let Some(link) = link.filter(|link| link.key == asker.link) else { return };
+        if let Some((mut work, _, _)) = link.work(core) {
+            work.end_left_copies(|copy| copy.is(list_identifier));
+            work.abort_copy_for(list_identifier, job);
+        }
+        link.queue(core);
     }
 }

@@ -116,12 +116,15 @@ impl<R: Ring> Work<'_, R> {
         }
         let place = usize::from(task.0) - TASKS_MAX;
         let mover = self.session.copies.movers.get(place).and_then(Option::as_deref);
-        if !mover.is_some_and(Mover::is_alone) {
-            return false;
-        }
+        let Some(mover) = mover.filter(|mover| mover.is_alone()) else { return false };
+        let is_torn = mover.is_writing() && mover.meets_itself();
         if self.task(task).operations > 0 {
             // When that has come back, this is asked again.
             return true;
+        }
+        if is_torn {
+            // Part of the chunk may be written, over what would be read again.
+            return false;
         }
         self.end_work(task);
         self.end_source(task);

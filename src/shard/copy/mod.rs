@@ -221,6 +221,7 @@ impl<R: Ring> Work<'_, R> {
                 self.set_step(task, Step::Copying);
                 self.cancel_copy(mover, CopyState::Terminated);
             }
+            Some(Runs::As(..)) if !self.core.mail.has_room() => self.complete(task, MediumError::Busy.outcome()),
             Some(Runs::As(..)) => {
                 self.task(task).total = 0;
                 self.set_step(task, Step::Copying);

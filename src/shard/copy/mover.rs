@@ -186,6 +186,20 @@ impl Mover {
         self.owner.is_none() && self.aborters.is_empty() && self.cancelled.is_none()
     }
 
+    /// Some of the present chunk may be on the destination.
+    pub(super) fn is_writing(&self) -> bool {
+        self.stage == Stage::Writing
+    }
+
+    /// Whether the present piece is copied onto a part of itself.
+    pub(super) fn meets_itself(&self) -> bool {
+        self.legs.get(self.leg).is_some_and(|leg| {
+            leg.source.is_some_and(|source| source.slot == leg.destination.slot)
+                && leg.source_at < leg.destination_at + leg.len_bytes
+                && leg.destination_at < leg.source_at + leg.len_bytes
+        })
+    }
+
     /// Whether its token stands for any of these bytes of the token's disk.
     pub(super) fn token_meets(&self, at: u64, len: u64) -> bool {
         let View::Token { ranges, .. } = &self.view else { return false };
@@ -477,6 +491,8 @@ impl<R: Ring> Work<'_, R> {
     /// to, so that it answers as it would answer a WRITE; all others are third parties.
     fn copy_failed(&mut self, task: TaskId, outcome: Outcome) {
         if outcome == MediumError::Busy.outcome() {
+            // The chunk is begun anew, perhaps in another way.
+            self.session.copies.mover(task).shares.end_chunk();
             return self.wait_for_turn(task);
         }
         let mover = self.session.copies.mover(task);
