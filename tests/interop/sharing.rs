@@ -236,3 +236,37 @@ fn where_blocks_cannot_be_shared_bytes_are_moved() {
     assert!(read_all(&mut client, 0, 96 * MIB + MIB, 7 * MIB) == data[MIB as usize..8 * MIB as usize]);
     assert_eq!(counted(&server).1, shared + 8 * MIB - 4096);
 }
+
+/// Disks whose blocks lie all over their files: one chunk of a copy is many pieces, which are shared together; and
+/// where they cannot be shared, as on the file system that the tests run on, moved.
+#[test]
+fn scattered_blocks_are_shared_in_many_pieces() {
+    let server = Server::start();
+    let mount = Mounted::xfs(&server, 1024);
+    let elsewhere = server.folder.path().to_owned();
+    let file = |name: &str| text(&elsewhere.join(name)).to_owned();
+    let disks = [("a", mount.file("a")), ("b", mount.file("b")), ("c", file("c.vhdx")), ("d", file("d.vhdx"))];
+    for (name, path) in &disks {
+        server.ok(&["disk", "create", name, "--size", "64M", "--block-size", "1M", "--file", path]);
+    }
+    let iqn = target(&server, &disks.each_ref().map(|disk| disk.0));
+    let mut client = session(&server, &iqn, 1, 4);
+    let data = pattern(64 * MIB as usize, 7);
+    for (lun, step) in [(0, 29), (1, 43), (2, 29), (3, 43)] {
+        // Each disk's blocks get their places in an order of its own.
+        for number in 0..64 {
+            let at = (number * step % 64) * MIB;
+            let content = if lun % 2 == 0 { &data[at as usize..(at + MIB) as usize] } else { &vec![9; MIB as usize] };
+            assert_eq!(write(&mut client, lun, 9, at, content).status, 0);
+        }
+        flush(&mut client, lun);
+    }
+    copy(&mut client, (0, 0), (1, 0), 64 * MIB);
+    assert_eq!(counted(&server), (64 * MIB, 64 * MIB), "all of it is shared");
+    copy(&mut client, (2, 0), (3, 0), 64 * MIB);
+    let shared = if can_share(&elsewhere) { 128 } else { 64 };
+    assert_eq!(counted(&server), (128 * MIB, shared * MIB));
+    for lun in [1, 3] {
+        assert!(read_all(&mut client, lun, 0, 64 * MIB) == data, "LUN {lun}");
+    }
+}
