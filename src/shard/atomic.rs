@@ -64,13 +64,11 @@ impl<R: Ring> Work<'_, R> {
 
     /// Write the window through the leaf's log.
     pub(crate) fn write_by_log(&mut self, task: TaskId) {
+        if self.refuse_other_form(task) {
+            return;
+        }
         let entry = &self.session.tasks[usize::from(task.0)];
         let disk = self.core.disks.of_task(entry.disk.expect("a write has a unit"));
-        if disk.unit(false).atomic_write_blocks_max() == 0 {
-            // The disk has got another form since the command was looked at.
-            let sense = Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE);
-            return self.complete(task, Outcome::check_condition(sense));
-        }
         let number = entry.range.expect("an atomic write has its blocks to itself");
         let data = entry.data.as_ref().expect("a window that is written has its data");
         if !disk.payloads().put(number, data) {
@@ -79,9 +77,13 @@ impl<R: Ring> Work<'_, R> {
         self.ask_atomic(task);
     }
 
-    /// Have the home shard's engine write what has been put where it finds it.
+    /// Have the home shard's engine write what has been put where it finds it. Until then the command is not at work:
+    /// the disk may have got another form while it was held, or while what is there now was being written.
     pub(crate) fn ask_atomic(&mut self, task: TaskId) {
         if self.is_held(task, Resume::Commit) || self.is_change_held(task, Resume::Commit) {
+            return;
+        }
+        if self.refuse_other_form(task) {
             return;
         }
         let entry = self.task(task);
@@ -98,6 +100,23 @@ impl<R: Ring> Work<'_, R> {
         self.begin_work(task);
         self.begin_change(task);
         self.begin_operation(task);
+    }
+
+    /// End the command if the form that the disk has now is too small for it, or does not write atomically.
+    fn refuse_other_form(&mut self, task: TaskId) -> bool {
+        let entry = &self.session.tasks[usize::from(task.0)];
+        let (len_bytes, end_bytes) = (u64::from(entry.window), entry.offset_bytes + u64::from(entry.window));
+        let disk = self.core.disks.of_task(entry.disk.expect("a write has a unit"));
+        if end_bytes > disk.size_bytes() {
+            self.past_end(task);
+            return true;
+        }
+        if disk.atomic_write_bytes() < len_bytes {
+            let sense = Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE);
+            self.complete(task, Outcome::check_condition(sense));
+            return true;
+        }
+        false
     }
 
     /// Some of the range is not in the leaf's file: have it there, with what it reads as now.

@@ -550,7 +550,8 @@ impl Step {
 }
 
 impl Resume {
-    /// The disk may change before the task goes on.
+    /// The disk may change before the task goes on, which is not at work meanwhile. A commit stays at work; a WRITE
+    /// ATOMIC that waits for its own is not, and looks at the disk again.
     fn plans_anew(self) -> bool {
         self != Self::Commit
     }
