@@ -95,10 +95,6 @@ impl Engine {
             || self.collecting.atomics.len() == ATOMICS_MAX
             || self.collecting.entry_pages() + atomic.pages() > PAGES_MAX;
         if is_full {
-            if self.collecting.is_empty() {
-                // Pages that were pinned for a request that could not go on after all.
-                self.drop_pages();
-            }
             return Err(Blocked::Full);
         }
         for block in request.block..request.block_end {
@@ -125,15 +121,6 @@ impl Engine {
             _ => false,
         };
         Ok((is_there && entry.has_space()).then_some(entry.offset_bytes()))
-    }
-
-    fn drop_pages(&mut self) {
-        let mut pages = std::mem::take(&mut self.collecting.pages);
-        for page in pages.drain(..) {
-            self.unpin(page);
-        }
-        self.collecting.pages = pages;
-        self.retry = true;
     }
 
     /// Put the data of the committing group's atomic writes into the staging buffer, behind this many pages.
