@@ -292,6 +292,37 @@ fn a_fixed_disk_never_asks_for_space() {
     assert_eq!(host.close().0.now.len, len);
 }
 
+/// An atomic write of two blocks, broken off after every operation: as long as the process lives nobody reads some of
+/// the new content and some of the old, and what lies beside it is read as ever.
+#[test]
+fn half_an_atomic_write_is_never_read() {
+    const OLD: [u8; 4096] = [1; 4096];
+    const NEW: [u8; 4096] = [2; 4096];
+    let (from, pages) = (MIB - 8 * 4096, 16);
+    let (mut lives, mut refused) = (0, 0);
+    for fail_after in 0.. {
+        let mut host = open_host(10);
+        host.write(0, &OLD.repeat(2 * MIB as usize / 4096)).expect("writes");
+        host.file.fail_after = Some(fail_after);
+        let result = host.write_atomics(&[(from, NEW.repeat(pages))]);
+        assert_eq!(result.is_err(), host.map.poisoned());
+        let page = |at: u64| {
+            let mut bytes = [0; 4096];
+            host.try_read(at, &mut bytes).then_some(bytes)
+        };
+        let found: Vec<_> = (0..pages as u64).map(|number| page(from + number * 4096)).collect();
+        let is = |what: Option<[u8; 4096]>| found.iter().all(|page| *page == what);
+        assert!(is(Some(OLD)) || is(Some(NEW)) || is(None), "torn after operation {fail_after}: {result:?}");
+        assert!(result.is_err() || is(Some(NEW)));
+        assert_eq!([page(from - 4096), page(from + pages as u64 * 4096)], [Some(OLD); 2]);
+        (lives, refused) = (lives + 1, refused + u32::from(is(None)));
+        if result.is_ok() {
+            break;
+        }
+    }
+    assert!(lives > 10 && refused > 1, "{lives} lives, {refused} with an unreadable range");
+}
+
 /// A child with blocks of 256 MiB over nothing, some of whose bits are in the file and none in memory.
 fn child_with_large_blocks() -> Host {
     let size = 8 * 256 * MIB;

@@ -7,9 +7,10 @@
 //!
 //! *Whatever fails.* A VHDX leaf takes the data through its log (`vhdx::engine::atomic`): the shard puts it where the
 //! home shard finds it, and the home shard's engine answers when it is in place, durable, and no longer in the log.
-//! Where a parent shows through, what is read there now is first written into the leaf, which changes nothing for any
-//! reader; where there is no space yet, blocks of zeros are prepared. Disks in memory have nothing that fails by parts.
-//! Raw and VHD files have no log, and do not offer the command.
+//! Where that fails half-way, the blocks cannot be read until the disk is opened anew. Where a parent shows through,
+//! what is read there now is first written into the leaf, which changes nothing for any reader; where there is no space
+//! yet, blocks of zeros are prepared. Disks in memory have nothing that fails by parts. Raw and VHD files have no log,
+//! and do not offer the command.
 
 use super::exclusive::ByteRange;
 use super::peer::HomeRequest;

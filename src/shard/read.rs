@@ -76,6 +76,7 @@ impl<R: Ring> Work<'_, R> {
             }
             ReadPlan::Extents(extents) => self.read_extents(task, slot, &extents),
             ReadPlan::Fault(fault) => self.ask(task, HomeRequest::Load(fault), Resume::ReadIn),
+            ReadPlan::Torn => self.fail(task, MediumError::Poisoned),
             ReadPlan::PastEnd => self.past_end(task),
         }
     }
