@@ -3,7 +3,8 @@
 //! *Whoever looks.* The command has its blocks to itself ([`super::exclusive`]) from when all its data is here until
 //! they are written: no READ, on any shard, has a window in which the blocks change. A READ that moves more than one
 //! window may have had some of the blocks before them and would get the rest after; it ends with ABORTED COMMAND and is
-//! sent again ([`Work::is_torn`]). What an initiator hears is therefore the old content or the new one.
+//! sent again ([`Work::is_torn`]). Data-In that was lost is not read again once the disk has been written atomically.
+//! What an initiator hears is therefore the old content or the new one.
 //!
 //! *Whatever fails.* A VHDX leaf takes the data through its log (`vhdx::engine::atomic`): the shard puts it where the
 //! home shard finds it, and the home shard's engine answers when it is in place, durable, and no longer in the log.
@@ -14,7 +15,7 @@
 
 use super::exclusive::ByteRange;
 use super::peer::HomeRequest;
-use super::session::{Immediate, Kind, Resume, Session, Step, Work};
+use super::session::{Answer, Immediate, Kind, Resume, Session, Step, Work};
 use crate::iscsi::transfer::TaskId;
 use crate::limits::BURST_LENGTH_MAX;
 use crate::observe::Operation;
@@ -142,10 +143,15 @@ impl<R: Ring> Work<'_, R> {
         self.written_exclusively(task);
     }
 
-    /// Whether some blocks of the next window were written atomically since others of the same write were read.
+    /// Whether some blocks of the next window were written atomically since others of the same write were read. Of data
+    /// that is read to be sent again it is only known whether anything was.
     #[inline]
     pub(crate) fn is_torn(&mut self, task: TaskId) -> bool {
         let entry = self.task(task);
+        if matches!(entry.answer, Answer::Resend) {
+            let (slot, atomics) = (entry.disk, entry.atomics);
+            return slot.and_then(|slot| self.core.disks.at(slot)).is_some_and(|entry| entry.atomics != atomics);
+        }
         let next = entry.offset_bytes + u64::from(entry.done);
         entry.torn.is_some_and(|range| range.from < next && next < range.to)
     }
