@@ -102,6 +102,7 @@ fn bench_read(criterion: &mut Criterion, name: &str, chain: &Chain) {
         bench.iter(|| match chain.plan_read(offsets.next(chain.size_bytes()), READ_BYTES) {
             ReadPlan::Extents(extents) => black_box(extents.as_slice().len()),
             ReadPlan::Fault(missing) => panic!("{missing:?}"),
+            ReadPlan::Torn => panic!("nothing has failed"),
         });
     });
 }

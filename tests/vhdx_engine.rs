@@ -8,7 +8,7 @@ use lunaring::blocks::{
     Asked, BlockMap, Done, Engine as _, EngineError, Event, IoFailure, MetadataIoKind, Ticket, WritePlan,
 };
 use lunaring::vhdx::format::Guid;
-use lunaring::vhdx::{Access, DiskKind, Engine, create};
+use lunaring::vhdx::{Access, DiskKind, Engine, NewParent, ParentLocator, VhdxParent, create};
 use vhdx_support::{Change, Host, MIB, RecordedFile, SparseFile, create_options, open_with};
 
 fn host(blocks: u64, kind: DiskKind) -> Host {
@@ -290,4 +290,82 @@ fn a_fixed_disk_never_asks_for_space() {
     assert_eq!(host.file.history.len(), before + 1, "one extent, no metadata");
     let len = host.file.now.len;
     assert_eq!(host.close().0.now.len, len);
+}
+
+/// An atomic write of two blocks, broken off after every operation: as long as the process lives nobody reads some of
+/// the new content and some of the old, and what lies beside it is read as ever.
+#[test]
+fn half_an_atomic_write_is_never_read() {
+    const OLD: [u8; 4096] = [1; 4096];
+    const NEW: [u8; 4096] = [2; 4096];
+    let (from, pages) = (MIB - 8 * 4096, 16);
+    let (mut lives, mut refused) = (0, 0);
+    for fail_after in 0.. {
+        let mut host = open_host(10);
+        host.write(0, &OLD.repeat(2 * MIB as usize / 4096)).expect("writes");
+        host.file.fail_after = Some(fail_after);
+        let result = host.write_atomics(&[(from, NEW.repeat(pages))]);
+        assert_eq!(result.is_err(), host.map.poisoned());
+        let page = |at: u64| {
+            let mut bytes = [0; 4096];
+            host.try_read(at, &mut bytes).then_some(bytes)
+        };
+        let found: Vec<_> = (0..pages as u64).map(|number| page(from + number * 4096)).collect();
+        let is = |what: Option<[u8; 4096]>| found.iter().all(|page| *page == what);
+        assert!(is(Some(OLD)) || is(Some(NEW)) || is(None), "torn after operation {fail_after}: {result:?}");
+        assert!(result.is_err() || is(Some(NEW)));
+        assert_eq!([page(from - 4096), page(from + pages as u64 * 4096)], [Some(OLD); 2]);
+        (lives, refused) = (lives + 1, refused + u32::from(is(None)));
+        if result.is_ok() {
+            break;
+        }
+    }
+    assert!(lives > 10 && refused > 1, "{lives} lives, {refused} with an unreadable range");
+}
+
+/// A child with blocks of 256 MiB over nothing, some of whose bits are in the file and none in memory.
+fn child_with_large_blocks() -> Host {
+    let size = 8 * 256 * MIB;
+    let mut options = create_options(size, DiskKind::Dynamic, 256 * MIB);
+    let locator = ParentLocator::Vhdx(VhdxParent {
+        linkage: Guid([7; 16]),
+        linkage2: None,
+        relative_path: Some("parent.vhdx".into()),
+        volume_path: None,
+        absolute_win32_path: None,
+        others: Vec::new(),
+    });
+    options.parent = Some(NewParent { locator, size_bytes: size, logical_sector_bytes: 512, items: Vec::new() });
+    let mut start = SparseFile::default();
+    create(&options, &mut start).expect("creates");
+    let parent = SparseFile { len: size, ..SparseFile::default() };
+    let mut host = Host::open_over(RecordedFile::new(start), Some(parent.clone()), 7);
+    host.write(0, &[1; 4096]).expect("writes");
+    Host::open_over(RecordedFile::new(host.close().0.now), Some(parent), 8)
+}
+
+/// First writes of several blocks at once want more pages together than an entry carries, and all of them have to be
+/// loaded: one after the other has its entry.
+#[test]
+fn writes_that_wait_for_many_pages_do_not_wait_for_each_other() {
+    let mut host = child_with_large_blocks();
+    let blocks = 1..6_u64;
+    for block in blocks.clone() {
+        host.engine.prepare(block * 256 * MIB, 4096, Ticket(block)).expect("healthy");
+    }
+    host.settle();
+    host.events.clear();
+    for block in blocks.clone() {
+        let WritePlan::Ready { commit: true, epoch, .. } = host.plan_write(block * 256 * MIB, 4096) else {
+            panic!("block {block} has space that nobody sees yet");
+        };
+        let asked = host.engine.commit(block * 256 * MIB, 4096, epoch, Ticket(block));
+        assert_eq!(asked, Ok(Asked::Queued), "its bits are not in memory");
+    }
+    host.settle();
+    let mut done: Vec<Event> = std::mem::take(&mut host.events);
+    done.sort_by_key(|event| if let Event::Done { ticket, .. } = event { ticket.0 } else { 0 });
+    let expected: Vec<Event> =
+        blocks.map(|block| Event::Done { ticket: Ticket(block), result: Ok(Done::Ok) }).collect();
+    assert_eq!(done, expected);
 }

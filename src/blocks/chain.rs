@@ -112,6 +112,12 @@ impl Chain {
     pub fn plan_read(&self, offset_bytes: u64, len_bytes: u32) -> ReadPlan {
         let end = offset_bytes + u64::from(len_bytes);
         assert!(end <= self.size_bytes, "the range passed the check of the LBA");
+        // Parents are not written.
+        if let Level::Map { map, .. } = &self.levels[0]
+            && map.is_torn(offset_bytes..end)
+        {
+            return ReadPlan::Torn;
+        }
         // Made in place where it is returned: copying a list costs more than planning.
         let mut plan = ReadPlan::Extents(ExtentList::EMPTY);
         let ReadPlan::Extents(list) = &mut plan else { unreachable!("it was just made") };

@@ -4,11 +4,16 @@
 //! sees a word also sees everything that was stored before it (release/acquire).
 
 use std::fmt;
+use std::ops::Range;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use super::entry::Entry;
 use super::pages::{PagedTable, WORDS_PER_PAGE};
 use super::source::PageSource;
+
+/// Ranges of a layer that may be torn: as many as its engine writes atomically at once.
+pub const TORN_MAX: usize = 8;
 
 /// Pages of absent blocks that are skipped at once: a few microseconds.
 const SKIP_PAGES_MAX: usize = 1024;
@@ -151,6 +156,8 @@ pub struct BlockMap {
     source: Box<dyn PageSource>,
     write_session_open: AtomicBool,
     poisoned: AtomicBool,
+    /// Bytes of the disk that hold what nobody has written.
+    torn: OnceLock<[Range<u64>; TORN_MAX]>,
     /// Metadata changes whose write has completed, counted since the layer was opened.
     published: AtomicU64,
     /// Of those, how many are known to be durable.
@@ -170,6 +177,7 @@ impl BlockMap {
             source,
             write_session_open: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
+            torn: OnceLock::new(),
             published: AtomicU64::new(0),
             durable: AtomicU64::new(0),
             placement_epoch: AtomicU32::new(0),
@@ -325,6 +333,21 @@ impl BlockMap {
     /// writes.
     pub fn poison(&self) {
         self.poisoned.store(true, Ordering::Release);
+    }
+
+    /// These ranges of the disk may hold half of an atomic write until the layer is opened anew: nobody may read them.
+    /// For the engine, when it is poisoned, before it ends the writes; only the first time counts.
+    pub fn mark_torn(&self, ranges: [Range<u64>; TORN_MAX]) {
+        let _ = self.torn.set(ranges);
+    }
+
+    /// Whether some of a range may be half of an atomic write.
+    #[inline]
+    pub fn is_torn(&self, range: Range<u64>) -> bool {
+        match self.torn.get() {
+            None => false,
+            Some(all) => all.iter().any(|torn| torn.start < range.end && range.start < torn.end),
+        }
     }
 
     /// Whether published metadata may not survive a power cut yet. A FUA write that has been planned while this was

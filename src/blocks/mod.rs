@@ -31,7 +31,7 @@ pub use engine::{
 };
 pub use entry::{Entry, State};
 pub use flat::FlatMap;
-pub use map::{BlockMap, Fault, FlushMark, MapLimits, Shape, Table};
+pub use map::{BlockMap, Fault, FlushMark, MapLimits, Shape, TORN_MAX, Table};
 pub use pages::{PAGE_BYTES, PagedTable, PinRefused, WORDS_PER_PAGE};
 pub use plan::{EXTENTS_MAX, Extent, ExtentList, LevelFault, ReadPlan, WritePlan};
 pub use source::{PIECES_MAX, PageSource, Piece, PieceList, ReadAt, load_blocking};

@@ -117,6 +117,8 @@ pub enum ReadPlan {
     Extents(ExtentList),
     /// Load this page, then plan again.
     Fault(LevelFault),
+    /// Some of the range may be half of an atomic write ([`BlockMap::mark_torn`](super::BlockMap::mark_torn)).
+    Torn,
 }
 
 /// How to write a range.

@@ -188,6 +188,7 @@ impl<F: BlockingFile> BlockingDisk<F> {
             let len_bytes = (into.len() - done).min(COPY_BYTES) as u32;
             match self.chain.plan_read(at, len_bytes) {
                 ReadPlan::Fault(fault) => self.load(fault)?,
+                ReadPlan::Torn => return Err(EngineError::Poisoned.into()),
                 ReadPlan::Extents(extents) => {
                     let covered = extents.covered_bytes() as usize;
                     self.read_extents(&extents, &mut into[done..done + covered])?;

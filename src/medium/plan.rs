@@ -24,6 +24,8 @@ pub enum ReadPlan {
     Extents(ExtentList),
     /// Have the home shard load this page, then plan again.
     Fault(LevelFault),
+    /// Writing some of the range has broken off between its old content and the new one.
+    Torn,
     /// The range does not lie within the disk.
     PastEnd,
 }
@@ -67,6 +69,7 @@ impl Disk {
             Backing::Memory(_) => ReadPlan::Memory,
             Backing::Chain { chain, .. } => match chain.plan_read(offset_bytes, len_bytes) {
                 blocks::ReadPlan::Fault(fault) => ReadPlan::Fault(fault),
+                blocks::ReadPlan::Torn => ReadPlan::Torn,
                 blocks::ReadPlan::Extents(extents) => without_long_zeros(extents),
             },
         }

@@ -3,17 +3,19 @@
 //! *Whoever looks.* The command has its blocks to itself ([`super::exclusive`]) from when all its data is here until
 //! they are written: no READ, on any shard, has a window in which the blocks change. A READ that moves more than one
 //! window may have had some of the blocks before them and would get the rest after; it ends with ABORTED COMMAND and is
-//! sent again ([`Work::is_torn`]). What an initiator hears is therefore the old content or the new one.
+//! sent again ([`Work::is_torn`]). Data-In that was lost is not read again once the disk has been written atomically.
+//! What an initiator hears is therefore the old content or the new one.
 //!
 //! *Whatever fails.* A VHDX leaf takes the data through its log (`vhdx::engine::atomic`): the shard puts it where the
 //! home shard finds it, and the home shard's engine answers when it is in place, durable, and no longer in the log.
-//! Where a parent shows through, what is read there now is first written into the leaf, which changes nothing for any
-//! reader; where there is no space yet, blocks of zeros are prepared. Disks in memory have nothing that fails by parts.
-//! Raw and VHD files have no log, and do not offer the command.
+//! Where that fails half-way, the blocks cannot be read until the disk is opened anew. Where a parent shows through,
+//! what is read there now is first written into the leaf, which changes nothing for any reader; where there is no space
+//! yet, blocks of zeros are prepared. Disks in memory have nothing that fails by parts. Raw and VHD files have no log,
+//! and do not offer the command.
 
 use super::exclusive::ByteRange;
 use super::peer::HomeRequest;
-use super::session::{Immediate, Kind, Resume, Session, Step, Work};
+use super::session::{Answer, Immediate, Kind, Resume, Session, Step, Work};
 use crate::iscsi::transfer::TaskId;
 use crate::limits::BURST_LENGTH_MAX;
 use crate::observe::Operation;
@@ -64,13 +66,11 @@ impl<R: Ring> Work<'_, R> {
 
     /// Write the window through the leaf's log.
     pub(crate) fn write_by_log(&mut self, task: TaskId) {
+        if self.refuse_other_form(task) {
+            return;
+        }
         let entry = &self.session.tasks[usize::from(task.0)];
         let disk = self.core.disks.of_task(entry.disk.expect("a write has a unit"));
-        if disk.unit(false).atomic_write_blocks_max() == 0 {
-            // The disk has got another form since the command was looked at.
-            let sense = Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE);
-            return self.complete(task, Outcome::check_condition(sense));
-        }
         let number = entry.range.expect("an atomic write has its blocks to itself");
         let data = entry.data.as_ref().expect("a window that is written has its data");
         if !disk.payloads().put(number, data) {
@@ -79,9 +79,13 @@ impl<R: Ring> Work<'_, R> {
         self.ask_atomic(task);
     }
 
-    /// Have the home shard's engine write what has been put where it finds it.
+    /// Have the home shard's engine write what has been put where it finds it. Until then the command is not at work:
+    /// the disk may have got another form while it was held, or while what is there now was being written.
     pub(crate) fn ask_atomic(&mut self, task: TaskId) {
         if self.is_held(task, Resume::Commit) || self.is_change_held(task, Resume::Commit) {
+            return;
+        }
+        if self.refuse_other_form(task) {
             return;
         }
         let entry = self.task(task);
@@ -98,6 +102,23 @@ impl<R: Ring> Work<'_, R> {
         self.begin_work(task);
         self.begin_change(task);
         self.begin_operation(task);
+    }
+
+    /// End the command if the form that the disk has now is too small for it, or does not write atomically.
+    fn refuse_other_form(&mut self, task: TaskId) -> bool {
+        let entry = &self.session.tasks[usize::from(task.0)];
+        let (len_bytes, end_bytes) = (u64::from(entry.window), entry.offset_bytes + u64::from(entry.window));
+        let disk = self.core.disks.of_task(entry.disk.expect("a write has a unit"));
+        if end_bytes > disk.size_bytes() {
+            self.past_end(task);
+            return true;
+        }
+        if disk.atomic_write_bytes() < len_bytes {
+            let sense = Sense::new(SenseCode::INVALID_COMMAND_OPERATION_CODE);
+            self.complete(task, Outcome::check_condition(sense));
+            return true;
+        }
+        false
     }
 
     /// Some of the range is not in the leaf's file: have it there, with what it reads as now.
@@ -122,10 +143,15 @@ impl<R: Ring> Work<'_, R> {
         self.written_exclusively(task);
     }
 
-    /// Whether some blocks of the next window were written atomically since others of the same write were read.
+    /// Whether some blocks of the next window were written atomically since others of the same write were read. Of data
+    /// that is read to be sent again it is only known whether anything was.
     #[inline]
     pub(crate) fn is_torn(&mut self, task: TaskId) -> bool {
         let entry = self.task(task);
+        if matches!(entry.answer, Answer::Resend) {
+            let (slot, atomics) = (entry.disk, entry.atomics);
+            return slot.and_then(|slot| self.core.disks.at(slot)).is_some_and(|entry| entry.atomics != atomics);
+        }
         let next = entry.offset_bytes + u64::from(entry.done);
         entry.torn.is_some_and(|range| range.from < next && next < range.to)
     }

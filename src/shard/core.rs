@@ -87,6 +87,8 @@ pub(crate) struct DiskSlot {
     pub(crate) at_work: AtWork,
     /// Ranges of it that single commands have to themselves.
     pub(crate) ranges: HeldRanges,
+    /// How many of them there have been to be written atomically.
+    pub(crate) atomics: u32,
     /// What its unit is set to.
     pub(crate) settings: Settings,
     /// Its commands are held.

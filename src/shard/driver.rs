@@ -103,6 +103,10 @@ impl Driver {
 
     /// Start the operations that the engine wants, up to a barrier.
     pub(crate) fn start_operations<R: Ring>(&mut self, io: &mut Io<R>) -> Started {
+        if self.engine.is_none() {
+            // Its last sync may be what has stalled.
+            return Started::All;
+        }
         self.stalled.clear();
         self.go_on_copying(io);
         loop {
@@ -275,7 +279,10 @@ impl Driver {
 
     fn sync_for_closing<R: Ring>(&mut self, io: &mut Io<R>) {
         match io.submit(self.mark(IoId(u32::MAX)), Op::Sync { file: self.fd }) {
-            Ok(()) => self.operations += 1,
+            Ok(()) => {
+                self.stalled.clear();
+                self.operations += 1;
+            }
             Err(_) => {
                 self.closing = false;
                 self.stalled.set(io);
@@ -312,6 +319,7 @@ impl Driver {
     /// The engine has been closed and is not needed any more.
     pub(crate) fn drop_engine(&mut self) {
         self.engine = None;
+        self.stalled.clear();
         self.copy = None;
         self.closing = false;
         self.closed = None;

@@ -2,8 +2,9 @@
 //!
 //! First all shards know that the unit does not serve ([`Condition`]), then what was at work on it ends: the work holds
 //! all of the disk as its range ([`super::exclusive`]). A piece is one request to the engine, or one window of writes;
-//! between two of them others have their turn, a pause is kept, and a detach ends the work. That it has
-//! not ended well outlasts the server.
+//! between two of them others have their turn, a pause is kept, and a detach ends the work. So do writes whose commands
+//! have ended without them ([`super::overdue`]): they may still land where all is erased. That it has not ended well
+//! outlasts the server.
 
 use super::core::{Core, HOME_REQUESTS_MAX, Mark};
 use super::exclusive::ByteRange;
@@ -283,10 +284,14 @@ impl<R: Ring> Shard<R> {
     pub(super) fn erase_on(&mut self, slot: u32) {
         let Some(entry) = self.core.disks.at(slot) else { return };
         let (is_paused, is_leaving) = (entry.is_paused(), entry.detaching.is_some());
+        // The range does not keep those away that have begun before it was held.
+        let has_orphans = entry.disk.has_orphans();
         let size_bytes = entry.disk.size_bytes();
         let Some(erasure) = self.core.erasure(slot).filter(|erasure| erasure.stage == Stage::Ready) else { return };
         if is_leaving {
             erasure.failed = Some(MediumError::Removed);
+        } else if has_orphans {
+            erasure.failed.get_or_insert(MediumError::Timeout);
         }
         if erasure.failed.is_some() || erasure.pass as u64 == erasure.passes() {
             return self.conclude_erasure(slot);

@@ -244,6 +244,7 @@ impl<R: Ring> Shard<R> {
                     }
                 }
             }
+            entry.atomics = entry.atomics.wrapping_add(u32::from(is_atomic));
             if is_atomic && entry.tasks > 0 {
                 for link in links.iter_mut().flatten() {
                     if let Phase::Session(session) = &mut link.phase {

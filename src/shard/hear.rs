@@ -316,6 +316,7 @@ impl<R: Ring> Shard<R> {
             tasks: 0,
             at_work: AtWork::default(),
             ranges: HeldRanges::default(),
+            atomics: 0,
             settings: Settings::new(&disk, self.core.now),
             pause: None,
             swaps: 0,

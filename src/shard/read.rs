@@ -19,6 +19,7 @@ impl<R: Ring> Work<'_, R> {
     pub(crate) fn start_read(&mut self, task: TaskId, medium_bytes: u64, fua: bool) {
         let slot = self.task(task).disk.expect("a read has a unit");
         let block_bytes = self.core.disks.of_task(slot).block_length();
+        self.task(task).atomics = self.core.disks.at(slot).map_or(0, |entry| entry.atomics);
         let wanted = match self.task(task).kind {
             Kind::Read => {
                 let expected = self.session.connection.command(task).expected_read_length;
@@ -76,6 +77,7 @@ impl<R: Ring> Work<'_, R> {
             }
             ReadPlan::Extents(extents) => self.read_extents(task, slot, &extents),
             ReadPlan::Fault(fault) => self.ask(task, HomeRequest::Load(fault), Resume::ReadIn),
+            ReadPlan::Torn => self.fail(task, MediumError::Poisoned),
             ReadPlan::PastEnd => self.past_end(task),
         }
     }

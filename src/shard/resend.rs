@@ -2,7 +2,8 @@
 //! so the medium is read again.
 //!
 //! Only data of blocks can be had again; other replies are a few bytes that were made on the spot, and a SNACK for them
-//! is rejected: the initiator sends the command again.
+//! is rejected: the initiator sends the command again. So is a SNACK for blocks of a disk that has been written
+//! atomically since the command began: what has arrived and what comes again could be of two WRITE ATOMICs.
 
 use super::link::LinkState;
 use super::session::{Answer, Kind, Work};

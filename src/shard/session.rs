@@ -329,6 +329,8 @@ pub(crate) struct Task {
     pub(crate) awaits_data: bool,
     /// Its place among the commands of its unit.
     pub(crate) share: Option<Share>,
+    /// Atomic writes that the disk had seen when the read began.
+    pub(crate) atomics: u32,
     /// Where the last read here began, by disk and byte: it may have to be sent again.
     pub(crate) origin: Option<(DiskId, u64)>,
     /// Counted as lingering: aborted, with operations in flight.
@@ -399,6 +401,7 @@ impl Task {
             terminated: false,
             awaits_data: false,
             share: None,
+            atomics: 0,
             origin: None,
             lingers: false,
             ends_session: false,
@@ -550,7 +553,8 @@ impl Step {
 }
 
 impl Resume {
-    /// The disk may change before the task goes on.
+    /// The disk may change before the task goes on, which is not at work meanwhile. A commit stays at work; a WRITE
+    /// ATOMIC that waits for its own is not, and looks at the disk again.
     fn plans_anew(self) -> bool {
         self != Self::Commit
     }

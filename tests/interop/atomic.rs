@@ -267,3 +267,49 @@ fn what_is_offered_is_told() {
         assert_eq!(server.json(&["disk", "show", name])["atomic_write_bytes"], 0);
     }
 }
+
+/// Write at the disk's end over and over; how often that was refused because the end was gone.
+fn write_at_the_end(portal: SocketAddr, wishes: &Wishes, number: usize, end: &AtomicBool) -> u32 {
+    let mut client = Client::ready(portal, wishes, 0).expect("a session");
+    let mut refused = 0;
+    while !end.load(Ordering::Relaxed) {
+        let answer = write_atomic(&mut client, 40 * MIB + number % 4 * LEN, &pattern(7, LEN), 512).expect("an answer");
+        match (answer.status, answer.sense_triple()) {
+            (0, _) => {}
+            (_, Some((5, 0x21, 0))) => refused += 1,
+            // It is told of the new size.
+            (_, Some((6, ..))) => {}
+            _ => panic!("{answer:?}"),
+        }
+    }
+    refused
+}
+
+/// Some of the writes have their blocks to themselves and wait for the change of size to end: what they looked at
+/// before is another disk then.
+#[test]
+fn a_disk_that_shrinks_refuses_writes_that_have_begun() {
+    for (name, options) in [("vhdx", DISKS[2].1), ("child", DISKS[5].1)] {
+        let mut server = serve("0,1");
+        let iqn = server.ready_target(name, options);
+        let portal = server.portals[0];
+        let end = Arc::new(AtomicBool::new(false));
+        let writers: Vec<_> = (0..8)
+            .map(|number| {
+                let (wishes, end) = (Wishes::to_target(&iqn).session(10 + number as u32), Arc::clone(&end));
+                std::thread::spawn(move || write_at_the_end(portal, &wishes, number, &end))
+            })
+            .collect();
+        for _ in 0..6 {
+            std::thread::sleep(Duration::from_millis(50));
+            server.ok(&["disk", "resize", name, "--size", "32M", "--allow-shrink"]);
+            server.ok(&["disk", "resize", name, "--size", "64M"]);
+        }
+        end.store(true, Ordering::Relaxed);
+        let refused: u32 = writers.into_iter().map(|writer| writer.join().expect("no writer failed")).sum();
+        assert!(refused > 0 && server.is_alive(), "{name}: {refused} writes were refused");
+        let mut client = Client::ready(portal, &Wishes::to_target(&iqn), 0).expect("a session");
+        let answer = write_atomic(&mut client, 40 * MIB, &pattern(8, LEN), 512).expect("an answer");
+        assert_eq!(answer.status, 0, "{name}: {answer:?}");
+    }
+}

@@ -116,3 +116,32 @@ fn a_file_system_that_hangs_holds_up_nobody_else() {
     server.signal_and_wait("CONT");
     let _ = asking.wait();
 }
+
+/// SANITIZE does not say that a disk is erased on which a write of before may still land.
+#[test]
+fn a_disk_with_a_write_that_hangs_is_not_sanitized() {
+    const BLOCK_ERASE: [u8; 10] = [0x48, 0x02, 0, 0, 0, 0, 0, 0, 0, 0];
+    let server = Server::start();
+    let file = FuseFile::new(&server, 16 << 20);
+    server.ok(&["disk", "add", "hangs", "--file", text(&file.path)]);
+    let iqn = server.target_with("hung", "hangs");
+    server.ok(&["settings", "set", "--io-deadline", "2"]);
+    let mut client = Client::ready(server.portals[0], &Wishes::to_target(&iqn), 0).expect("a session");
+    let write = [0x2a, 0, 0, 0, 0, 8, 0, 0, 8, 0];
+    assert_eq!(client.write(0, &write, &[1; 4096]).expect("an answer").status, 0);
+    file.stop();
+    let began = Instant::now();
+    let ended = client.write(0, &write, &[2; 4096]).expect("an answer");
+    assert_eq!(ended.sense_triple().map(|sense| sense.0), Some(0x0b), "ABORTED COMMAND: {ended:?}");
+    let refused = client.bare(0, &BLOCK_ERASE).expect("an answer");
+    assert_eq!(refused.status, 2, "{refused:?}");
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    file.go_on();
+    let began = Instant::now();
+    while client.bare(0, &BLOCK_ERASE).expect("an answer").status != 0 {
+        assert!(began.elapsed() < Duration::from_secs(20), "the write has come back");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let answer = client.read(0, &[0x28, 0, 0, 0, 0, 8, 0, 0, 8, 0], 4096).expect("an answer");
+    assert_eq!((answer.status, answer.data), (0, vec![0; 4096]));
+}

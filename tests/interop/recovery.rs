@@ -22,16 +22,20 @@ fn recovering(disk: &[&str]) -> (Server, Client) {
     let server = Server::start_with(Options { cores: Some("0,1"), ..Options::default() });
     let iqn = server.ready_target("recovering", disk);
     allow(&server);
+    let client = session(&server, &iqn, 0);
+    (server, client)
+}
+
+fn session(server: &Server, iqn: &str, number: u32) -> Client {
     let wishes = Wishes {
         error_recovery_level: 1,
         data_digest: true,
         initial_r2t: true,
         immediate_data: false,
         segment_len_max: 8192,
-        ..Wishes::to_target(&iqn)
+        ..Wishes::to_target(iqn).session(number)
     };
-    let client = Client::ready(server.portals[0], &wishes, 0).expect("a session");
-    (server, client)
+    Client::ready(server.portals[0], &wishes, 0).expect("a session")
 }
 
 fn pattern(len: usize) -> Vec<u8> {
@@ -103,6 +107,37 @@ fn missed_data_and_statuses_come_again() {
         let reject = next(&mut client);
         assert_eq!((reject.header.opcode(), reject.header.0[2]), (REJECT, 4));
         assert_eq!(client.wire.logout().expect("an answer"), 0);
+    }
+}
+
+/// What was missed is read again, and must not be of another WRITE ATOMIC than what was not missed.
+#[test]
+fn data_that_was_written_atomically_since_does_not_come_again() {
+    const LEN: usize = 64 << 10;
+    for disk in [&["--size", "64M"][..], &["--size", "64M", "--format", "memory"]] {
+        let server = Server::start_with(Options { cores: Some("0,1"), ..Options::default() });
+        let iqn = server.ready_target("recovering", disk);
+        allow(&server);
+        let (mut reader, mut writer) = (session(&server, &iqn, 1), session(&server, &iqn, 2));
+        let write = [0x9c, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, (LEN / 512) as u8, 0, 0];
+        assert_eq!(writer.write(0, &write, &[1; LEN]).expect("an answer").status, 0);
+        let read = pdu::cdb_transfer_16(cdb::READ_16, 8, (LEN / 512) as u32, false);
+        let tag = reader.start(0, &read, &[], LEN as u32).expect("sent");
+        assert_eq!(reader.finish(tag).expect("an answer").data, [1; LEN]);
+        let unacknowledged = reader.wire.exp_stat_sn - 1;
+        snack(&mut reader, DATA_OR_R2T, tag, 2, 1, unacknowledged);
+        let again = next(&mut reader);
+        assert_eq!((again.header.opcode(), &again.data[..]), (response::DATA_IN, &[1; 8192][..]));
+        assert_eq!(writer.write(0, &write, &[2; LEN]).expect("an answer").status, 0);
+        snack(&mut reader, DATA_OR_R2T, tag, 2, 1, unacknowledged);
+        let reject = next(&mut reader);
+        assert_eq!((reject.header.opcode(), reject.header.0[2]), (REJECT, 3), "{disk:?}");
+        // The next READ is another one.
+        let tag = reader.start(0, &read, &[], LEN as u32).expect("sent");
+        assert_eq!(reader.finish(tag).expect("an answer").data, [2; LEN]);
+        let unacknowledged = reader.wire.exp_stat_sn - 1;
+        snack(&mut reader, DATA_OR_R2T, tag, 2, 1, unacknowledged);
+        assert_eq!(next(&mut reader).data, [2; 8192]);
     }
 }
 

@@ -70,6 +70,7 @@ pub fn read_chain(chain: &Chain, storage: &mut dyn Storage, parent: Option<&Spar
                 load_blocking(map, fault.fault, &mut |at, bytes: &mut [u8]| storage.read_at(at, bytes))
                     .expect("bitmaps are inside the file");
             }
+            ReadPlan::Torn => panic!("it does not write atomically"),
             ReadPlan::Extents(extents) => {
                 for extent in extents.as_slice() {
                     let part = &mut into[done..done + extent.len_bytes() as usize];

@@ -42,6 +42,7 @@ pub fn read_disk(
                 };
                 load_blocking(map, fault.fault, &mut read).expect("reads do not fail");
             }
+            ReadPlan::Torn => panic!("it has just been opened"),
             ReadPlan::Extents(extents) => {
                 for extent in extents.as_slice() {
                     let part = &mut into[done..done + extent.len_bytes() as usize];
@@ -503,6 +504,7 @@ impl Host {
         while done < into.len() {
             match chain.plan_read(offset + done as u64, (into.len() - done) as u32) {
                 ReadPlan::Fault(fault) => self.load(fault.fault).expect("the page loads"),
+                ReadPlan::Torn => panic!("no operation has failed"),
                 ReadPlan::Extents(extents) => {
                     for extent in extents.as_slice() {
                         let part = &mut into[done..done + extent.len_bytes() as usize];
@@ -518,6 +520,19 @@ impl Host {
                 }
             }
         }
+    }
+
+    /// Read what lies together in the leaf, or is nowhere, and whose pages are in memory. False: it is refused.
+    pub fn try_read(&self, offset: u64, into: &mut [u8]) -> bool {
+        let ReadPlan::Extents(extents) = self.chain.plan_read(offset, into.len() as u32) else { return false };
+        match extents.as_slice() {
+            [Extent::File { layer: 0, offset_bytes, len_bytes }] => {
+                assert_eq!(*len_bytes as usize, into.len());
+                self.file.now.read(*offset_bytes, into);
+            }
+            extents => panic!("{extents:?}"),
+        }
+        true
     }
 
     /// The guest's SYNCHRONIZE CACHE.

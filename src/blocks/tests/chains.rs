@@ -95,6 +95,7 @@ fn check_read(model: &Model, chain: &Chain, start: u64, len: u32) {
                 assert!(loads < LOADS_MAX, "the plan gets no further");
                 model.serve(chain, missing);
             }
+            ReadPlan::Torn => panic!("nothing is written atomically"),
             ReadPlan::Extents(extents) => {
                 loads = 0;
                 assert_merged(&extents);

@@ -16,6 +16,9 @@
 //! Requests that come meanwhile share the next group. The caller keeps everybody else away from the range, readers
 //! included, from the request to its end.
 //!
+//! *When a step fails* between 1 and 3, the range stays unreadable until the disk is opened anew, which replays the
+//! entry: some of the data may be in place already ([`BlockMap::mark_torn`](crate::blocks::BlockMap::mark_torn)).
+//!
 //! *Where it can be written:* where all sectors of the range are in this file. A caller that is told
 //! [`PlanAgain`](crate::blocks::Done) has blocks prepared first, or, where a parent shows through, writes what is there
 //! now; neither changes what is read. A block is claimed by a change that keeps it ([`Kind::Keep`]): until the entry is
@@ -26,7 +29,7 @@ use super::pages::Blocked;
 use super::requests::Key;
 use super::steps::{PAGE_LEN, Step, TURN};
 use super::{Engine, Operation};
-use crate::blocks::{Done, State};
+use crate::blocks::{Done, State, TORN_MAX};
 use crate::vhdx::format::PAGE;
 
 /// Pages of one atomic write: half of what an entry carries, so that two of them share one, or metadata goes with it.
@@ -34,7 +37,7 @@ use crate::vhdx::format::PAGE;
 pub(super) const ATOMIC_PAGES_MAX: usize = 32;
 
 /// Atomic writes that share an entry.
-pub(super) const ATOMICS_MAX: usize = 8;
+pub(super) const ATOMICS_MAX: usize = TORN_MAX;
 
 const _: () = assert!(ATOMIC_PAGES_MAX <= PAGES_MAX / 2 + 1 && ATOMIC_PAGES_MAX * PAGE <= 1 << 20);
 
@@ -95,10 +98,6 @@ impl Engine {
             || self.collecting.atomics.len() == ATOMICS_MAX
             || self.collecting.entry_pages() + atomic.pages() > PAGES_MAX;
         if is_full {
-            if self.collecting.is_empty() {
-                // Pages that were pinned for a request that could not go on after all.
-                self.drop_pages();
-            }
             return Err(Blocked::Full);
         }
         for block in request.block..request.block_end {
@@ -125,15 +124,6 @@ impl Engine {
             _ => false,
         };
         Ok((is_there && entry.has_space()).then_some(entry.offset_bytes()))
-    }
-
-    fn drop_pages(&mut self) {
-        let mut pages = std::mem::take(&mut self.collecting.pages);
-        for page in pages.drain(..) {
-            self.unpin(page);
-        }
-        self.collecting.pages = pages;
-        self.retry = true;
     }
 
     /// Put the data of the committing group's atomic writes into the staging buffer, behind this many pages.
@@ -199,6 +189,20 @@ impl Engine {
         }
         self.sealed = sealed;
         self.retry = true;
+    }
+
+    /// Some of the atomic writes' data may be in place, and the rest will not follow before the entry is replayed:
+    /// until then nobody reads what it belongs to.
+    pub(super) fn mark_torn(&self) {
+        if self.sealed.is_empty() {
+            return;
+        }
+        let mut ranges = [const { 0..0 }; TORN_MAX];
+        for (range, atomic) in ranges.iter_mut().zip(&self.sealed) {
+            let request = self.requests.at(atomic.key);
+            *range = request.start_bytes..request.end_bytes;
+        }
+        self.map.mark_torn(ranges);
     }
 
     /// Whether an atomic write to the block is on its way from the log to its place.

@@ -133,6 +133,13 @@ impl Group {
         }
     }
 
+    /// Take one out again. The caller lets it go.
+    pub fn remove_page(&mut self, page: LogPage) {
+        if let Ok(at) = self.pages.binary_search(&page) {
+            self.pages.remove(at);
+        }
+    }
+
     /// Add a change of a block that has none.
     pub fn add(&mut self, block: u32, kind: Kind) -> usize {
         self.changes.push(Change { block, kind, offset_bytes: 0, word: 0 });

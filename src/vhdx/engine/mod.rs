@@ -412,6 +412,7 @@ impl Engine {
 
     /// Fail everything that waits, for good.
     fn poison(&mut self) {
+        self.mark_torn();
         let opening = self.phase == Phase::Opening || self.begin_wanted;
         self.map.poison();
         self.phase = Phase::Poisoned;

@@ -132,20 +132,40 @@ impl Engine {
         self.map.table(fault.table).unpin(fault.page);
     }
 
-    /// Have these pages pinned for the group that collects, or none.
+    /// Have these pages pinned for the group that collects, or none: a group without changes is never written, and what
+    /// it held would keep everybody from their pages for good.
     pub(super) fn claim(&mut self, wanted: &[LogPage]) -> Result<(), Blocked> {
         let missing = wanted.iter().filter(|page| !self.collecting.holds(**page)).count();
         if self.collecting.entry_pages() + missing > super::group::PAGES_MAX {
             return Err(Blocked::Full);
         }
+        let mut result = Ok(());
         for page in wanted {
-            if !self.collecting.holds(*page) {
-                // Those pinned before a refusal stay with the group: it drops what it does not use.
-                self.pin(*page)?;
-                self.collecting.add_page(*page);
+            let fault = fault_of(*page);
+            if !self.map.table(fault.table).is_resident(fault.page) {
+                result = Err(self.want(fault));
             }
         }
-        Ok(())
+        result?;
+        let mut added = [false; super::group::PAGES_MAX];
+        for (page, added) in wanted.iter().zip(&mut added) {
+            if self.collecting.holds(*page) {
+                continue;
+            }
+            result = self.pin(*page);
+            if result.is_err() {
+                break;
+            }
+            self.collecting.add_page(*page);
+            *added = true;
+        }
+        if result.is_err() {
+            for (page, _) in wanted.iter().zip(added).filter(|(_, added)| *added) {
+                self.collecting.remove_page(*page);
+                self.unpin(*page);
+            }
+        }
+        result
     }
 
     pub(super) fn entry_page(&self, block: u32) -> LogPage {
