@@ -64,13 +64,10 @@ impl Controller {
     pub(super) async fn attach(&mut self, opened: Vec<Opened>) -> Result<Vec<Arc<Disk>>, Refused> {
         let look = opened.iter().map(|Opened { disk, .. }| {
             let images = disk.layers().iter().map(|layer| layer.path().to_owned());
-            (beside::places_of(&self.state, &self.config, disk.name(), images), disk.uuid())
+            beside::search(&self.state, &self.config, disk.name(), images)
         });
         let look: Vec<_> = look.collect();
-        let found = blocking(move || {
-            look.into_iter().map(|(places, uuid)| beside::find(places, uuid)).collect::<Vec<Option<Beside>>>()
-        });
-        let found = found.await;
+        let found = blocking(move || look.iter().map(beside::find).collect::<Vec<Option<Beside>>>()).await;
         attach(&*self.plane, &mut self.ledger, opened, found).await
     }
 }

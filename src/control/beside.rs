@@ -89,30 +89,49 @@ pub(super) fn is_possible(disk: &Disk) -> bool {
     disk.leaf().is_some_and(|leaf| fs::metadata(leaf.path()).is_ok_and(|found| found.is_file()))
 }
 
+/// Where a disk's file is looked for, and how it is known.
+#[derive(Clone, Debug)]
+pub(super) struct Search {
+    pub(super) places: Vec<PathBuf>,
+    pub(super) uuid: Uuid,
+    /// The one place is where it was last.
+    pub(super) is_recorded: bool,
+}
+
 /// Where to look for a disk's file: where it was last; or, unless another disk has the same identity, beside its
 /// images.
-pub(super) fn places_of(
+pub(super) fn search(
     state: &StateDir,
     config: &Config,
-    name: &str,
+    disk: &str,
     images: impl IntoIterator<Item = PathBuf>,
-) -> Vec<PathBuf> {
-    let Some(of) = config.disks.get(name) else { return Vec::new() };
+) -> Search {
+    let mut search = Search { places: Vec::new(), uuid: Uuid::nil(), is_recorded: false };
+    let Some(of) = config.disks.get(disk) else { return search };
+    search.uuid = of.uuid;
     if let Some(recorded) = &of.reservations {
-        return vec![state.absolute(recorded)];
+        return Search { places: vec![state.absolute(recorded)], is_recorded: true, ..search };
     }
-    if config.disks.iter().any(|(other, twin)| other != name && twin.uuid == of.uuid) {
-        return Vec::new();
+    if config.disks.iter().any(|(other, twin)| other != disk && twin.uuid == of.uuid) {
+        return search;
     }
     let mut seen = HashSet::new();
     let all = images.into_iter().flat_map(|image| names(&image, of.format, of.uuid));
-    all.filter(|path| seen.insert(path.clone())).collect()
+    search.places = all.filter(|path| seen.insert(path.clone())).collect();
+    search
 }
 
-/// Open the first of these files that is the disk's. Blocking.
-pub(super) fn find(places: Vec<PathBuf>, uuid: Uuid) -> Option<Beside> {
-    places.into_iter().find_map(|path| match open(&path) {
-        Ok(beside) if beside.kept.as_ref().is_none_or(|kept| kept.owner.uuid == *uuid.as_bytes()) => Some(beside),
+impl Search {
+    /// Whether this is in the disk's file.
+    fn knows(&self, kept: &Kept) -> bool {
+        kept.owner.uuid == *self.uuid.as_bytes()
+    }
+}
+
+/// Open the first of the files that is the disk's. Blocking.
+pub(super) fn find(search: &Search) -> Option<Beside> {
+    search.places.iter().find_map(|path| match open(path) {
+        Ok(beside) if beside.kept.as_ref().is_none_or(|kept| search.knows(kept)) => Some(beside),
         Ok(_) => {
             tracing::warn!("{} is of another disk, and is left alone", path.display());
             None
@@ -125,11 +144,28 @@ pub(super) fn find(places: Vec<PathBuf>, uuid: Uuid) -> Option<Beside> {
     })
 }
 
+/// The files that go when the disk does: those that say that they are its, and the one that it was last in, unless that
+/// says something else. They are not locked, for a shard may still have one. Blocking.
+pub(super) fn owned(search: &Search) -> Vec<PathBuf> {
+    let is_owned = |path: &&PathBuf| match kept_in(path) {
+        Ok(Some(kept)) => search.knows(&kept),
+        Ok(None) => search.is_recorded,
+        // Without knowing whose it is.
+        Err(_) => false,
+    };
+    search.places.iter().filter(is_owned).cloned().collect()
+}
+
+/// What a file holds. Blocking.
+fn kept_in(path: &Path) -> io::Result<Option<Kept>> {
+    let copies = read_copies(&File::open(path)?, 0)?;
+    Ok(place::kept([&copies[0], &copies[1]]))
+}
+
 /// The identity that the file beside an image without one of its own knows it by. Blocking.
 pub(super) fn identity_of(image: &Path) -> Option<Uuid> {
     let [by_name, _] = names(image, DiskFormat::Raw, Uuid::nil());
-    let copies = read_copies(&File::open(by_name).ok()?, 0).ok()?;
-    Some(Uuid::from_bytes(place::kept([&copies[0], &copies[1]])?.owner.uuid))
+    Some(Uuid::from_bytes(kept_in(&by_name).ok()??.owner.uuid))
 }
 
 /// Make the file, or take the one that an interrupted making has left, durably. Blocking.

@@ -438,17 +438,14 @@ impl Controller {
             return Err(Refused::not_found(format!("there is no disk '{name}'; see 'lunaring disk list'")));
         };
         self.refuse_delete(name, &disk)?;
-        let gone: Vec<RecordedFile> = match keep_file {
+        let created: Vec<PathBuf> = match keep_file {
             true => Vec::new(),
-            false => {
-                let mut files: Vec<PathBuf> = created_files(&disk).map(Path::to_owned).collect();
-                if !files.is_empty() && !disk.added {
-                    let images: Vec<PathBuf> = files.iter().map(|file| self.state.absolute(file)).collect();
-                    files.extend(beside::places_of(&self.state, &self.config, name, images));
-                }
-                files.iter().filter_map(|file| self.recorded(file)).collect()
-            }
+            false => created_files(&disk).map(|file| self.state.absolute(file)).collect(),
         };
+        let mut gone: Vec<RecordedFile> = created.iter().filter_map(|file| self.recorded(file)).collect();
+        let beside =
+            (!created.is_empty() && !disk.added).then(|| beside::search(&self.state, &self.config, name, created));
+        gone.extend(recorded_beside(beside.clone()).await);
         if !gone.is_empty() {
             self.begin(FileChange::Settling { temporaries: Vec::new(), files: gone.clone() }).await?;
         }
@@ -474,6 +471,10 @@ impl Controller {
         }
         self.publish();
         step("disk delete: detached");
+        // A shard may have asked for one meanwhile.
+        let made = recorded_beside(beside).await.into_iter().filter(|file| !gone.contains(file));
+        let made: Vec<RecordedFile> = made.collect();
+        gone.extend(made);
         let mut kept_file = disk.file.as_deref().map(|file| self.state.absolute(file));
         if !gone.is_empty() {
             let trouble = self.settle(gone).await;
@@ -525,6 +526,13 @@ impl Controller {
             tracing::warn!("disk '{name}' has no children any more, and stays read-only until a restart: {refused}");
         }
     }
+}
+
+/// The files with reservations that go when a disk does.
+async fn recorded_beside(search: Option<beside::Search>) -> Vec<RecordedFile> {
+    let Some(search) = search else { return Vec::new() };
+    let recorded = |file: PathBuf| Some(RecordedFile { identity: state::identity_of(&file).ok()?, file });
+    blocking(move || beside::owned(&search).into_iter().filter_map(recorded).collect()).await
 }
 
 /// The files of a disk that were made for it.

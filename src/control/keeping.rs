@@ -2,8 +2,10 @@
 //! reservations that have to last, which shards ask for.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_channel::mpsc;
 use futures_lite::StreamExt;
@@ -11,13 +13,16 @@ use futures_lite::StreamExt;
 use super::beside::{self, Beside};
 use super::controller::{Controller, Job, LiveDisk};
 use super::dataplane::{DataPlane, tell};
-use super::executor::blocking;
+use super::executor::{self, blocking};
 use crate::medium::Disk;
 use crate::shard::{DiskSettings, Keep, Keeper, Kept, PlaceMaker, PlaceWanted, ReservationStore, ToShard, Unfinished};
 use crate::units::DiskId;
 
 /// What may wait besides one from each that has something at once: shards bound how much they want kept.
 const WAITING_MAX: usize = 16;
+
+/// How long a file beside a disk may take to be made: an initiator waits for it.
+const MAKING_MAX: Duration = Duration::from_secs(10);
 
 /// Where shards put what they want kept, and where it comes out as commands.
 pub(super) fn keeper() -> (Keeper, mpsc::Sender<Job>, mpsc::Receiver<Job>) {
@@ -36,34 +41,47 @@ pub(super) fn place_maker() -> (PlaceMaker, mpsc::Receiver<PlaceWanted>) {
     (PlaceMaker(Arc::new(move |wanted| sender.clone().try_send(wanted).is_ok())), receiver)
 }
 
-/// Make the places that shards ask for. It waits for no command: one of those may wait for a shard that asks.
+/// Make the places that shards ask for, each by itself: a file system that hangs holds up no other disk. It waits for
+/// no command: one of those may wait for a shard that asks.
 pub(super) async fn make_places(
     plane: Arc<dyn DataPlane>,
     mut wanted: mpsc::Receiver<PlaceWanted>,
     record: mpsc::Sender<Job>,
 ) {
-    while let Some(PlaceWanted { disk, sequence }) = wanted.next().await {
-        let (of, home, id) = (Arc::clone(&disk), disk.home(), disk.id());
-        let made = blocking(move || beside::make(&of).map(|made| place_in(made, &of, sequence))).await;
-        let store = match made {
-            Ok((path, store)) => {
-                let job: Job = Box::new(move |controller| Box::pin(controller.record_place(id, path)));
-                // Without a record it is found by its name at the next start.
-                let _ = record.clone().try_send(job);
-                Some(store)
-            }
-            Err(error) => {
-                let name = disk.name();
-                tracing::warn!(
-                    "no file can be made beside disk '{name}' ({error}): its reservations are kept in the server's \
-                     state folder, and do not go where the disk goes"
-                );
-                None
-            }
-        };
-        drop(disk);
-        tell(&*plane, home, ToShard::Place { disk: id, store }).await;
+    while let Some(wanted) = wanted.next().await {
+        // A disk that gets none does not ask again while it is attached, so there is one of these for each at most.
+        executor::spawn(make_place(Arc::clone(&plane), wanted, record.clone()));
     }
+}
+
+/// Make one, and say where it is; or, when it cannot be made in time, that there is none.
+async fn make_place(plane: Arc<dyn DataPlane>, wanted: PlaceWanted, mut record: mpsc::Sender<Job>) {
+    let PlaceWanted { disk, sequence } = wanted;
+    let (of, home, id) = (Arc::clone(&disk), disk.home(), disk.id());
+    let making = blocking(move || beside::make(&of).map(|made| place_in(made, &of, sequence)));
+    let late = async {
+        async_io::Timer::after(MAKING_MAX).await;
+        Err(io::Error::new(io::ErrorKind::TimedOut, "the file system does not answer"))
+    };
+    // What is made too late is closed where it was made, and stays empty: the next start finds it, and uses it.
+    let store = match futures_lite::future::or(making, late).await {
+        Ok((path, store)) => {
+            let job: Job = Box::new(move |controller| Box::pin(controller.record_place(id, path)));
+            // Without a record it is found by its name at the next start.
+            let _ = record.try_send(job);
+            Some(store)
+        }
+        Err(error) => {
+            let name = disk.name();
+            tracing::warn!(
+                "no file can be made beside disk '{name}' ({error}): its reservations are kept in the server's state \
+                 folder, and do not go where the disk goes"
+            );
+            None
+        }
+    };
+    drop(disk);
+    tell(&*plane, home, ToShard::Place { disk: id, store }).await;
 }
 
 /// The place in a new file, or in one that was left there: what was kept elsewhere so far is newer.

@@ -273,7 +273,11 @@ mod tests {
         let a = disk_in("a", 1, Some(image.clone()));
         let open = || Ledger::open(&path, |_| true).unwrap();
         let uuid = a.uuid();
-        let find = || beside::find(vec![dir.path().join("a.raw.reservations")], uuid);
+        let find_for = |uuid| {
+            let places = vec![dir.path().join("a.raw.reservations")];
+            beside::find(&beside::Search { places, uuid, is_recorded: false })
+        };
+        let find = || find_for(uuid);
         let kept = |place: Option<Beside>| place.and_then(|place| place.kept).map(|kept| (kept.sequence, kept.state));
         // Kept by a server that knew no other place than its own.
         let (_, server_place) = open().of(&a, find());
@@ -302,7 +306,7 @@ mod tests {
         drop(a);
         // Another disk's is left alone; an empty one, which a crash may leave, is used.
         let other = disk_in("b", 2, Some(dir.path().join("a.raw")));
-        assert!(beside::find(vec![dir.path().join("a.raw.reservations")], other.uuid()).is_none());
+        assert!(find_for(other.uuid()).is_none());
         let made = beside::make(&other).unwrap();
         assert_ne!(made.path, dir.path().join("a.raw.reservations"));
         drop(made);

@@ -2,6 +2,7 @@
 //! stopped. (A simulated file that hangs, with verified I/O beside it, is the scenario `hung` of `tests/sim_shard.rs`.)
 
 use std::fs;
+use std::io::ErrorKind;
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -19,8 +20,8 @@ struct FuseFile {
 }
 
 impl FuseFile {
-    fn new(server: &Server, len_bytes: u64) -> FuseFile {
-        let (behind, path) = (server.file("behind.img"), server.file("hangs.img"));
+    fn new(server: &Server, path: PathBuf, len_bytes: u64) -> FuseFile {
+        let behind = server.file("behind.img");
         fs::File::create(&behind).expect("a file").set_len(len_bytes).expect("its length");
         fs::write(&path, "").expect("a place to mount on");
         let block = format!("driver=file,node-name=behind,filename={}", text(&behind));
@@ -66,7 +67,7 @@ const READ: [u8; 10] = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 #[test]
 fn a_file_system_that_hangs_holds_up_nobody_else() {
     let mut server = Server::start();
-    let file = FuseFile::new(&server, 16 << 20);
+    let file = FuseFile::new(&server, server.file("hangs.img"), 16 << 20);
     let iqn = server.ready_target("well", &["--size", "16M", "--format", "raw"]);
     server.ok(&["disk", "add", "hangs", "--file", text(&file.path)]);
     server.ok(&["target", "map", "well", "hangs", "--lun", "1"]);
@@ -122,7 +123,7 @@ fn a_file_system_that_hangs_holds_up_nobody_else() {
 fn a_disk_with_a_write_that_hangs_is_not_sanitized() {
     const BLOCK_ERASE: [u8; 10] = [0x48, 0x02, 0, 0, 0, 0, 0, 0, 0, 0];
     let server = Server::start();
-    let file = FuseFile::new(&server, 16 << 20);
+    let file = FuseFile::new(&server, server.file("hangs.img"), 16 << 20);
     server.ok(&["disk", "add", "hangs", "--file", text(&file.path)]);
     let iqn = server.target_with("hung", "hangs");
     server.ok(&["settings", "set", "--io-deadline", "2"]);
@@ -144,4 +145,52 @@ fn a_disk_with_a_write_that_hangs_is_not_sanitized() {
     }
     let answer = client.read(0, &[0x28, 0, 0, 0, 0, 8, 0, 0, 8, 0], 4096).expect("an answer");
     assert_eq!((answer.status, answer.data), (0, vec![0; 4096]));
+}
+
+/// PERSISTENT RESERVE OUT, REGISTER AND IGNORE EXISTING KEY.
+const REGISTER: [u8; 10] = [0x5f, 6, 0, 0, 0, 0, 0, 0, 24, 0];
+
+/// The place beside one disk's image hangs: no reservation of another disk waits for it, and its own goes elsewhere.
+#[test]
+fn a_place_for_reservations_that_hangs_holds_up_nobody_else() {
+    let mut server = Server::start();
+    let iqn = server.ready_target("hangs", &["--size", "16M", "--format", "raw"]);
+    server.ok(&["disk", "create", "well", "--size", "16M", "--format", "raw"]);
+    server.ok(&["target", "map", "hangs", "well", "--lun", "1"]);
+    let mut clients = [0, 1].map(|lun| {
+        let wishes = Wishes::to_target(&iqn).session(u32::from(lun) + 1);
+        let mut client = Client::open(server.portals[0], &wishes).expect("a session");
+        client.settle(lun).expect("a unit");
+        client
+    });
+    let [to_hanging, to_well] = &mut clients;
+    let file = FuseFile::new(&server, server.state().join("disks/hangs.raw.reservations"), 1 << 20);
+    file.stop();
+    // With APTPL.
+    let list = [[0; 8], 0xa1u64.to_be_bytes(), [0, 0, 0, 0, 1, 0, 0, 0]].concat();
+    let began = Instant::now();
+    let waits = to_hanging.start(0, &REGISTER, &list, 0).expect("sent");
+    let other = to_well.start(1, &REGISTER, &list, 0).expect("sent");
+    assert_eq!(to_well.finish(other).expect("an answer").status, 0);
+    assert!(began.elapsed() < Duration::from_secs(5), "another disk waited for {:?}", began.elapsed());
+    assert!(server.state().join("disks/well.raw.reservations").exists());
+    let own = loop {
+        // The client waits for less than the server does.
+        match to_hanging.finish(waits) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                assert!(began.elapsed() < Duration::from_secs(20), "no answer after {:?}", began.elapsed());
+            }
+            answer => break answer.expect("an answer"),
+        }
+    };
+    assert_eq!(own.status, 0);
+    assert!(server.log().contains("no file can be made beside disk 'hangs'"), "{}", server.log());
+    file.go_on();
+    server.kill_9();
+    server.start_again();
+    for disk in ["hangs", "well"] {
+        let listed = server.json(&["reservation", "list", disk]);
+        assert_eq!(listed["registrations"][0]["key"].as_str(), Some("0x00000000000000a1"), "{disk}: {listed}");
+    }
+    server.stop();
 }

@@ -5,4 +5,5 @@ mod crashes;
 mod fake;
 mod http;
 mod recovery;
+mod reservations;
 mod snapshots;
