@@ -68,6 +68,11 @@ impl Controller {
         });
         let look: Vec<_> = look.collect();
         let found = blocking(move || look.iter().map(beside::find).collect::<Vec<Option<Beside>>>()).await;
+        let places = opened
+            .iter()
+            .zip(&found)
+            .filter_map(|(Opened { disk, .. }, found)| Some((disk.name().to_owned(), found.as_ref()?.path.clone())));
+        self.record_places(places.collect()).await;
         attach(&*self.plane, &mut self.ledger, opened, found).await
     }
 }

@@ -1,7 +1,8 @@
 //! The file beside a disk's own file that its reservations are kept in (APTPL): it goes where the disk goes.
 //!
-//! It is one place in the form of [`place`], and says by UUID whose it is. Whoever has it open has it locked, so that
-//! no two disks, and no two servers, ever write to one. A copy of an image has none: reservations are not inherited.
+//! It is one place in the form of [`place`], and says by UUID whose it is, and by name where two disks have one UUID.
+//! Whoever has it open has it locked, so that no two disks, and no two servers, ever write to one. A copy of an image
+//! has none: reservations are not inherited.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -93,45 +94,48 @@ pub(super) fn is_possible(disk: &Disk) -> bool {
 #[derive(Clone, Debug)]
 pub(super) struct Search {
     pub(super) places: Vec<PathBuf>,
-    pub(super) uuid: Uuid,
+    pub(super) owner: Owner,
     /// The one place is where it was last.
     pub(super) is_recorded: bool,
+    /// Another disk has the same identity, and may have a file in these places: only what was written under this disk's
+    /// name is this disk's.
+    pub(super) has_twin: bool,
 }
 
-/// Where to look for a disk's file: where it was last; or, unless another disk has the same identity, beside its
-/// images.
+/// Where to look for a disk's file: where it was last, or beside its images.
 pub(super) fn search(
     state: &StateDir,
     config: &Config,
     disk: &str,
     images: impl IntoIterator<Item = PathBuf>,
 ) -> Search {
-    let mut search = Search { places: Vec::new(), uuid: Uuid::nil(), is_recorded: false };
-    let Some(of) = config.disks.get(disk) else { return search };
-    search.uuid = of.uuid;
+    let of = config.disks.get(disk);
+    let owner = Owner { uuid: *of.map_or(Uuid::nil(), |of| of.uuid).as_bytes(), name: disk.to_owned() };
+    let mut search = Search { places: Vec::new(), owner, is_recorded: false, has_twin: false };
+    let Some(of) = of else { return search };
     if let Some(recorded) = &of.reservations {
         return Search { places: vec![state.absolute(recorded)], is_recorded: true, ..search };
-    }
-    if config.disks.iter().any(|(other, twin)| other != disk && twin.uuid == of.uuid) {
-        return search;
     }
     let mut seen = HashSet::new();
     let all = images.into_iter().flat_map(|image| names(&image, of.format, of.uuid));
     search.places = all.filter(|path| seen.insert(path.clone())).collect();
+    search.has_twin = config.disks.iter().any(|(other, twin)| other != disk && twin.uuid == of.uuid);
     search
 }
 
 impl Search {
     /// Whether this is in the disk's file.
     fn knows(&self, kept: &Kept) -> bool {
-        kept.owner.uuid == *self.uuid.as_bytes()
+        if self.has_twin { kept.owner == self.owner } else { kept.owner.uuid == self.owner.uuid }
     }
 }
 
 /// Open the first of the files that is the disk's. Blocking.
 pub(super) fn find(search: &Search) -> Option<Beside> {
     search.places.iter().find_map(|path| match open(path) {
-        Ok(beside) if beside.kept.as_ref().is_none_or(|kept| search.knows(kept)) => Some(beside),
+        Ok(beside) if beside.kept.as_ref().map_or(!search.has_twin, |kept| search.knows(kept)) => Some(beside),
+        Err(error) if search.has_twin && error.kind() == io::ErrorKind::WouldBlock => None,
+        Ok(_) if search.has_twin => None,
         Ok(_) => {
             tracing::warn!("{} is of another disk, and is left alone", path.display());
             None
@@ -185,7 +189,8 @@ pub(super) fn make(disk: &Disk) -> io::Result<Beside> {
         match open(&path) {
             Ok(beside) if !beside.is_writable => {}
             Ok(beside) => match &beside.kept {
-                Some(kept) if kept.owner.uuid != *disk.uuid().as_bytes() => {}
+                // A disk of the same identity is another one all the same.
+                Some(kept) if kept.owner != owner(disk) => {}
                 _ => return Ok(beside),
             },
             Err(error) => refused = error,

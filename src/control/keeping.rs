@@ -67,7 +67,7 @@ async fn make_place(plane: Arc<dyn DataPlane>, wanted: PlaceWanted, mut record: 
     let store = match futures_lite::future::or(making, late).await {
         Ok((path, store)) => {
             let job: Job = Box::new(move |controller| Box::pin(controller.record_place(id, path)));
-            // Without a record it is found by its name at the next start.
+            // Without a record it is found beside the disk at the next start, by what a shard has written to it.
             let _ = record.try_send(job);
             Some(store)
         }
@@ -94,13 +94,27 @@ impl Controller {
     /// Keep in mind where the reservations of a disk are.
     async fn record_place(&mut self, disk: DiskId, path: PathBuf) {
         let named = self.disks.iter().find(|(_, live)| matches!(live, LiveDisk::Online(online) if online.id() == disk));
-        let Some(name) = named.map(|(name, _)| name.clone()) else { return };
+        if let Some(name) = named.map(|(name, _)| name.clone()) {
+            self.record_places(vec![(name, path)]).await;
+            self.publish();
+        }
+    }
+
+    /// Keep in mind where the reservations of these disks are: it holds when names say no more whose a file is, for
+    /// another disk has come that has the same identity.
+    pub(super) async fn record_places(&mut self, places: Vec<(String, PathBuf)>) {
         let mut config = self.config.clone();
-        let Some(entry) = config.disks.get_mut(&name) else { return };
-        entry.reservations = Some(self.state.relative(&path));
-        match self.persist(config).await {
-            Ok(()) => self.publish(),
-            Err(refused) => tracing::warn!("where the reservations of disk '{name}' are could not be kept: {refused}"),
+        let mut is_new = false;
+        for (name, path) in places {
+            let Some(entry) = config.disks.get_mut(&name) else { continue };
+            let recorded = entry.reservations.replace(self.state.relative(&path));
+            is_new |= recorded != entry.reservations;
+        }
+        if !is_new {
+            return;
+        }
+        if let Err(refused) = self.persist(config).await {
+            tracing::warn!("where the reservations of disks are could not be kept: {refused}");
         }
     }
 

@@ -275,9 +275,10 @@ mod tests {
         let uuid = a.uuid();
         let find_for = |uuid| {
             let places = vec![dir.path().join("a.raw.reservations")];
-            beside::find(&beside::Search { places, uuid, is_recorded: false })
+            let owner = Owner { uuid, name: String::new() };
+            beside::find(&beside::Search { places, owner, is_recorded: false, has_twin: false })
         };
-        let find = || find_for(uuid);
+        let find = || find_for(*uuid.as_bytes());
         let kept = |place: Option<Beside>| place.and_then(|place| place.kept).map(|kept| (kept.sequence, kept.state));
         // Kept by a server that knew no other place than its own.
         let (_, server_place) = open().of(&a, find());
@@ -304,9 +305,13 @@ mod tests {
         drop(own);
         assert_eq!(kept(find()), Some((5, state())));
         drop(a);
+        // A disk of the same identity makes one of its own.
+        let twin = disk_in("twin", 1, Some(image));
+        assert_ne!(beside::make(&twin).unwrap().path, dir.path().join("a.raw.reservations"));
+        drop(twin);
         // Another disk's is left alone; an empty one, which a crash may leave, is used.
         let other = disk_in("b", 2, Some(dir.path().join("a.raw")));
-        assert!(find_for(other.uuid()).is_none());
+        assert!(find_for(*other.uuid().as_bytes()).is_none());
         let made = beside::make(&other).unwrap();
         assert_ne!(made.path, dir.path().join("a.raw.reservations"));
         drop(made);
