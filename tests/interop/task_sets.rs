@@ -46,8 +46,17 @@ fn two_shards(server: &Server, first: &Wishes, second: &Wishes) -> (Client, Clie
         let found = sessions.iter().find(|session| session["peer"] == local.as_str()).expect("the session is listed");
         found["shard"].as_u64().expect("a shard")
     };
-    for _ in 0..64 {
-        let other = client(server, second);
+    // On loopback a connection arrives on the CPU that asks for it: ask on each in turn.
+    let cpus = core_affinity::get_core_ids().expect("CPUs");
+    let on = |cpu| {
+        let connect = move || {
+            core_affinity::set_for_current(cpu);
+            client(server, second)
+        };
+        std::thread::scope(|scope| scope.spawn(connect).join().expect("a session"))
+    };
+    for cpu in cpus.into_iter().cycle().take(64) {
+        let other = on(cpu);
         if shard_of(&other) != shard_of(&one) {
             return (one, other);
         }
