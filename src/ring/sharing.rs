@@ -83,7 +83,16 @@ impl Sharing {
     }
 
     /// Begin with what was gathered; those for which that fails are `refused`, with a negated errno value.
-    pub(super) fn begin(&mut self, waker: &UringWaker, mut refused: impl FnMut(Token, i32)) {
+    #[inline]
+    pub(super) fn begin(&mut self, waker: &UringWaker, refused: impl FnMut(Token, i32)) {
+        // As nearly always, and this is asked in every turn.
+        if !self.gathered.is_empty() {
+            self.begin_gathered(waker, refused);
+        }
+    }
+
+    #[cold]
+    fn begin_gathered(&mut self, waker: &UringWaker, mut refused: impl FnMut(Token, i32)) {
         let mut gathered = std::mem::take(&mut self.gathered);
         let of_same_files =
             |a: &(Token, SharedRange), b: &(Token, SharedRange)| (a.1.from, a.1.file) == (b.1.from, b.1.file);
